@@ -1,0 +1,914 @@
+"""The queue of one served version and its batch former; no GIL where rows are touched.
+
+Rules: an idle worker takes at once up to `max_batch_rows` of whatever is compatible, in arrival order; nothing is
+timed unless the operator asks for a delay. Queued rows and bytes are bounded, and what does not fit is refused at once.
+A call whose deadline passed or whose client is gone is dropped when it would be taken, and never run. Every admitted
+call is answered exactly once.
+
+What to decide (admit, expire, fit, wait) are pure functions of the state and of `now`; the rest only carries them out.
+Submitting costs about 1 microsecond, of which parsing is the most; taking and answering about 0.5 a call.
+"""
+
+import numpy as np
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from penstock.kernels.wire cimport (
+    DT_BYTES, KIND_ENTITY, OK, MALFORMED, OUT_OF_MEMORY, TOO_MANY_PARTS, Blocks, Fault, Plan, Request, Slot, Timing,
+    explain, fill_numbers, free_request, init_request, item_size, match_request, parse_request, read_texts, same_shapes,
+    write_response,
+)
+
+from penstock.kernels.wire import DATATYPES, NUMPY
+
+# The gRPC status codes that a lane gives.
+CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 3, 4, 8, 13, 14
+
+cdef enum:
+    STATUS_OK = 0
+    STATUS_CANCELLED = 1
+    STATUS_INVALID_ARGUMENT = 3
+    STATUS_DEADLINE_EXCEEDED = 4
+    STATUS_RESOURCE_EXHAUSTED = 8
+    STATUS_INTERNAL = 13
+    STATUS_UNAVAILABLE = 14
+
+cdef enum Admission:
+    ADMIT = 0
+    QUEUE_FULL = 1
+    NEVER_FITS = 2
+    DRAINING = 3
+
+cdef int64_t RELEASE_GIL_BYTES = 1 << 18   # copying more than this is worth handing the GIL over
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #include <pthread.h>
+    #include <stdlib.h>
+    #include <sys/eventfd.h>
+    #include <time.h>
+    #include <unistd.h>
+
+    typedef struct { pthread_mutex_t mutex; pthread_cond_t ready; } penstock_lock;
+
+    static penstock_lock *lock_new(void) {
+        penstock_lock *lock = malloc(sizeof *lock);
+        pthread_condattr_t attributes;
+        if (!lock) return NULL;
+        pthread_mutex_init(&lock->mutex, NULL);
+        pthread_condattr_init(&attributes);
+        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+        pthread_cond_init(&lock->ready, &attributes);
+        pthread_condattr_destroy(&attributes);
+        return lock;
+    }
+    static void lock_free(penstock_lock *lock) {
+        if (!lock) return;
+        pthread_cond_destroy(&lock->ready);
+        pthread_mutex_destroy(&lock->mutex);
+        free(lock);
+    }
+    static void lock_acquire(void *lock) { pthread_mutex_lock(&((penstock_lock *)lock)->mutex); }
+    static void lock_release(void *lock) { pthread_mutex_unlock(&((penstock_lock *)lock)->mutex); }
+    static void lock_signal(void *lock) { pthread_cond_signal(&((penstock_lock *)lock)->ready); }
+    static void lock_broadcast(void *lock) { pthread_cond_broadcast(&((penstock_lock *)lock)->ready); }
+    /* Wait to be signalled, at most until the CLOCK_MONOTONIC time `until` (0: for ever). */
+    static void lock_wait(void *lock, long long until) {
+        penstock_lock *l = lock;
+        struct timespec at = {until / 1000000000, until % 1000000000};
+        if (until) pthread_cond_timedwait(&l->ready, &l->mutex, &at);
+        else pthread_cond_wait(&l->ready, &l->mutex);
+    }
+    static long long clock_ns(clockid_t clock) {
+        struct timespec now;
+        clock_gettime(clock, &now);
+        return now.tv_sec * 1000000000LL + now.tv_nsec;
+    }
+    static long long monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+    static long long epoch_ms(void) { return clock_ns(CLOCK_REALTIME) / 1000000; }
+    static void flag_raise(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
+    static int flag_raised(const int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
+    static int event_new(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+    static void event_raise(int fd) { eventfd_write(fd, 1); }
+    static void event_clear(int fd) { eventfd_t value; eventfd_read(fd, &value); }
+    static void *aligned_new(size_t size) {
+        void *memory = NULL;
+        return posix_memalign(&memory, 64, size ? size : 64) ? NULL : memory;
+    }
+    """
+    void* lock_new() nogil
+    void lock_free(void* lock) nogil
+    void lock_acquire(void* lock) nogil
+    void lock_release(void* lock) nogil
+    void lock_signal(void* lock) nogil
+    void lock_broadcast(void* lock) nogil
+    void lock_wait(void* lock, int64_t until) nogil
+    int64_t monotonic_ns() nogil
+    int64_t epoch_ms() nogil
+    void flag_raise(int* flag) nogil
+    int flag_raised(const int* flag) nogil
+    int event_new() nogil
+    void event_raise(int fd) nogil
+    void event_clear(int fd) nogil
+    void* aligned_new(size_t size) nogil
+    int close(int fd) nogil
+    int __builtin_clzll(unsigned long long value) nogil
+
+
+class Refused(Exception):
+    """A call that gets no answer from the model: a gRPC status code and the line for the caller."""
+
+    def __init__(self, status, message):
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decisions: pure functions of state and now
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef inline Admission admit(const Limits* limits, int64_t queued_rows, int64_t queued_bytes, int64_t rows, int64_t size,
+                            bint draining) noexcept nogil:
+    """Whether a call may join the queue. An empty queue takes any call that fits the bounds at all."""
+    if draining:
+        return DRAINING
+    if rows > limits.max_queue_rows or size > limits.max_queue_bytes:
+        return NEVER_FITS
+    if queued_rows + rows > limits.max_queue_rows or queued_bytes + size > limits.max_queue_bytes:
+        return QUEUE_FULL
+    return ADMIT
+
+
+cdef inline bint is_expired(int64_t deadline, int64_t now) noexcept nogil:
+    return deadline != 0 and now >= deadline
+
+
+cdef inline bint fits(const Limits* limits, int64_t batch_rows, int64_t rows) noexcept nogil:
+    """Whether a call joins a batch that has `batch_rows` already; the first one always does."""
+    return batch_rows == 0 or batch_rows + rows <= limits.max_batch_rows
+
+
+cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t now, bint draining) noexcept nogil:
+    """How many nanoseconds an idle worker still waits for company; 0: take now."""
+    cdef int64_t rest
+    if limits.delay_ns == 0 or draining or queued_rows >= limits.max_batch_rows:
+        return 0
+    rest = oldest + limits.delay_ns - now
+    return rest if rest > 0 else 0
+
+
+cdef inline int bucket_of(int64_t ns) noexcept nogil:
+    """The histogram bucket of a duration: four an octave from 1.024 microseconds on, so within 25 %."""
+    cdef uint64_t units
+    cdef int octave
+    if ns < 0:
+        ns = 0
+    units = <uint64_t>ns >> 8
+    if units < 4:
+        return <int>units
+    octave = 63 - __builtin_clzll(units)
+    octave = 4 * (octave - 1) + <int>(units >> (octave - 2) & 3)
+    return octave if octave < BUCKETS else BUCKETS - 1
+
+
+def bucket_bounds():
+    """Upper bound of each histogram bucket in seconds; the last one is infinity."""
+    bounds = [(units + 1) * 256e-9 for units in range(4)]
+    for index in range(4, BUCKETS):
+        octave, quarter = index // 4 + 1, index % 4
+        bounds.append((5 + quarter) * 2.0 ** (octave - 2) * 256e-9)
+    bounds[-1] = float("inf")
+    return bounds
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Calls and sinks
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef Call* new_call() noexcept nogil:
+    """A blank call, or NULL where there is no memory."""
+    cdef Call* call = <Call*>malloc(sizeof(Call))
+    if call != NULL:
+        memset(call, 0, sizeof(Call))
+        init_request(&call.request)
+    return call
+
+
+cdef void free_call(Call* call) noexcept nogil:
+    free_request(&call.request)
+    if call.owns_body:
+        free(<void*>call.body)
+    free(call.answer)
+    free(call)
+
+
+cdef void cancel_call(Call* call) noexcept nogil:
+    """Tell that nobody waits any more; a call still queued will be dropped. Only before it is delivered."""
+    flag_raise(&call.cancelled)
+
+
+cdef void set_answer(Call* call, int status, const char* text, size_t size) noexcept nogil:
+    """A status that is not OK, with its message."""
+    free(call.answer)
+    call.status = status
+    call.answer_size = 0
+    call.answer = <uint8_t*>malloc(size) if size else NULL
+    if call.answer != NULL:
+        memcpy(call.answer, text, size)
+        call.answer_size = size
+
+
+cdef void deliver(Call* calls) noexcept nogil:
+    """Hand finished calls to their sinks, a run of equal sinks at a time."""
+    cdef Call* first
+    cdef Call* last
+    while calls != NULL:
+        first = last = calls
+        while last.next != NULL and last.next.sink == first.sink:
+            last = last.next
+        calls = last.next
+        last.next = NULL
+        first.sink.deliver(first.sink.owner, first)
+
+
+cdef class Ticket:
+    """What the submitter of a call holds: a way to cancel it. Used by the submitting thread only."""
+
+    cdef Call* call          # NULL once the call was delivered
+    cdef object future
+    cdef object body         # alive as long as the call points into it
+    cdef object sink         # alive as long as the call may be delivered to it
+
+    def cancel(self):
+        """Nobody waits for the answer any more. A call still queued is never run."""
+        if self.call != NULL:
+            cancel_call(self.call)
+
+
+cdef class EventSink:
+    """Answers for one event loop: workers add finished calls without the GIL and raise an eventfd; the loop drains.
+
+    Futures are anything with `done`, `set_result` and `set_exception`; they get the reply's bytes, or `Refused`.
+    """
+
+    cdef Sink sink
+    cdef void* lock
+    cdef Call* head
+    cdef Call* tail
+    cdef int fd
+
+    def __cinit__(self):
+        self.fd = -1
+        self.lock = lock_new()
+        self.fd = event_new()
+        self.sink.deliver = collect
+        self.sink.owner = <void*>self
+        if self.lock == NULL or self.fd < 0:
+            raise MemoryError("no memory or file descriptor for an event sink")
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)
+        lock_free(self.lock)
+
+    def fileno(self):
+        """The descriptor that turns readable when there is something to drain."""
+        return self.fd
+
+    def drain(self):
+        """Give every finished call its answer. Call it in the loop's thread when `fileno` is readable."""
+        cdef Call* call
+        cdef Call* following
+        event_clear(self.fd)
+        with nogil:
+            lock_acquire(self.lock)
+            call = self.head
+            self.head = self.tail = NULL
+            lock_release(self.lock)
+        while call != NULL:
+            following = call.next
+            settle(call)
+            call = following
+
+
+cdef void collect(void* owner, Call* finished) noexcept nogil:
+    """The deliver function of an EventSink; every call's ticket keeps the sink alive."""
+    cdef Call* last = finished
+    while last.next != NULL:
+        last = last.next
+    add_finished(owner, finished, last)
+
+
+cdef void add_finished(void* owner, Call* first, Call* last) noexcept nogil:
+    cdef void* lock = (<EventSink>owner).lock
+    cdef bint was_empty
+    lock_acquire(lock)
+    was_empty = (<EventSink>owner).head == NULL
+    if was_empty:
+        (<EventSink>owner).head = first
+    else:
+        (<EventSink>owner).tail.next = first
+    (<EventSink>owner).tail = last
+    if was_empty:
+        event_raise((<EventSink>owner).fd)
+    lock_release(lock)
+
+
+cdef int settle(Call* call) except -1:
+    """Resolve the future of one finished call and free the call."""
+    cdef Ticket ticket = <Ticket>call.context
+    cdef object future = ticket.future
+    cdef bytes answer = PyBytes_FromStringAndSize(<const char*>call.answer, <Py_ssize_t>call.answer_size)
+    cdef int status = call.status
+    ticket.call = NULL
+    ticket.future = ticket.body = None
+    free_call(call)
+    Py_DECREF(ticket)
+    if not future.done():
+        if status == STATUS_OK:
+            future.set_result(answer)
+        else:
+            future.set_exception(Refused(status, answer.decode("utf-8", "replace")))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The lane
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef class Memory:
+    """Aligned memory that numpy arrays can lie in."""
+
+    cdef void* data
+    cdef readonly size_t size
+
+    def __cinit__(self, size_t size):
+        self.size = size
+        self.data = aligned_new(size)
+        if self.data == NULL:
+            raise MemoryError(f"no memory for a batch buffer of {size} bytes")
+
+    def __dealloc__(self):
+        free(self.data)
+
+    def __getbuffer__(self, Py_buffer* buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.data, <Py_ssize_t>self.size, 0, flags)
+
+    def __releasebuffer__(self, Py_buffer* buffer):
+        pass
+
+
+cdef class Lane:
+    """The queue of one served version.
+
+    Args:
+        plan: what the version takes and gives.
+        max_batch_rows: rows a worker takes at once. A call with more rows runs alone.
+        max_queue_rows, max_queue_bytes: bounds of what may wait; request bodies are what is counted.
+        max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+    """
+
+    def __cinit__(self, Plan plan not None, *, int64_t max_batch_rows=256, int64_t max_queue_rows=65536,
+                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0):
+        if max_batch_rows < 1 or max_queue_rows < 1 or max_queue_bytes < 1 or max_queue_delay_us < 0:
+            raise ValueError("a lane's bounds are positive and its delay is not negative")
+        self.plan = plan
+        self.limits.max_batch_rows = max_batch_rows
+        self.limits.max_queue_rows = max_queue_rows
+        self.limits.max_queue_bytes = max_queue_bytes
+        self.limits.delay_ns = max_queue_delay_us * 1000
+        self.spare = []
+        self.lock = lock_new()
+        self.size_counts = <uint64_t*>calloc(<size_t>max_batch_rows + 2, sizeof(uint64_t))
+        self.size_ns = <uint64_t*>calloc(<size_t>max_batch_rows + 2, sizeof(uint64_t))
+        if self.lock == NULL or self.size_counts == NULL or self.size_ns == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        free(self.size_counts)
+        free(self.size_ns)
+        lock_free(self.lock)
+
+    def submit(self, bytes body not None, EventSink sink not None, future, int64_t deadline_ns=0, int64_t now_ns=0):
+        """Offer one ModelInferRequest; `future` is resolved by the sink's loop.
+
+        Args:
+            deadline_ns: time.monotonic_ns() after which the model is not to be run; 0 for none.
+            now_ns: the present, for tests; 0 reads the clock.
+
+        Raises:
+            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), or larger than
+                the queue (RESOURCE_EXHAUSTED). The future is left alone.
+        """
+        cdef Fault fault
+        cdef Ticket ticket
+        cdef int status
+        cdef Call* call = new_call()
+        if call == NULL:
+            raise Refused(RESOURCE_EXHAUSTED, "no memory for the call")
+        call.body = <const uint8_t*>PyBytes_AS_STRING(body)
+        call.size = PyBytes_GET_SIZE(body)
+        call.deadline_ns = deadline_ns
+        call.sink = &sink.sink
+        ticket = Ticket.__new__(Ticket)
+        ticket.call = call
+        ticket.future = future
+        ticket.body = body
+        ticket.sink = sink
+        call.context = <void*>ticket
+        Py_INCREF(ticket)        # the call's, given back when it is settled
+        status = self.offer(call, now_ns if now_ns else monotonic_ns(), &fault)
+        if status == STATUS_OK:
+            return ticket
+        ticket.call = NULL
+        Py_DECREF(ticket)
+        try:
+            raise Refused(status, self.reason(call, &fault, status))
+        finally:
+            free_call(call)
+
+    cdef str reason(self, Call* call, Fault* fault, int status):
+        if fault.code != OK:
+            return explain(self.plan, &call.request, fault)
+        if status == STATUS_RESOURCE_EXHAUSTED:
+            return (f"the request has {call.request.rows} rows and {call.size} bytes; the queue never takes more than "
+                    f"{self.limits.max_queue_rows} rows or {self.limits.max_queue_bytes} bytes: send smaller requests")
+        return "the server is draining, try another" if self.draining else "the queue is full, try again later"
+
+    cdef int offer(self, Call* call, int64_t now, Fault* fault) noexcept nogil:
+        """Parse, check and queue a call. Returns its status; any but 0 leaves the call with the transport."""
+        cdef Admission admission
+        cdef bint wake = False
+        fault.code = parse_request(call.body, call.size, &call.request)
+        if fault.code == OK:
+            match_request(self.plan, &call.request, fault)
+        call.arrived_ns = now
+        lock_acquire(self.lock)
+        if fault.code != OK:
+            self.statistics.invalid += 1
+            lock_release(self.lock)
+            return STATUS_RESOURCE_EXHAUSTED if fault.code == OUT_OF_MEMORY else STATUS_INVALID_ARGUMENT
+        if call.request.timeout_us and (call.deadline_ns == 0 or now + call.request.timeout_us * 1000 < call.deadline_ns):
+            call.deadline_ns = now + call.request.timeout_us * 1000
+        admission = admit(&self.limits, self.rows, self.bytes, call.request.rows, <int64_t>call.size, self.draining)
+        if admission == ADMIT:
+            call.next = NULL
+            if self.tail == NULL:
+                self.head = call
+            else:
+                self.tail.next = call
+            self.tail = call
+            self.rows += call.request.rows
+            self.bytes += <int64_t>call.size
+            if self.waiting:
+                lock_signal(self.lock)
+        else:
+            self.statistics.refused += 1
+        lock_release(self.lock)
+        if admission == ADMIT:
+            return STATUS_OK
+        return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
+
+    cdef int64_t wait_ns(self, int64_t now) noexcept nogil:
+        """-1: nothing is queued; 0: take now; else nanoseconds to wait for company. The lock is held."""
+        if self.head == NULL:
+            return -1
+        return hold(&self.limits, self.rows, self.head.arrived_ns, now, self.draining)
+
+    cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil:
+        """Take one batch off the queue, and what is to be dropped on the way. The lock is held."""
+        cdef Call* first = NULL
+        cdef Call* last = NULL
+        cdef Call* call
+        cdef Call** drop_at = dropped
+        rows[0] = 0
+        dropped[0] = NULL
+        while self.head != NULL:
+            call = self.head
+            if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, now):
+                if flag_raised(&call.cancelled):
+                    self.statistics.cancelled += 1
+                    set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
+                else:
+                    self.statistics.expired += 1
+                    set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline exceeded while queued; the model was not run", 53)
+                self.unlink()
+                drop_at[0] = call
+                drop_at = &call.next
+                continue
+            if not fits(&self.limits, rows[0], call.request.rows):
+                break
+            if first != NULL and not (self.plan.batched and (self.plan.fixed_shapes or same_shapes(&first.request, &call.request))):
+                break
+            self.unlink()
+            call.first_row = rows[0]
+            rows[0] += call.request.rows
+            if first == NULL:
+                first = call
+            else:
+                last.next = call
+            last = call
+        return first
+
+    cdef void unlink(self) noexcept nogil:
+        """Take the oldest call off the queue."""
+        cdef Call* call = self.head
+        self.head = call.next
+        if self.head == NULL:
+            self.tail = NULL
+        call.next = NULL
+        self.rows -= call.request.rows
+        self.bytes -= <int64_t>call.size
+
+    def take(self, *, block=True, int64_t now_ns=0):
+        """The next batch, waiting for one without the GIL.
+
+        Args:
+            block: wait for a call; else return None at once where nothing is to be taken.
+            now_ns: the present, for tests; 0 reads the clock.
+
+        Returns:
+            A Batch, or None once the lane is drained and empty.
+        """
+        cdef Call* calls = NULL
+        cdef Call* dropped = NULL
+        cdef int64_t rows = 0
+        cdef int64_t now = now_ns
+        cdef int64_t wait
+        cdef bint blocking = block
+        with nogil:
+            lock_acquire(self.lock)
+            while calls == NULL:
+                now = now_ns if now_ns else monotonic_ns()
+                wait = self.wait_ns(now)
+                if wait == 0:
+                    calls = self.form(now, &dropped, &rows)
+                    if dropped != NULL:
+                        lock_release(self.lock)
+                        deliver(dropped)
+                        lock_acquire(self.lock)
+                    continue
+                if not blocking or (wait < 0 and self.draining):
+                    break
+                self.waiting += 1
+                lock_wait(self.lock, now + wait if wait > 0 else 0)
+                self.waiting -= 1
+            lock_release(self.lock)
+        return self.gather(calls, rows, now) if calls != NULL else None
+
+    cdef Batch gather(self, Call* calls, int64_t rows, int64_t now):
+        """Copy the rows of the calls into one batch."""
+        cdef Batch batch = Batch.__new__(Batch)
+        batch.lane = self
+        batch.calls = calls
+        batch.rows = rows
+        batch.taken_ns = now
+        try:
+            fill_batch(batch)
+        except MemoryError:
+            batch.fail(RESOURCE_EXHAUSTED, f"no memory for a batch of {rows} rows")
+            return self.take()
+        return batch
+
+    cdef void note_answers(self, Batch batch, int64_t lookup, int64_t compute, int64_t started, int64_t now) noexcept nogil:
+        """Count a batch that was answered; `started` is when answering began, 0 for a batch that failed."""
+        cdef Call* call = batch.calls
+        cdef int64_t size = batch.rows if batch.rows <= self.limits.max_batch_rows else self.limits.max_batch_rows + 1
+        lock_acquire(self.lock)
+        while call != NULL:
+            if call.status == STATUS_OK:
+                self.statistics.succeeded += 1
+                note(&self.statistics.total, now - call.arrived_ns)
+            else:
+                self.statistics.failed += 1
+                self.statistics.failed_ns += <uint64_t>(now - call.arrived_ns)
+            note(&self.statistics.queue, batch.taken_ns - call.arrived_ns)
+            call = call.next
+        if started == 0:
+            lock_release(self.lock)
+            return
+        self.statistics.rows += <uint64_t>batch.rows
+        self.statistics.batches += 1
+        self.statistics.last_ms = epoch_ms()
+        note(&self.statistics.lookup, lookup)
+        note(&self.statistics.compute, compute)
+        note(&self.statistics.encode, now - started)
+        self.size_counts[size] += 1
+        self.size_ns[size] += <uint64_t>compute
+        lock_release(self.lock)
+
+    def drain(self):
+        """Refuse new calls from now on; workers finish what is queued, then `take` gives None."""
+        with nogil:
+            lock_acquire(self.lock)
+            self.draining = True
+            lock_broadcast(self.lock)
+            lock_release(self.lock)
+
+    @property
+    def queued_rows(self):
+        """Rows waiting to be taken."""
+        return self.rows
+
+    @property
+    def queued_bytes(self):
+        """Bytes of the requests waiting to be taken."""
+        return self.bytes
+
+    def snapshot(self):
+        """Counters since the start, durations in nanoseconds: see `Statistics` in lanes.pxd.
+
+        Phases (total, queue, lookup, compute, encode) are dicts of count, ns and buckets (bounds: `bucket_bounds`);
+        `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger.
+        """
+        cdef Statistics copy
+        lock_acquire(self.lock)
+        copy = self.statistics
+        sizes = {i: (self.size_counts[i], self.size_ns[i])
+                 for i in range(self.limits.max_batch_rows + 2) if self.size_counts[i]}
+        lock_release(self.lock)
+        return {
+            "succeeded": copy.succeeded, "failed": copy.failed, "refused": copy.refused, "invalid": copy.invalid,
+            "expired": copy.expired, "cancelled": copy.cancelled, "rows": copy.rows, "batches": copy.batches,
+            "failed_ns": copy.failed_ns, "last_ms": copy.last_ms, "queued_rows": self.rows, "queued_bytes": self.bytes,
+            "sizes": sizes, "total": phase(&copy.total), "queue": phase(&copy.queue), "lookup": phase(&copy.lookup),
+            "compute": phase(&copy.compute), "encode": phase(&copy.encode),
+        }
+
+
+cdef inline void note(Phase* phase, int64_t ns) noexcept nogil:
+    phase.count += 1
+    phase.ns += <uint64_t>(ns if ns > 0 else 0)
+    phase.buckets[bucket_of(ns)] += 1
+
+
+cdef dict phase(Phase* counted):
+    return {"count": counted.count, "ns": counted.ns, "buckets": [counted.buckets[i] for i in range(BUCKETS)]}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The batch
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef class Batch:
+    """The rows of many calls, to be run at once and answered.
+
+    Attributes:
+        rows: how many.
+        inputs: each tensor input of the plan to its ndarray [rows, ...] (or a list of bytes for BYTES). Memory is the
+            batch's: valid until it is answered.
+        matrix: float32 [rows, n_columns] of a version with a matrix, else None.
+        source: uint8 [rows, n_columns], 1 where the caller sent the value and 0 where nobody did; None without matrix.
+        entities: the entity id of each row as bytes, None where the caller sent none; None where nothing is looked up.
+        taken_ns: when it was taken, CLOCK_MONOTONIC.
+    """
+
+    def __dealloc__(self):
+        if self.calls != NULL:      # a worker that lost its batch must not leave callers waiting
+            fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
+            deliver(self.calls)
+
+    @property
+    def calls_count(self):
+        """How many calls are in it."""
+        return sum(1 for _ in self.spans())
+
+    def spans(self):
+        """(first row, rows) of every call, in order."""
+        cdef Call* call = self.calls
+        spans = []
+        while call != NULL:
+            spans.append((call.first_row, call.request.rows))
+            call = call.next
+        return spans
+
+    def wants(self, int output):
+        """Whether any caller wants output number `output` of the plan."""
+        cdef Call* call = self.calls
+        while call != NULL:
+            if call.request.wanted >> output & 1:
+                return True
+            call = call.next
+        return False
+
+    def complete(self, outputs, int64_t lookup_ns=0, int64_t compute_ns=0):
+        """Answer every call from the outputs of the run.
+
+        Args:
+            outputs: name to ndarray [rows, ...] of every output that is wanted.
+            lookup_ns, compute_ns: how long the batch's look-up and run took.
+
+        Raises:
+            ValueError: an output is missing or not what the plan promises; nothing was answered.
+        """
+        cdef Blocks blocks = Blocks()
+        for index, entry in enumerate(self.lane.plan.outputs):
+            if self.wants(index):
+                if entry.name not in outputs:
+                    raise ValueError(f"the model gave no output {entry.name!r}")
+                blocks.set(self.lane.plan, index, outputs[entry.name], self.rows)
+        self.answer(blocks, lookup_ns, compute_ns)
+
+    cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1:
+        cdef Call* calls = self.calls
+        cdef Call* call
+        cdef Timing timing
+        cdef Timing* told
+        cdef int64_t started
+        cdef Plan plan = self.lane.plan
+        timing.batch_rows = self.rows
+        timing.lookup_us = lookup_ns // 1000
+        timing.compute_us = compute_ns // 1000
+        with nogil:
+            started = monotonic_ns()
+            call = calls
+            while call != NULL:
+                if call.status == STATUS_OK:
+                    timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
+                    told = &timing if call.request.timing else NULL
+                    call.answer_size = write_response(plan, &call.request, blocks.blocks, call.first_row, told, NULL)
+                    call.answer = <uint8_t*>malloc(call.answer_size)
+                    if call.answer == NULL:
+                        set_answer(call, STATUS_RESOURCE_EXHAUSTED, b"no memory for the answer", 24)
+                    else:
+                        write_response(plan, &call.request, blocks.blocks, call.first_row, told, call.answer)
+                call = call.next
+            self.lane.note_answers(self, lookup_ns, compute_ns, started, monotonic_ns())
+            self.calls = NULL
+            deliver(calls)
+        self.give_back()
+        return 0
+
+    def refuse(self, int64_t row, int status, str message not None):
+        """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
+        cdef Call* call = self.calls
+        text = message.encode()
+        while call != NULL:
+            if call.first_row <= row < call.first_row + call.request.rows:
+                set_answer(call, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+            call = call.next
+
+    def fail(self, int status, str message not None):
+        """Give every call of the batch a status instead of an answer."""
+        cdef Call* calls = self.calls
+        text = message.encode()
+        fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+        with nogil:
+            self.lane.note_answers(self, 0, 0, 0, monotonic_ns())
+            self.calls = NULL
+            deliver(calls)
+        self.give_back()
+
+    cdef void give_back(self):
+        """Let the next batch use this one's memory."""
+        if self.memory is not None and len(self.lane.spare) < 8:
+            self.lane.spare.append(self.memory)
+        self.memory = None
+
+    def split(self):
+        """One batch for each call that has no status yet, over the same memory; this one is empty afterwards.
+
+        For running the members of a failed batch singly. The memory is not reused while any of them lives.
+        """
+        cdef Call* call = self.calls
+        cdef Call* following
+        cdef Batch part
+        parts = []
+        self.calls = NULL
+        while call != NULL:
+            following = call.next
+            call.next = NULL
+            part = Batch.__new__(Batch)
+            part.lane = self.lane
+            part.calls = call
+            part.rows = call.request.rows
+            part.taken_ns = self.taken_ns
+            rows = slice(call.first_row, call.first_row + call.request.rows) if self.lane.plan.batched else slice(None)
+            part.inputs = {name: values[rows] for name, values in self.inputs.items()}
+            part.matrix = None if self.matrix is None else self.matrix[rows]
+            part.source = None if self.source is None else self.source[rows]
+            part.entities = None if self.entities is None else self.entities[rows]
+            call.first_row = 0
+            parts.append(part)
+            call = following
+        return parts
+
+
+cdef void fail_all(Call* call, int status, const char* text, size_t size) noexcept nogil:
+    """A status for every call of a list that has none yet."""
+    while call != NULL:
+        if call.status == STATUS_OK:
+            set_answer(call, status, text, size)
+        call = call.next
+
+
+cdef int fill_batch(Batch batch) except -1:
+    """Make the arrays of a batch and copy every call's values into them."""
+    cdef Plan plan = batch.lane.plan
+    cdef uint8_t* buffers[1024]
+    cdef uint8_t* source = NULL
+    cdef Call* call
+    cdef Memory memory
+    cdef Slot* slot
+    cdef int64_t total = 0
+    layout = []
+    for index, entry in enumerate(plan.inputs):
+        slot = &plan.slots[<int>index]
+        if slot.kind == KIND_ENTITY or slot.code == DT_BYTES:
+            continue
+        shape = (batch.rows, *entry.shape) if plan.batched else entry.shape
+        if slot.item_elements < 0:
+            shape = sent_shape(batch, <int>index)
+        items = 1
+        for size in shape:
+            items *= size
+        layout.append((entry, shape, items, total))
+        total += (items * item_size(slot.code) + 63) & ~63
+    memory = batch.lane.spare.pop() if batch.lane.spare else None
+    if memory is None or <int64_t>memory.size < total + batch.rows * plan.n_columns:
+        memory = Memory(max(total + batch.rows * plan.n_columns, usual_size(plan, batch.lane.limits.max_batch_rows)))
+    batch.memory = memory
+    batch.inputs = {}
+    for position, (entry, shape, items, offset) in enumerate(layout):
+        buffers[<int>position] = <uint8_t*>memory.data + <int64_t>offset
+        array = np.frombuffer(memory, NUMPY[entry.datatype], items, offset).reshape(shape)
+        batch.inputs[entry.name] = array
+        if entry.kind == "matrix":
+            batch.matrix = array
+    if plan.n_columns:
+        source = <uint8_t*>memory.data + total
+        batch.source = np.frombuffer(memory, "u1", batch.rows * plan.n_columns, total).reshape(batch.rows, plan.n_columns)
+    if total > RELEASE_GIL_BYTES:
+        with nogil:
+            fill_calls(plan, batch.calls, buffers, source)
+    else:
+        fill_calls(plan, batch.calls, buffers, source)
+    if plan.n_texts:
+        fill_texts(batch)
+    return 0
+
+
+cdef void fill_calls(Plan plan, Call* call, uint8_t** buffers, uint8_t* source) noexcept nogil:
+    while call != NULL:
+        fill_numbers(plan, &call.request, call.first_row, buffers, source)
+        call = call.next
+
+
+cdef int64_t usual_size(Plan plan, int64_t rows):
+    """Bytes of a full batch where every shape is fixed and small, so that its memory can be used again and again."""
+    cdef int64_t total = 0
+    if not plan.fixed_shapes:
+        return 0
+    for index in range(len(plan.inputs)):
+        total += (rows * plan.slots[<int>index].item_elements * item_size(plan.slots[<int>index].code) + 63) & ~63
+    total += rows * plan.n_columns
+    return total if total <= 1 << 24 else 0
+
+
+cdef tuple sent_shape(Batch batch, int slot):
+    """The shape of a tensor with free dimensions: that of the first call, with the batch's rows."""
+    cdef Request* request = &batch.calls.request
+    for index in range(request.n_inputs):
+        if request.inputs[<int>index].slot == slot:
+            dims = [request.inputs[<int>index].dims[i] for i in range(request.inputs[<int>index].n_dims)]
+            return (batch.rows, *dims[1:]) if batch.lane.plan.batched else tuple(dims)
+    return (0,)
+
+
+cdef int fill_texts(Batch batch) except -1:
+    """Collect BYTES inputs and entity ids, which become Python objects."""
+    cdef Plan plan = batch.lane.plan
+    cdef Call* call
+    cdef Request* request
+    if plan.entity_slot >= 0:
+        batch.entities = [None] * batch.rows
+    for entry in plan.inputs:
+        if entry.datatype == "BYTES" and entry.kind == "tensor":
+            batch.inputs[entry.name] = []
+    call = batch.calls
+    while call != NULL:
+        request = &call.request
+        for index in range(request.n_inputs):
+            slot = request.inputs[<int>index].slot
+            if slot == plan.entity_slot:
+                batch.entities[call.first_row:call.first_row + request.rows] = read_texts(&request.inputs[<int>index])
+            elif plan.slots[<int>slot].code == DT_BYTES:
+                batch.inputs[plan.inputs[slot].name] += read_texts(&request.inputs[<int>index])
+        call = call.next
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The decisions, for tests
+# ---------------------------------------------------------------------------------------------------------------------
+
+def decide_bucket(int64_t ns):
+    """The histogram bucket of a duration in nanoseconds."""
+    return bucket_of(ns)
