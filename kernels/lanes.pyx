@@ -14,7 +14,7 @@ import numpy as np
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -675,11 +675,6 @@ cdef class Batch:
             fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
             deliver(self.calls)
 
-    @property
-    def calls_count(self):
-        """How many calls are in it."""
-        return sum(1 for _ in self.spans())
-
     def spans(self):
         """(first row, rows) of every call, in order."""
         cdef Call* call = self.calls
@@ -689,6 +684,21 @@ cdef class Batch:
             call = call.next
         return spans
 
+    def open_rows(self):
+        """Rows of the calls that were not refused, as an index array; None where that is all of them."""
+        cdef Call* call = self.calls
+        rows = []
+        all_open = True
+        while call != NULL:
+            if call.status == STATUS_OK:
+                rows.append(np.arange(call.first_row, call.first_row + call.request.rows))
+            else:
+                all_open = False
+            call = call.next
+        if all_open:
+            return None
+        return np.concatenate(rows) if rows else np.zeros(0, np.int64)
+
     def wants(self, int output):
         """Whether any caller wants output number `output` of the plan."""
         cdef Call* call = self.calls
@@ -697,6 +707,42 @@ cdef class Batch:
                 return True
             call = call.next
         return False
+
+    @property
+    def deadline_ns(self):
+        """The earliest deadline of its calls, CLOCK_MONOTONIC; 0 where none has one."""
+        cdef Call* call = self.calls
+        cdef int64_t earliest = 0
+        while call != NULL:
+            if call.deadline_ns and (earliest == 0 or call.deadline_ns < earliest):
+                earliest = call.deadline_ns
+            call = call.next
+        return earliest
+
+    def unique_entities(self):
+        """The ids that must be looked up, each once.
+
+        Returns:
+            (ids, row_of): ids is a list of bytes; row_of is int32 [rows], which id a row belongs to, or -1 for a row
+            whose caller sent every value.
+        """
+        cdef const uint8_t[:, ::1] source = self.source
+        cdef int32_t[::1] row_of
+        cdef int64_t row, column
+        cdef dict places = {}
+        cdef object entity
+        rows = np.empty(self.rows, np.int32)
+        row_of = rows
+        for row in range(self.rows):
+            entity = self.entities[row]
+            row_of[row] = -1
+            if entity is None:
+                continue
+            for column in range(source.shape[1]):
+                if source[row, column] == 0:
+                    row_of[row] = places.setdefault(entity, len(places))
+                    break
+        return list(places), rows
 
     def complete(self, outputs, int64_t lookup_ns=0, int64_t compute_ns=0):
         """Answer every call from the outputs of the run.
@@ -773,7 +819,7 @@ cdef class Batch:
         self.memory = None
 
     def split(self):
-        """One batch for each call that has no status yet, over the same memory; this one is empty afterwards.
+        """One batch for each call, over the same memory; this one is empty afterwards.
 
         For running the members of a failed batch singly. The memory is not reused while any of them lives.
         """

@@ -1,0 +1,137 @@
+"""Packed feature rows: see the head of rows.pyx for the layout, and `reference/rows.py` for the same in Python."""
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROW_OK: int
+"""The row was found, belongs to its key and this layout, and was decoded."""
+ROW_ABSENT: int
+"""The store has no row under this key."""
+ROW_CORRUPT: int
+"""Wrong size, format or checksum (a damaged row, or another key's)."""
+ROW_SCHEMA: int
+"""A sound row of another schema id."""
+
+SOURCE_NONE: int
+SOURCE_REQUEST: int
+SOURCE_STORE: int
+SOURCE_CACHE: int
+SOURCE_DEFAULT: int
+SOURCE_MISSING: int
+
+def crc32(data: bytes, value: int = 0) -> int:
+    """CRC-32 of `data`, going on from `value`; equal to `zlib.crc32`."""
+
+@final
+class RowLayout:
+    """How the rows of one view are laid out. Immutable; safe to use from many threads.
+
+    Args:
+        schema_id: u32 that names columns and dtypes; rows of any other are refused.
+        dtypes: of each column, in the view's order: float32, float64, int64, int32 or bool.
+
+    Raises:
+        ValueError: no columns, more than 65,535, or an unknown dtype.
+        OverflowError: schema_id is not a u32.
+    """
+
+    @property
+    def schema_id(self) -> int: ...
+    @property
+    def n_columns(self) -> int: ...
+    @property
+    def row_size(self) -> int:
+        """Bytes of every row of this layout."""
+    @property
+    def dtypes(self) -> tuple[str, ...]: ...
+    def __new__(cls, schema_id: int, dtypes: Sequence[str]) -> RowLayout: ...
+    def pack(
+        self,
+        keys: Sequence[bytes],
+        columns: Sequence[NDArray[Any]],
+        event_times: NDArray[np.int64],
+        nulls: Sequence[NDArray[np.uint8] | NDArray[np.bool_] | None],
+    ) -> list[bytes]:
+        """Rows ready for the store.
+
+        Args:
+            keys: n store keys; each row's checksum covers its own.
+            columns: arrays of shape (n,), each of its column's own dtype. NaN is null.
+            event_times: (n,) milliseconds since 1970.
+            nulls: for each column a mask (n,), non-zero where the value is null, or None.
+
+        Raises:
+            ValueError: numbers, shapes or dtypes that do not fit the layout.
+        """
+
+    def unpack(
+        self,
+        keys: Sequence[bytes],
+        rows: Sequence[bytes | None],
+        out: NDArray[np.float32],
+        event_times: NDArray[np.int64],
+        status: NDArray[np.uint8],
+    ) -> None:
+        """Decode n rows, each against the key it was asked by; the GIL is released meanwhile.
+
+        Args:
+            keys: n store keys.
+            rows: n packed rows as the store returned them, None where it had none.
+            out: (n, n_columns) C-contiguous; every value as float32 (rounded to nearest), NaN for null.
+            event_times: (n,) milliseconds since 1970.
+            status: (n,) ROW_OK, ROW_ABSENT, ROW_CORRUPT or ROW_SCHEMA. Where it is not ROW_OK, `out` is NaN and the
+                event time 0.
+
+        Raises:
+            ValueError: shapes or dtypes that do not fit. What is in the rows never raises.
+        """
+
+def scatter(
+    values: NDArray[np.float32],
+    status: NDArray[np.uint8],
+    row_of: NDArray[np.int32],
+    columns: NDArray[np.int32],
+    defaults: NDArray[np.float32],
+    use_defaults: bool,
+    out: NDArray[np.float32],
+    source: NDArray[np.uint8],
+) -> tuple[int, int, int]:
+    """Put the unique rows of one view into the columns of a batch that the caller did not send.
+
+    Args:
+        values: (u, v) decoded rows, NaN for null.
+        status: (u,) as from `RowLayout.unpack`; only ROW_OK rows give values.
+        row_of: (n,) which of the u rows belongs to a batch row, negative where no entity was sent.
+        columns: (v,) which column of `out` each of the view's columns is.
+        defaults: (v,) NaN where a column has none.
+        use_defaults: fill what is missing with `defaults`; otherwise with NaN.
+        out: (n, k) the batch; written except where `source` is SOURCE_REQUEST.
+        source: (n, k) where each value came from; SOURCE_STORE, SOURCE_DEFAULT or SOURCE_MISSING is written.
+
+    Returns:
+        How many values came from the store, from defaults, and from nowhere (NaN).
+
+    Raises:
+        ValueError: shapes that do not fit, or an index outside its array.
+    """
+
+def parse_hashes(
+    replies: Sequence[Sequence[bytes | None]], out: NDArray[np.float32], status: NDArray[np.uint8]
+) -> None:
+    """Numbers of hashes that others wrote as decimal text, one HMGET reply for each entity.
+
+    A number is what C's strtod reads, in ASCII and without blanks: digits, point, exponent, `inf`, `nan`. Absent fields
+    and other text give NaN; text over 512 bytes is no number.
+
+    Args:
+        replies: n lists of k byte strings or None. A reply that is no list (an error of the store) is ROW_CORRUPT.
+        out: (n, k) C-contiguous, k >= 1.
+        status: (n,) ROW_ABSENT where every field is None.
+
+    Raises:
+        ValueError: shapes that do not fit, or a reply of other than k fields.
+        TypeError: a field that is neither bytes nor None.
+    """

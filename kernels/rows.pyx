@@ -1,0 +1,582 @@
+"""Packed feature rows: all features of one entity in one view as one string of bytes, and the way into a batch.
+
+    offset  0  u8   format (1)              offset  8  i64  event time, ms since 1970
+            1  u8   flags (0)                      16  u32  CRC-32 of key || row, this field taken as zero
+            2  u16  number of columns              20  u32  reserved (0)
+            4  u32  schema id                      24  null bitmap (bit i set = column i is null), then the values
+
+Everything is little-endian and unaligned; a value has its column's own dtype, and its place even if null. The sum
+covers the store's key, so a row that ended up under another entity's key is refused like a damaged one. What comes from
+the store is checked before it is used: every read goes through the cursor, and a row that is not right in every field
+becomes a status, never an exception. Cost goal: 0.2 µs for a row of 30 float32 columns, half of it the checksum.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.math cimport NAN, isnan
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from penstock.kernels._cursor cimport Cursor, cursor_over, left, read_bytes, read_u8
+
+
+cdef extern from "Python.h":
+    double PyOS_string_to_double(const char* text, char** end, void* overflow) except? -1.0
+
+
+cdef enum:
+    FORMAT = 1
+    MAX_COLUMNS = 0xFFFF
+    MAX_ROW_SIZE = 24 + 8192 + 8 * 0xFFFF   # nothing longer can be a row: refused before it is summed
+    MAX_TEXT = 512                          # nothing longer is taken for a number
+    EXACT_DIGITS = 15                       # decimal integers of so many digits are exact in float64
+
+cdef enum RowStatus:
+    OK = 0
+    ABSENT = 1
+    CORRUPT = 2
+    SCHEMA = 3
+
+cdef enum Source:
+    FROM_REQUEST = 1
+    FROM_STORE = 2
+    FROM_DEFAULT = 4
+    FROM_NOWHERE = 5
+
+ROW_OK = OK
+ROW_ABSENT = ABSENT
+ROW_CORRUPT = CORRUPT
+ROW_SCHEMA = SCHEMA
+
+SOURCE_NONE = 0
+SOURCE_REQUEST = FROM_REQUEST
+SOURCE_STORE = FROM_STORE
+SOURCE_CACHE = 3
+SOURCE_DEFAULT = FROM_DEFAULT
+SOURCE_MISSING = FROM_NOWHERE
+
+cdef enum Kind:
+    FLOAT32 = 0
+    FLOAT64 = 1
+    INT64 = 2
+    INT32 = 3
+    BOOL = 4
+
+cdef dict KINDS = {"float32": FLOAT32, "float64": FLOAT64, "int64": INT64, "int32": INT32, "bool": BOOL}
+cdef int[5] WIDTHS = [4, 8, 8, 4, 1]
+
+cdef struct Header:          # as stored: the natural alignment of these fields leaves no holes
+    uint8_t format
+    uint8_t flags
+    uint16_t n_columns
+    uint32_t schema_id
+    int64_t event_time
+    uint32_t crc
+    uint32_t reserved
+
+cdef struct Run:             # neighbouring columns of one dtype, decoded in one loop
+    int kind
+    Py_ssize_t first         # column
+    Py_ssize_t count
+
+cdef struct Packed:          # one row as the store gave it, and the key it was asked by
+    const uint8_t* row       # NULL: absent
+    size_t size
+    const uint8_t* key
+    size_t key_size
+
+ctypedef fused Value:
+    float
+    double
+    int64_t
+    int32_t
+    uint8_t
+
+
+# CRC-32 -----------------------------------------------------------------------------------------------------------
+
+cdef uint32_t[8][256] TABLES   # slicing by 8: Kounavis and Berry, 2005; polynomial of IEEE 802.3, reflected
+
+
+cdef void fill_tables() noexcept nogil:
+    cdef uint32_t i, crc
+    cdef int _bit, k
+    for i in range(256):
+        crc = i
+        for _bit in range(8):
+            crc = (crc >> 1) ^ (0xEDB88320u if crc & 1 else 0u)
+        TABLES[0][i] = crc
+    for k in range(1, 8):
+        for i in range(256):
+            TABLES[k][i] = (TABLES[k - 1][i] >> 8) ^ TABLES[0][TABLES[k - 1][i] & 0xFF]
+
+
+cdef inline uint32_t crc_over(uint32_t crc, const uint8_t* data, size_t size) noexcept nogil:
+    """The running (inverted) sum `crc` after `size` more bytes."""
+    cdef uint64_t word
+    while size >= 8:
+        memcpy(&word, data, 8)
+        word ^= crc
+        crc = (
+            TABLES[7][word & 0xFF] ^ TABLES[6][(word >> 8) & 0xFF]
+            ^ TABLES[5][(word >> 16) & 0xFF] ^ TABLES[4][(word >> 24) & 0xFF]
+            ^ TABLES[3][(word >> 32) & 0xFF] ^ TABLES[2][(word >> 40) & 0xFF]
+            ^ TABLES[1][(word >> 48) & 0xFF] ^ TABLES[0][word >> 56]
+        )
+        data += 8
+        size -= 8
+    while size > 0:
+        crc = (crc >> 8) ^ TABLES[0][(crc ^ data[0]) & 0xFF]
+        data += 1
+        size -= 1
+    return crc
+
+
+cdef inline uint32_t crc_of_row(const Packed* packed) noexcept nogil:
+    """The sum over key and row with its own field zeroed; the row has at least a header."""
+    cdef Header header
+    memcpy(&header, packed.row, sizeof(Header))
+    header.crc = 0
+    cdef uint32_t crc = crc_over(0xFFFFFFFFu, packed.key, packed.key_size)
+    crc = crc_over(crc, <const uint8_t*>&header, sizeof(Header))
+    return crc_over(crc, packed.row + sizeof(Header), packed.size - sizeof(Header)) ^ 0xFFFFFFFFu
+
+
+fill_tables()
+
+
+def crc32(const uint8_t[::1] data not None, unsigned int value=0):
+    cdef size_t size = <size_t>data.shape[0]
+    if size == 0:
+        return value
+    return crc_over(value ^ 0xFFFFFFFFu, &data[0], size) ^ 0xFFFFFFFFu
+
+
+# Decoding one row -------------------------------------------------------------------------------------------------
+
+cdef inline void fill_nan(float* out, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(count):
+        out[j] = NAN
+
+
+cdef inline void widen(const uint8_t* at, Py_ssize_t count, float* out, Value sample) noexcept nogil:
+    """`count` unaligned values of the type of `sample`, as float32."""
+    cdef Py_ssize_t j
+    cdef Value value
+    for j in range(count):
+        memcpy(&value, at + j * <Py_ssize_t>sizeof(Value), sizeof(Value))
+        if Value is uint8_t:
+            out[j] = <float>(value != 0)
+        else:
+            out[j] = <float>value
+
+
+cdef inline bint read_run(Cursor* cursor, const Run* run, float* out) noexcept nogil:
+    cdef const uint8_t* at = NULL
+    if not read_bytes(cursor, <uint64_t>(run.count * WIDTHS[run.kind]), &at):
+        return False
+    if run.kind == FLOAT32:
+        memcpy(out + run.first, at, <size_t>run.count * 4)
+    elif run.kind == FLOAT64:
+        widen(at, run.count, out + run.first, <double>0)
+    elif run.kind == INT64:
+        widen(at, run.count, out + run.first, <int64_t>0)
+    elif run.kind == INT32:
+        widen(at, run.count, out + run.first, <int32_t>0)
+    else:
+        widen(at, run.count, out + run.first, <uint8_t>0)
+    return True
+
+
+cdef inline void apply_nulls(const uint8_t* bitmap, Py_ssize_t n_columns, float* out) noexcept nogil:
+    cdef Py_ssize_t byte, j
+    for byte in range((n_columns + 7) >> 3):
+        if bitmap[byte] != 0:   # most rows have no null at all
+            for j in range(byte * 8, min(byte * 8 + 8, n_columns)):
+                if bitmap[byte] >> (j & 7) & 1:
+                    out[j] = NAN
+
+
+cdef inline bint read_header(const Packed* packed, Cursor* cursor, Header* header) noexcept nogil:
+    """Take the header of a row of ours that arrived whole; False for anything else."""
+    cdef const uint8_t* at = NULL
+    if packed.size > MAX_ROW_SIZE or not read_bytes(cursor, sizeof(Header), &at):
+        return False
+    memcpy(header, at, sizeof(Header))
+    if header.format != FORMAT or header.flags != 0 or header.reserved != 0:
+        return False
+    return header.crc == crc_of_row(packed)
+
+
+# Encoding ---------------------------------------------------------------------------------------------------------
+
+cdef inline void set_null(uint8_t* row, Py_ssize_t j) noexcept nogil:
+    row[<Py_ssize_t>sizeof(Header) + (j >> 3)] |= <uint8_t>(1 << (j & 7))
+
+
+cdef void write_column(uint8_t** rows, Py_ssize_t offset, Py_ssize_t j, const Value[:] values) noexcept nogil:
+    """Put value i at `offset` of row i; NaN becomes a null and leaves zeros."""
+    cdef Py_ssize_t i
+    cdef Value value
+    for i in range(values.shape[0]):
+        value = values[i]
+        if Value is float or Value is double:
+            if isnan(value):
+                set_null(rows[i], j)
+                continue
+        memcpy(rows[i] + offset, &value, sizeof(Value))
+
+
+cdef void write_nulls(
+    uint8_t** rows, Py_ssize_t offset, size_t width, Py_ssize_t j, const uint8_t[:] mask
+) noexcept nogil:
+    cdef Py_ssize_t i
+    for i in range(mask.shape[0]):
+        if mask[i]:
+            set_null(rows[i], j)
+            memset(rows[i] + offset, 0, width)
+
+
+cdef int encode_column(uint8_t** rows, Py_ssize_t offset, Py_ssize_t j, int kind, object column) except -1:
+    cdef const float[:] float32s
+    cdef const double[:] float64s
+    cdef const int64_t[:] int64s
+    cdef const int32_t[:] int32s
+    cdef const uint8_t[:] bools
+    if kind == FLOAT32:
+        float32s = column
+        with nogil:
+            write_column(rows, offset, j, float32s)
+    elif kind == FLOAT64:
+        float64s = column
+        with nogil:
+            write_column(rows, offset, j, float64s)
+    elif kind == INT64:
+        int64s = column
+        with nogil:
+            write_column(rows, offset, j, int64s)
+    elif kind == INT32:
+        int32s = column
+        with nogil:
+            write_column(rows, offset, j, int32s)
+    else:
+        bools = column.view("uint8")   # a buffer of '?' has no C type of its own
+        with nogil:
+            write_column(rows, offset, j, bools)
+    return 0
+
+
+cdef inline Packed point_at(bytes key, bytes row) except *:
+    """Pointers into objects that the caller keeps alive."""
+    cdef Packed packed
+    if key is None:
+        raise TypeError("a key is None; keys are bytes")
+    packed.key = <const uint8_t*>PyBytes_AS_STRING(key)
+    packed.key_size = <size_t>PyBytes_GET_SIZE(key)
+    packed.row = NULL
+    packed.size = 0
+    if row is not None:
+        packed.row = <const uint8_t*>PyBytes_AS_STRING(row)
+        packed.size = <size_t>PyBytes_GET_SIZE(row)
+    return packed
+
+
+cdef void* allocate(Py_ssize_t count, size_t size) except NULL:
+    cdef void* memory = malloc(<size_t>(count + 1) * size)   # one more, as malloc(0) may give NULL
+    if memory == NULL:
+        raise MemoryError
+    return memory
+
+
+@cython.final
+cdef class RowLayout:
+    cdef readonly unsigned int schema_id
+    cdef readonly Py_ssize_t n_columns
+    cdef readonly Py_ssize_t row_size
+    cdef readonly tuple dtypes
+    cdef Run* runs
+    cdef Py_ssize_t n_runs
+
+    def __cinit__(self, unsigned int schema_id, dtypes):
+        self.schema_id = schema_id
+        self.dtypes = tuple(dtypes)
+        self.n_columns = len(self.dtypes)
+        if not 1 <= self.n_columns <= MAX_COLUMNS:
+            raise ValueError(f"a row has 1 to {MAX_COLUMNS} columns, not {self.n_columns}")
+        self.runs = <Run*>allocate(self.n_columns, sizeof(Run))
+        self.row_size = <Py_ssize_t>sizeof(Header) + ((self.n_columns + 7) >> 3)
+        for dtype in self.dtypes:
+            self.add_column(dtype)
+
+    def __dealloc__(self):
+        free(self.runs)
+
+    cdef int add_column(self, object dtype) except -1:
+        if dtype not in KINDS:
+            raise ValueError(f"dtype {dtype!r} cannot be stored in a row; it is one of {', '.join(KINDS)}")
+        cdef int kind = KINDS[dtype]
+        cdef Run* last = &self.runs[self.n_runs - 1] if self.n_runs else NULL
+        self.row_size += WIDTHS[kind]
+        if last != NULL and last.kind == kind:
+            last.count += 1
+            return 0
+        self.runs[self.n_runs].kind = kind
+        self.runs[self.n_runs].first = last.first + last.count if last != NULL else 0
+        self.runs[self.n_runs].count = 1
+        self.n_runs += 1
+        return 0
+
+    def pack(self, keys, columns, const int64_t[:] event_times not None, nulls):
+        cdef Py_ssize_t n = event_times.shape[0]
+        cdef tuple masks = tuple([None if mask is None else mask.view("uint8") for mask in nulls])
+        cdef tuple arrays = tuple(columns)
+        cdef tuple held_keys = tuple(keys)
+        self.check_columns(arrays, masks, n)
+        if len(held_keys) != n:
+            raise ValueError(f"{len(held_keys)} keys for {n} event times")
+        cdef list rows = [PyBytes_FromStringAndSize(NULL, self.row_size) for _ in range(n)]
+        cdef uint8_t** at = <uint8_t**>allocate(n, sizeof(uint8_t*))
+        try:
+            for i in range(n):
+                at[i] = <uint8_t*>PyBytes_AS_STRING(rows[i])
+                self.begin(at[i], event_times[i])
+            self.encode(at, arrays, masks)
+            for i in range(n):
+                self.seal(held_keys[i], rows[i])
+        finally:
+            free(at)
+        return rows
+
+    cdef int check_columns(self, tuple columns, tuple masks, Py_ssize_t n) except -1:
+        if len(columns) != self.n_columns or len(masks) != self.n_columns:
+            raise ValueError(f"{len(columns)} columns and {len(masks)} null masks for {self.n_columns} columns")
+        for j in range(self.n_columns):
+            if columns[j].ndim != 1 or columns[j].dtype.name != self.dtypes[j] or columns[j].shape[0] != n:
+                raise ValueError(
+                    f"column {j} is {columns[j].dtype.name} {columns[j].shape}; it must be {self.dtypes[j]} ({n},)"
+                )
+            if masks[j] is not None and masks[j].shape != (n,):
+                raise ValueError(f"the null mask of column {j} is {masks[j].shape}; it must be uint8 or bool ({n},)")
+        return 0
+
+    cdef void begin(self, uint8_t* row, int64_t event_time) noexcept nogil:
+        cdef Header header
+        memset(row, 0, <size_t>self.row_size)
+        memset(&header, 0, sizeof(Header))
+        header.format = FORMAT
+        header.n_columns = <uint16_t>self.n_columns
+        header.schema_id = self.schema_id
+        header.event_time = event_time
+        memcpy(row, &header, sizeof(Header))
+
+    cdef int encode(self, uint8_t** rows, tuple columns, tuple masks) except -1:
+        cdef Py_ssize_t offset = <Py_ssize_t>sizeof(Header) + ((self.n_columns + 7) >> 3)
+        cdef Py_ssize_t j
+        cdef int kind
+        for j in range(self.n_columns):
+            kind = KINDS[self.dtypes[j]]
+            encode_column(rows, offset, j, kind, columns[j])
+            if masks[j] is not None:
+                write_nulls(rows, offset, <size_t>WIDTHS[kind], j, masks[j])
+            offset += WIDTHS[kind]
+        return 0
+
+    cdef int seal(self, bytes key, bytes row) except -1:
+        cdef Packed packed = point_at(key, row)
+        cdef uint32_t crc = crc_of_row(&packed)
+        memcpy(<uint8_t*>packed.row + 16, &crc, 4)
+        return 0
+
+    def unpack(
+        self,
+        keys,
+        rows,
+        float[:, ::1] out not None,
+        int64_t[::1] event_times not None,
+        uint8_t[::1] status not None,
+    ):
+        cdef tuple held_keys = tuple(keys)   # held here, so that nobody can free them while the GIL is released
+        cdef tuple held_rows = tuple(rows)
+        cdef Py_ssize_t n = len(held_rows)
+        cdef Py_ssize_t i
+        if len(held_keys) != n or event_times.shape[0] != n or status.shape[0] != n:
+            raise ValueError(f"{n} rows need as many keys, event times and statuses")
+        if out.shape[0] != n or out.shape[1] != self.n_columns:
+            raise ValueError(f"out is ({out.shape[0]}, {out.shape[1]}); it must be ({n}, {self.n_columns})")
+        cdef Packed* packed = <Packed*>allocate(n, sizeof(Packed))
+        try:
+            for i in range(n):
+                packed[i] = point_at(held_keys[i], held_rows[i])
+            with nogil:
+                for i in range(n):
+                    status[i] = self.decode(&packed[i], &out[i, 0], &event_times[i])
+        finally:
+            free(packed)
+
+    cdef uint8_t decode(self, const Packed* packed, float* out, int64_t* event_time) noexcept nogil:
+        """One row into `out`; where its status is not OK, NaN and time 0."""
+        cdef Header header
+        cdef Cursor cursor = cursor_over(packed.row, packed.size)
+        cdef uint8_t status = OK
+        if packed.row == NULL:
+            status = ABSENT
+        elif not read_header(packed, &cursor, &header):
+            status = CORRUPT
+        elif header.schema_id != self.schema_id:
+            status = SCHEMA
+        elif header.n_columns != self.n_columns or not self.read_values(&cursor, out):
+            status = CORRUPT
+        if status != OK:
+            fill_nan(out, self.n_columns)
+        event_time[0] = header.event_time if status == OK else 0
+        return status
+
+    cdef bint read_values(self, Cursor* cursor, float* out) noexcept nogil:
+        """Bitmap and values, which must be the rest of the row to the byte."""
+        cdef const uint8_t* bitmap = NULL
+        cdef Py_ssize_t r
+        if not read_bytes(cursor, <uint64_t>((self.n_columns + 7) >> 3), &bitmap):
+            return False
+        for r in range(self.n_runs):
+            if not read_run(cursor, &self.runs[r], out):
+                return False
+        if left(cursor) != 0:
+            return False
+        apply_nulls(bitmap, self.n_columns, out)
+        return True
+
+
+# Rows into the batch ----------------------------------------------------------------------------------------------
+
+cdef struct Counts:
+    Py_ssize_t store
+    Py_ssize_t default
+    Py_ssize_t missing
+
+
+cdef inline uint8_t place(float value, float default, float* out) noexcept nogil:
+    """The value if there is one, else the default if there is one; says which."""
+    if not isnan(value):
+        out[0] = value
+        return FROM_STORE
+    out[0] = default
+    return FROM_NOWHERE if isnan(default) else FROM_DEFAULT
+
+
+def scatter(
+    const float[:, ::1] values not None,
+    const uint8_t[::1] status not None,
+    const int32_t[::1] row_of not None,
+    const int32_t[::1] columns not None,
+    const float[::1] defaults not None,
+    bint use_defaults,
+    float[:, ::1] out not None,
+    uint8_t[:, ::1] source not None,
+):
+    cdef Py_ssize_t n = out.shape[0], n_columns = columns.shape[0]
+    cdef Py_ssize_t i, c, j, row
+    cdef uint8_t came_from
+    cdef Counts counts
+    if source.shape[0] != n or source.shape[1] != out.shape[1] or row_of.shape[0] != n:
+        raise ValueError(f"out is ({n}, {out.shape[1]}); source must be the same and row_of ({n},)")
+    if values.shape[1] != n_columns or defaults.shape[0] != n_columns or status.shape[0] != values.shape[0]:
+        raise ValueError(f"values is ({values.shape[0]}, {values.shape[1]}); columns, defaults or status do not fit")
+    for c in range(n_columns):
+        if not 0 <= columns[c] < out.shape[1]:
+            raise ValueError(f"column {columns[c]} is outside out, which has {out.shape[1]} columns")
+    for i in range(n):
+        if row_of[i] >= values.shape[0]:
+            raise ValueError(f"row_of[{i}] is {row_of[i]}, but there are {values.shape[0]} rows")
+    memset(&counts, 0, sizeof(Counts))
+    with nogil:
+        for i in range(n):
+            row = row_of[i]
+            if row >= 0 and status[row] != OK:
+                row = -1
+            for c in range(n_columns):
+                j = columns[c]
+                if source[i, j] == FROM_REQUEST:
+                    continue
+                came_from = place(
+                    values[row, c] if row >= 0 else NAN, defaults[c] if use_defaults else NAN, &out[i, j]
+                )
+                source[i, j] = came_from
+                counts.store += came_from == FROM_STORE
+                counts.default += came_from == FROM_DEFAULT
+                counts.missing += came_from == FROM_NOWHERE
+    return counts.store, counts.default, counts.missing
+
+
+# Hash layout ------------------------------------------------------------------------------------------------------
+
+cdef double[16] POWERS_OF_TEN
+POWERS_OF_TEN[:] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15]
+
+
+cdef inline bint parse_short(Cursor* cursor, double* out) noexcept nogil:
+    """A plain decimal of at most 15 digits: integer and power of ten are exact, so one division rounds correctly."""
+    cdef int64_t digits = 0
+    cdef int n_digits = 0, n_decimals = 0
+    cdef bint point = False, negative = False
+    cdef uint8_t c = 0
+    if left(cursor) and (cursor.at[0] == c'-' or cursor.at[0] == c'+'):
+        read_u8(cursor, &c)
+        negative = c == c'-'
+    while read_u8(cursor, &c):
+        if c'0' <= c <= c'9' and n_digits < EXACT_DIGITS:
+            digits = digits * 10 + (c - c'0')
+            n_digits += 1
+            n_decimals += point
+        elif c == c'.' and not point:
+            point = True
+        else:
+            return False
+    out[0] = <double>digits / POWERS_OF_TEN[n_decimals]
+    if negative:
+        out[0] = -out[0]
+    return n_digits > 0
+
+
+cdef float parse_number(bytes text) except? -1.0:
+    """The number written in `text`, NaN where there is none."""
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
+    cdef char* start = PyBytes_AS_STRING(text)
+    cdef char* end = NULL
+    cdef Cursor cursor = cursor_over(<const uint8_t*>start, <size_t>size)
+    cdef double value = 0
+    if size > MAX_TEXT:
+        return NAN
+    if parse_short(&cursor, &value):
+        return <float>value
+    try:
+        value = PyOS_string_to_double(start, &end, NULL)   # bytes end with a NUL of their own
+    except ValueError:
+        return NAN
+    return <float>value if end == start + size else NAN
+
+
+cdef uint8_t parse_reply(object reply, float[::1] out) except? 255:
+    cdef Py_ssize_t j
+    cdef uint8_t status = ABSENT
+    if not isinstance(reply, (list, tuple)):
+        fill_nan(&out[0], out.shape[0])
+        return CORRUPT
+    if len(reply) != out.shape[0]:
+        raise ValueError(f"a reply has {len(reply)} fields; {out.shape[0]} were asked for")
+    for j in range(out.shape[0]):
+        if reply[j] is None:
+            out[j] = NAN
+        else:
+            out[j] = parse_number(reply[j])
+            status = OK
+    return status
+
+
+def parse_hashes(replies, float[:, ::1] out not None, uint8_t[::1] status not None):
+    cdef Py_ssize_t i, n = len(replies)
+    if out.shape[0] != n or status.shape[0] != n or out.shape[1] == 0:
+        raise ValueError(f"{n} replies need out of {n} rows and at least one column, and {n} statuses")
+    for i in range(n):
+        status[i] = parse_reply(replies[i], out[i])
