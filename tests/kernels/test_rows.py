@@ -1,0 +1,358 @@
+"""Rows: the kernel equals its twin, both keep the promises, and nothing damaged or misplaced is ever decoded."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.kernels import rows as kernel
+from penstock.kernels.reference import rows as reference
+
+DTYPES = ("float32", "float64", "int64", "int32", "bool")
+TWINS = pytest.mark.parametrize("rows", [kernel, reference], ids=["kernel", "reference"])
+quickly = settings(max_examples=60, deadline=None)
+
+
+def fetch(rows, layout, keys, packed):
+    """What `unpack` writes over buffers full of rubbish."""
+    n = len(packed)
+    out = np.full((n, layout.n_columns), -7, np.float32)
+    times, status = np.full(n, -7, np.int64), np.full(n, 77, np.uint8)
+    layout.unpack(keys, packed, out, times, status)
+    return out, times, status
+
+
+def values_of(dtype: str) -> st.SearchStrategy:
+    """Any value of a dtype, NaN, infinities and extremes included."""
+    if dtype == "bool":
+        return st.booleans()
+    if dtype.startswith("float"):
+        return st.floats(width=int(dtype[5:]))
+    bits = int(dtype[3:])
+    return st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+@st.composite
+def tables(draw):
+    """A schema with columns, masks, keys and times that fit it."""
+    dtypes = draw(st.lists(st.sampled_from(DTYPES), min_size=1, max_size=20))
+    n = draw(st.integers(0, 4))
+    columns = [np.array(draw(st.lists(values_of(d), min_size=n, max_size=n)), d) for d in dtypes]
+    mask = st.none() | st.lists(st.integers(0, 2), min_size=n, max_size=n).map(lambda m: np.array(m, np.uint8))
+    nulls = [draw(mask) for _ in dtypes]
+    keys = draw(st.lists(st.binary(max_size=40), min_size=n, max_size=n))
+    times = draw(st.lists(values_of("int64"), min_size=n, max_size=n))
+    return dtypes, keys, columns, np.array(times, np.int64), nulls
+
+
+@quickly
+@given(tables(), st.integers(0, 2**32 - 1))
+def test_kernel_and_twin_pack_the_same_bytes_and_unpack_the_same_values(table, schema_id):
+    dtypes, keys, columns, times, nulls = table
+    layouts = {rows: rows.RowLayout(schema_id, dtypes) for rows in (kernel, reference)}
+    packed = {rows: layout.pack(keys, columns, times, nulls) for rows, layout in layouts.items()}
+    assert packed[kernel] == packed[reference]
+    assert layouts[kernel].row_size == layouts[reference].row_size
+    ours, theirs = (fetch(rows, layouts[rows], keys, packed[kernel]) for rows in (kernel, reference))
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@TWINS
+@quickly
+@given(table=tables())
+def test_what_is_packed_comes_back_as_float32(rows, table):
+    dtypes, keys, columns, times, nulls = table
+    layout = rows.RowLayout(9, dtypes)
+    out, got_times, status = fetch(rows, layout, keys, layout.pack(keys, columns, times, nulls))
+    np.testing.assert_array_equal(got_times, times)
+    assert (status == rows.ROW_OK).all()
+    for j, (column, mask) in enumerate(zip(columns, nulls, strict=True)):
+        with np.errstate(over="ignore"):
+            expected = column.astype(np.float32)
+        expected[np.zeros(len(column), bool) if mask is None else mask != 0] = np.nan
+        np.testing.assert_array_equal(out[:, j], expected)
+
+
+@TWINS
+def test_the_bytes_of_a_row_are_those_of_the_documented_layout(rows):
+    layout = rows.RowLayout(0xDEADBEEF, ["float32", "bool", "int64", "float64", "int32"])
+    columns = [np.array([v], d) for v, d in zip((1.5, True, -3, 2.25, 7), layout.dtypes, strict=True)]
+    columns[3][0] = np.nan
+    [row] = layout.pack([b"fs:{c1}:cards"], columns, np.array([1_700_000_000_123]), [None] * 5)
+    body = bytes([0b01000]) + struct.pack("<f?qdi", 1.5, True, -3, 0.0, 7)
+    header = struct.Struct("<BBHIqII")
+    fields = (1, 0, 5, 0xDEADBEEF, 1_700_000_000_123)
+    crc = zlib.crc32(b"fs:{c1}:cards" + header.pack(*fields, 0, 0) + body)
+    assert row == header.pack(*fields, crc, 0) + body
+    assert layout.row_size == len(row) == 24 + 1 + 25
+
+
+@quickly
+@given(st.binary(max_size=600), st.integers(0, 2**32 - 1))
+def test_crc32_is_zlibs(data, start):
+    assert kernel.crc32(data) == zlib.crc32(data)
+    assert kernel.crc32(data, start) == zlib.crc32(data, start)
+
+
+@TWINS
+def test_any_changed_byte_of_a_row_is_refused(rows):
+    layout = rows.RowLayout(3, ["float32", "float64", "int32", "bool"])
+    columns = [np.array([5], d) for d in layout.dtypes]
+    [row] = layout.pack([b"key"], columns, np.array([77]), [None] * 4)
+    damaged = [row[:i] + bytes([row[i] ^ change]) + row[i + 1 :] for i in range(len(row)) for change in range(1, 256)]
+    out, times, status = fetch(rows, layout, [b"key"] * len(damaged), damaged)
+    assert (status == rows.ROW_CORRUPT).all()
+    assert np.isnan(out).all()
+    assert (times == 0).all()
+
+
+@TWINS
+def test_a_row_under_another_key_is_refused(rows):
+    layout = rows.RowLayout(3, ["float32", "int64"])
+    keys = [b"fs:{1}:v", b"fs:{2}:v", b"fs:{12}:v", b""]
+    packed = layout.pack(keys, [np.arange(4, dtype=d) for d in layout.dtypes], np.arange(4), [None, None])
+    for shift in (1, 2, 3):
+        moved = packed[shift:] + packed[:shift]
+        assert (fetch(rows, layout, keys, moved)[2] == rows.ROW_CORRUPT).all()
+    assert (fetch(rows, layout, keys, packed)[2] == rows.ROW_OK).all()
+
+
+@TWINS
+def test_rows_cut_short_or_too_long_are_refused(rows):
+    layout = rows.RowLayout(3, ["float32", "bool", "float64"])
+    [row] = layout.pack([b"k"], [np.ones(1, d) for d in layout.dtypes], np.array([1]), [None] * 3)
+    wrong = [row[:i] for i in range(len(row))] + [row + b"\0", row * 2, bytes(2_000_000)]
+    assert (fetch(rows, layout, [b"k"] * len(wrong), wrong)[2] == rows.ROW_CORRUPT).all()
+
+
+def reseal(key: bytes, row: bytes) -> bytes:
+    """The row with a checksum that is right for what it now says."""
+    return row[:16] + struct.pack("<I", reference.crc_of_row(key, row)) + row[20:]
+
+
+@TWINS
+def test_a_sealed_row_that_lies_about_its_size_is_never_read_past_its_end(rows):
+    """Checksums are no secret: short bodies, other widths and unknown fields are refused on their own account."""
+    layout = rows.RowLayout(3, ["float64"] * 9)
+    [row] = layout.pack([b"k"], [np.ones(1)] * 9, np.array([1]), [None] * 9)
+    lies = [row[:size] for size in range(24, len(row))] + [row + bytes(8)]
+    lies += [row[:at] + b"\x7f" + row[at + 1 :] for at in (0, 1, 2, 3, 20, 23)]
+    resealed = [reseal(b"k", lie) for lie in lies]
+    out, _, status = fetch(rows, layout, [b"k"] * len(resealed), resealed)
+    assert (status == rows.ROW_CORRUPT).all()
+    assert np.isnan(out).all()
+
+
+@quickly
+@given(st.binary(max_size=80), st.booleans())
+def test_kernel_and_twin_judge_arbitrary_bytes_alike(data, sealed):
+    if sealed and len(data) >= 24:
+        data = reseal(b"k", b"\x01\x00" + data[2:])
+    layouts = [rows.RowLayout(0, ["float32", "int64"]) for rows in (kernel, reference)]
+    ours, theirs = (fetch(None, layout, [b"k"], [data]) for layout in layouts)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@TWINS
+def test_absent_rows_and_other_schemas_are_told_apart(rows):
+    old, new = rows.RowLayout(1, ["float32"]), rows.RowLayout(2, ["float32", "bool"])
+    [row] = old.pack([b"k"], [np.ones(1, np.float32)], np.array([5]), [None])
+    out, times, status = fetch(rows, new, [b"k", b"k"], [None, row])
+    assert status.tolist() == [rows.ROW_ABSENT, rows.ROW_SCHEMA]
+    assert np.isnan(out).all()
+    assert times.tolist() == [0, 0]
+
+
+@TWINS
+def test_strided_columns_and_bool_masks_are_packed(rows):
+    layout = rows.RowLayout(1, ["float32", "bool"])
+    table = np.arange(12, dtype=np.float32).reshape(4, 3)
+    masks = [np.array([True, False, False, True]), None]
+    packed = layout.pack([b"k"] * 4, [table[:, 1], table[:, 0] > 3], np.arange(4), masks)
+    out, _, _ = fetch(rows, layout, [b"k"] * 4, packed)
+    np.testing.assert_array_equal(out, [[np.nan, 0], [4, 0], [7, 1], [np.nan, 1]])
+
+
+@TWINS
+def test_pack_and_unpack_refuse_what_does_not_fit(rows):
+    layout = rows.RowLayout(1, ["float32"])
+    column, times = np.zeros(2, np.float32), np.zeros(2, np.int64)
+    for keys, columns, at, nulls in [
+        ([b"a"], [column], times, [None]),
+        ([b"a", b"b"], [], times, [None]),
+        ([b"a", b"b"], [column], times, []),
+        ([b"a", b"b"], [column.astype(np.float64)], times, [None]),
+        ([b"a", b"b"], [column[:1]], times, [None]),
+        ([b"a", b"b"], [column.reshape(1, 2)], times, [None]),
+        ([b"a", b"b"], [column], times, [np.zeros(1, np.uint8)]),
+    ]:
+        with pytest.raises(ValueError):
+            layout.pack(keys, columns, at, nulls)
+    out, status = np.zeros((2, 1), np.float32), np.zeros(2, np.uint8)
+    for keys, o, t, s in [
+        ([b"a"], out, times, status),
+        ([b"a", b"b"], out[:1], times, status),
+        ([b"a", b"b"], np.zeros((2, 2), np.float32), times, status),
+        ([b"a", b"b"], out, times[:1], status),
+        ([b"a", b"b"], out, times, status[:1]),
+    ]:
+        with pytest.raises(ValueError):
+            layout.unpack(keys, [None, None], o, t, s)
+
+
+@TWINS
+@pytest.mark.parametrize("dtypes", [[], ["float16"], ["float32"] * 65_536])
+def test_layouts_that_cannot_be_are_refused(rows, dtypes):
+    with pytest.raises(ValueError):
+        rows.RowLayout(1, dtypes)
+
+
+def test_only_bytes_are_taken_for_keys_and_rows():
+    layout = kernel.RowLayout(1, ["float32"])
+    for keys, packed in [(["k"], [None]), ([None], [None]), ([b"k"], ["row"]), ([b"k"], [bytearray(30)])]:
+        with pytest.raises(TypeError):
+            fetch(kernel, layout, keys, packed)
+
+
+# scatter
+
+
+def scattered(rows, arguments, out, source):
+    out, source = out.copy(), source.copy()
+    counts = rows.scatter(*arguments, out, source)
+    return out, source, counts
+
+
+@st.composite
+def joins(draw):
+    u, v, n, k = (draw(st.integers(low, 5)) for low in (0, 1, 0, 1))
+    number = st.floats(width=32)
+
+    def array(strategy, dtype, *shape):
+        size = int(np.prod(shape))
+        return np.array(draw(st.lists(strategy, min_size=size, max_size=size)), dtype).reshape(shape)
+
+    values, defaults = array(number, np.float32, u, v), array(number, np.float32, v)
+    status, row_of = array(st.integers(0, 3), np.uint8, u), array(st.integers(-2, u - 1), np.int32, n)
+    columns = array(st.integers(0, k - 1), np.int32, v)
+    out, source = array(number, np.float32, n, k), array(st.integers(0, 1), np.uint8, n, k)
+    return (values, status, row_of, columns, defaults, draw(st.booleans())), out, source
+
+
+@quickly
+@given(joins())
+def test_scatter_equals_its_twin(join):
+    ours, theirs = (scattered(rows, *join) for rows in (kernel, reference))
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    assert ours[2] == theirs[2]
+
+
+@TWINS
+def test_a_value_is_the_callers_else_the_stores_else_the_default_else_missing(rows):
+    nan = np.nan
+    values = np.array([[1, nan, nan], [9, 9, 9]], np.float32)
+    status = np.array([rows.ROW_OK, rows.ROW_CORRUPT], np.uint8)
+    row_of = np.array([0, 1, -1, 0], np.int32)
+    columns, defaults = np.array([2, 0, 1], np.int32), np.array([nan, 5, nan], np.float32)
+    out = np.full((4, 4), 100, np.float32)
+    source = np.zeros((4, 4), np.uint8)
+    source[3, :] = rows.SOURCE_REQUEST
+    counts = rows.scatter(values, status, row_of, columns, defaults, True, out, source)
+    missing = [5, nan, nan, 100]
+    np.testing.assert_array_equal(out, [[5, nan, 1, 100], missing, missing, [100] * 4])
+    store, default, none = rows.SOURCE_STORE, rows.SOURCE_DEFAULT, rows.SOURCE_MISSING
+    assert source.tolist() == [[default, none, store, 0], *[[default, none, none, 0]] * 2, [1] * 4]
+    assert counts == (1, 3, 5)
+
+
+@TWINS
+def test_scatter_refuses_indices_and_shapes_that_do_not_fit(rows):
+    good = {
+        "values": np.zeros((2, 3), np.float32),
+        "status": np.zeros(2, np.uint8),
+        "row_of": np.zeros(4, np.int32),
+        "columns": np.arange(3, dtype=np.int32),
+        "defaults": np.zeros(3, np.float32),
+        "use_defaults": True,
+        "out": np.zeros((4, 5), np.float32),
+        "source": np.zeros((4, 5), np.uint8),
+    }
+    assert rows.scatter(*good.values()) == (12, 0, 0)
+    for name, bad in [
+        ("values", np.zeros((2, 2), np.float32)),
+        ("status", np.zeros(1, np.uint8)),
+        ("row_of", np.full(4, 2, np.int32)),
+        ("row_of", np.zeros(3, np.int32)),
+        ("columns", np.array([0, 1, 5], np.int32)),
+        ("columns", np.array([0, 1, -1], np.int32)),
+        ("defaults", np.zeros(4, np.float32)),
+        ("source", np.zeros((4, 4), np.uint8)),
+    ]:
+        with pytest.raises(ValueError):
+            rows.scatter(*(good | {name: bad}).values())
+
+
+# hashes
+
+
+def parsed(rows, replies, k):
+    out, status = np.full((len(replies), k), -7, np.float32), np.full(len(replies), 77, np.uint8)
+    rows.parse_hashes(replies, out, status)
+    return out, status
+
+
+NUMBERS = (
+    st.floats().map(repr)
+    | st.integers(-(10**20), 10**20).map(str)
+    | st.decimals(allow_nan=False, allow_infinity=False, places=4).map(str)
+    | st.from_regex(r"[+-]?[0-9.eE+_ ]{0,20}", fullmatch=True)
+)
+FIELDS = st.none() | NUMBERS.map(str.encode) | st.binary(max_size=6)
+
+
+@quickly
+@given(st.lists(st.lists(FIELDS, min_size=3, max_size=3), max_size=4))
+def test_parsed_hashes_equal_their_twin(replies):
+    ours, theirs = (parsed(rows, replies, 3) for rows in (kernel, reference))
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_array_equal(ours[1], theirs[1])
+
+
+@TWINS
+@quickly
+@given(number=st.floats(allow_nan=False) | st.decimals(-1000, 1000, places=3).map(float))
+def test_every_number_python_writes_is_read_back(rows, number):
+    with np.errstate(over="ignore"):
+        assert parsed(rows, [[repr(number).encode()]], 1)[0][0, 0] == np.float64(number).astype(np.float32)
+
+
+@TWINS
+@pytest.mark.parametrize(
+    "text", [b"", b" 1", b"1 ", b"1\n", b"1_0", b"0x10", b"1,5", b".", b"-", b"1e", b"1\x002", b"true", b"1" * 513]
+)
+def test_text_that_is_no_number_is_missing(rows, text):
+    out, status = parsed(rows, [[text]], 1)
+    assert np.isnan(out[0, 0])
+    assert status.tolist() == [rows.ROW_OK]
+
+
+@TWINS
+def test_hashes_absent_or_refused_by_the_store_are_statuses(rows):
+    out, status = parsed(rows, [[None, None], [None, b"-2.50"], ValueError("WRONGTYPE"), [b"inf", b"1e400"]], 2)
+    assert status.tolist() == [rows.ROW_ABSENT, rows.ROW_OK, rows.ROW_CORRUPT, rows.ROW_OK]
+    np.testing.assert_array_equal(out, [[np.nan] * 2, [np.nan, -2.5], [np.nan] * 2, [np.inf, np.inf]])
+
+
+@TWINS
+def test_replies_of_another_width_are_refused(rows):
+    for replies, k in [([[b"1"]], 2), ([[b"1", b"2"]], 1), ([[]], 0)]:
+        with pytest.raises(ValueError):
+            parsed(rows, replies, k)
