@@ -3,7 +3,7 @@
 Folders stand at the top level of the repository and are imported as ``penstock.<folder>``. Everything else about
 the project is in pyproject.toml. Environment switches, for developers only:
 
-- ``PENSTOCK_DEBUG=1``      bounds checks, ``-O0 -g`` and annotated HTML beside each kernel;
+- ``PENSTOCK_DEBUG=1``      bounds checks, ``-O0 -g`` and annotated HTML in build/cython;
 - ``PENSTOCK_SANITIZE=address,undefined``  kernels compiled under those sanitizers.
 """
 
@@ -43,6 +43,7 @@ DIRECTIVES = {
     "initializedcheck": DEBUG,
     "cdivision": True,
     "embedsignature": False,
+    "autotestdict": False,
 }
 
 

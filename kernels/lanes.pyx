@@ -184,7 +184,7 @@ def bucket_bounds():
     for index in range(4, BUCKETS):
         octave, quarter = index // 4 + 1, index % 4
         bounds.append((5 + quarter) * 2.0 ** (octave - 2) * 256e-9)
-    bounds[-1] = float("inf")
+    bounds[BUCKETS - 1] = float("inf")
     return bounds
 
 

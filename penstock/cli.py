@@ -1,0 +1,80 @@
+"""The command line: one group for each room, one clear line on stderr for every error a user can mend.
+
+Exit status: 0 done, 1 an error that is explained, 2 wrong usage, 130 interrupted. Heavy libraries are imported by the
+commands that need them, so that `penstock --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+from penstock import __version__
+from penstock.commands import convert, doctor, drift, features, models, serve
+from penstock.errors import PenstockError
+
+app = typer.Typer(
+    name="penstock",
+    no_args_is_help=True,
+    help="Inference server for internal services: gRPC, features from Redis, batching, ONNX, drift.",
+    epilog="Start here: penstock demo",
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(models.app, name="models")
+app.add_typer(features.app, name="features")
+app.add_typer(drift.app, name="drift")
+app.command("convert")(convert.convert)
+app.command("serve")(serve.serve)
+app.command("doctor")(doctor.doctor)
+
+
+@app.command(epilog="Example: penstock demo --customers 5000 --calls 5000")
+def demo(
+    customers: Annotated[int, typer.Option(min=500, help="Customers to make up.")] = 20_000,
+    calls: Annotated[int, typer.Option(min=500, help="Calls to send.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is random.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """The whole story on embedded defaults: features, training, conversion, serving, drift."""
+    from penstock.examples.fraud.demo import run
+
+    run(customers=customers, calls=calls, seed=seed, as_json=as_json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"penstock {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Set up logging for every command."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; never a traceback for what a user can mend."""
+    try:
+        app()
+    except PenstockError as error:
+        typer.echo(f"penstock: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""The border with protobuf: served versions as the protocol's messages."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from penstock.kernels.wire import PlanInput, PlanOutput
+from penstock.monitoring import FeatureDrift
+from penstock.proto import inference_pb2 as pb
+from penstock.proto import penstock_pb2 as penstock_pb
+from penstock.server.config import Config
+from penstock.server.version import Served
+from penstock.server.watch import Drift
+
+PLATFORM = "onnxruntime_onnx"
+BACKEND = "onnxruntime"
+
+
+def metadata(served: Served, versions: list[str]) -> pb.ModelMetadataResponse:
+    """ModelMetadata: tensors with -1 for the batch dimension."""
+    plan = served.plan
+    batch = [-1] if plan.batched else []
+    answer = pb.ModelMetadataResponse(name=served.name, versions=versions, platform=PLATFORM)
+    for tensor in plan.inputs:
+        answer.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=[*batch, *tensor.shape])
+    for output in plan.outputs:
+        answer.outputs.add(name=output.name, datatype=output.datatype, shape=[*batch, *output.shape])
+    return answer
+
+
+def model_config(served: Served, config: Config) -> pb.ModelConfigResponse:
+    """ModelConfig: tensors without the batch dimension, and what clients of Penstock need to know as parameters."""
+    plan = served.plan
+    answer = pb.ModelConfig(
+        name=served.name,
+        platform=PLATFORM,
+        backend=BACKEND,
+        max_batch_size=config.max_batch_rows if plan.batched else 0,
+        input=[_config_input(tensor, optional=tensor.kind == "matrix" and bool(_entity(served))) for tensor in plan.inputs],
+        output=[_config_output(tensor) for tensor in plan.outputs],
+    )
+    if plan.batched:
+        answer.dynamic_batching.max_queue_delay_microseconds = config.max_queue_delay_us
+    for key, value in parameters(served).items():
+        answer.parameters[key].string_value = value
+    return pb.ModelConfigResponse(config=answer)
+
+
+def parameters(served: Served) -> dict[str, str]:
+    """What ModelConfig tells Penstock's own clients."""
+    told = {"penstock.digest": f"sha256:{served.digest}"}
+    if served.plan.columns:
+        told["penstock.columns"] = json.dumps(served.plan.columns)
+        told["penstock.vector"] = served.plan.inputs[served.plan.matrix_slot].name
+    if _entity(served):
+        told["penstock.entity"] = _entity(served)
+    return told
+
+
+def _entity(served: Served) -> str:
+    return served.manifest.signature.entity
+
+
+def _data_type(datatype: str) -> Any:
+    return pb.DataType.Value(f"TYPE_{'STRING' if datatype == 'BYTES' else datatype}")
+
+
+def _config_input(tensor: PlanInput, *, optional: bool) -> pb.ModelInput:
+    return pb.ModelInput(
+        name=tensor.name, data_type=_data_type(tensor.datatype), dims=tensor.shape, optional=optional
+    )
+
+
+def _config_output(tensor: PlanOutput) -> pb.ModelOutput:
+    return pb.ModelOutput(name=tensor.name, data_type=_data_type(tensor.datatype), dims=tensor.shape)
+
+
+def statistics(served: Served) -> pb.ModelStatistics:
+    """ModelStatistics as Triton counts: durations of batches stand for each of their calls in proportion."""
+    seen = served.lane.snapshot()
+    calls, batches = seen["queue"]["count"], seen["batches"]
+    share = calls / batches if batches else 0.0
+    answer = pb.ModelStatistics(
+        name=served.name,
+        version=str(served.version),
+        last_inference=seen["last_ms"],
+        inference_count=seen["rows"],
+        execution_count=batches,
+    )
+    stats = answer.inference_stats
+    _duration(stats.success, seen["succeeded"], seen["total"]["ns"])
+    _duration(stats.fail, seen["failed"] + seen["refused"] + seen["invalid"] + seen["expired"], seen["failed_ns"])
+    _duration(stats.queue, calls, seen["queue"]["ns"])
+    _duration(stats.compute_input, calls, int(seen["lookup"]["ns"] * share))
+    _duration(stats.compute_infer, calls, int(seen["compute"]["ns"] * share))
+    _duration(stats.compute_output, calls, int(seen["encode"]["ns"] * share))
+    for rows, (count, ns) in seen["sizes"].items():
+        entry = answer.batch_stats.add(batch_size=rows)
+        _duration(entry.compute_infer, count, ns)
+    return answer
+
+
+def _duration(target: pb.StatisticDuration, count: int, ns: int) -> None:
+    target.count, target.ns = count, ns
+
+
+def model_drift(served: Served, drift: Drift) -> penstock_pb.ModelDrift:
+    """One version's window against its reference."""
+    window = drift.window
+    answer = penstock_pb.ModelDrift(
+        model_name=served.name,
+        version=str(served.version),
+        window_start_ms=int(window.start * 1000),
+        window_end_ms=int(window.end * 1000),
+        rows=window.rows,
+        complete=window.complete,
+        features=[_feature_drift(entry) for entry in drift.features],
+    )
+    if drift.score is not None:
+        answer.score.CopyFrom(_feature_drift(drift.score))
+    return answer
+
+
+def _feature_drift(entry: FeatureDrift) -> penstock_pb.FeatureDrift:
+    return penstock_pb.FeatureDrift(
+        name=entry.name,
+        rows=entry.rows,
+        ks=entry.ks,
+        ks_pvalue=entry.ks_pvalue,
+        kl=entry.kl,
+        psi=entry.psi,
+        missing_reference=entry.missing_reference,
+        missing_current=entry.missing_current,
+    )

@@ -1,0 +1,140 @@
+"""Prometheus metrics: counters kept by compiled code, read when somebody scrapes. Nothing here runs per request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from penstock.kernels.lanes import bucket_bounds
+from penstock.server.errors import BadConfig
+from penstock.server.lifecycle import Models
+from penstock.server.version import Served
+from penstock.server.watch import Drift
+
+MODEL = ("model", "version")
+RESULTS = ("succeeded", "failed", "refused", "invalid", "expired", "cancelled")
+CALL_PHASES = ("total", "queue")
+BATCH_PHASES = ("lookup", "compute", "encode")
+_BOUNDS = bucket_bounds()
+_OCTAVES = [*range(3, 108, 4), len(_BOUNDS) - 1]  # one bound in four: a factor of two apart, 1 us to 68 s
+
+
+def serve(models: Models, host: str, port: int) -> tuple[WSGIServer, Thread]:
+    """Answer scrapes on /metrics in a thread of its own, until the server is shut down.
+
+    Raises:
+        BadConfig: the address cannot be bound.
+    """
+    registry = CollectorRegistry()
+    registry.register(LaneCollector(models))
+    try:
+        return start_http_server(port, host, registry)
+    except OSError as error:
+        raise BadConfig(f"metrics: {host}:{port} cannot be listened on: {error.strerror}") from error
+
+
+class LaneCollector(Collector):
+    """Reads the counters of every served version."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, at this moment."""
+        served = self._models.of("")
+        seen = [(s, [s.name, str(s.version)], s.lane.snapshot()) for s in served]
+        yield from _traffic(seen)
+        yield _phases("penstock_request_duration_seconds", "Calls, by phase", CALL_PHASES, seen)
+        yield _phases("penstock_batch_duration_seconds", "Batches, by phase", BATCH_PHASES, seen)
+        yield from _features(served)
+        yield from _drift(served)
+
+
+def _traffic(seen: list[tuple[Served, list[str], dict[str, Any]]]) -> Iterator[Metric]:
+    requests = CounterMetricFamily("penstock_requests", "Calls, by what became of them", labels=[*MODEL, "result"])
+    rows = CounterMetricFamily("penstock_rows", "Rows run", labels=MODEL)
+    batches = CounterMetricFamily("penstock_batches", "Batches run", labels=MODEL)
+    queued = GaugeMetricFamily("penstock_queue_rows", "Rows waiting", labels=MODEL)
+    queued_bytes = GaugeMetricFamily("penstock_queue_bytes", "Request bytes waiting", labels=MODEL)
+    info = GaugeMetricFamily("penstock_model_info", "Served versions", labels=[*MODEL, "digest"])
+    for served, labels, counts in seen:
+        for result in RESULTS:
+            requests.add_metric([*labels, result], counts[result])
+        rows.add_metric(labels, counts["rows"])
+        batches.add_metric(labels, counts["batches"])
+        queued.add_metric(labels, counts["queued_rows"])
+        queued_bytes.add_metric(labels, counts["queued_bytes"])
+        info.add_metric([*labels, served.digest], 1)
+    yield from (requests, rows, batches, queued, queued_bytes, info)
+
+
+def _phases(
+    name: str, text: str, phases: tuple[str, ...], seen: list[tuple[Served, list[str], dict[str, Any]]]
+) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=[*MODEL, "phase"])
+    for _, labels, counts in seen:
+        for phase in phases:
+            counted = counts[phase]
+            family.add_metric([*labels, phase], _cumulative(counted["buckets"]), counted["ns"] * 1e-9)
+    return family
+
+
+def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
+    """Counts at or under each octave's bound, as Prometheus wants them."""
+    total, out, following = 0, [], 0
+    for index in _OCTAVES:
+        total += sum(buckets[following : index + 1])
+        following = index + 1
+        bound = _BOUNDS[index]
+        out.append(("+Inf" if bound == float("inf") else f"{bound:.9g}", float(total)))
+    return out
+
+
+def _features(served: list[Served]) -> Iterator[Metric]:
+    values = CounterMetricFamily("penstock_feature_values", "Feature values looked up", labels=[*MODEL, "source"])
+    outages = CounterMetricFamily("penstock_feature_outages", "Look-ups the store did not answer", labels=MODEL)
+    for version in served:
+        if version.pipeline.join is None:
+            continue
+        counts, labels = version.pipeline.join.counts, [version.name, str(version.version)]
+        for source in ("store", "default", "missing"):
+            values.add_metric([*labels, source], getattr(counts, source))
+        outages.add_metric(labels, counts.outages)
+    yield from (values, outages)
+
+
+def _drift(served: list[Served]) -> Iterator[Metric]:
+    labels = [*MODEL, "feature"]
+    gauges = {
+        name: GaugeMetricFamily(f"penstock_drift_{name}", text, labels=labels)
+        for name, text in (
+            ("ks", "Kolmogorov-Smirnov statistic of the last window against the reference"),
+            ("kl", "Kullback-Leibler divergence of the last window from the reference, nats"),
+            ("psi", "Population stability index of the last window"),
+            ("missing_current", "Share of missing values in the last window"),
+        )
+    }
+    rows = GaugeMetricFamily("penstock_drift_window_rows", "Rows in the last window", labels=MODEL)
+    for version in served:
+        if version.pipeline.watch is None:
+            continue
+        drift, key = version.pipeline.watch.drift(), [version.name, str(version.version)]
+        rows.add_metric(key, drift.window.rows)
+        for feature, entry in _named(drift):
+            for name, gauge in gauges.items():
+                gauge.add_metric([*key, feature], getattr(entry, name))
+    yield from (rows, *gauges.values())
+
+
+def _named(drift: Drift) -> Iterator[tuple[str, Any]]:
+    for entry in drift.features:
+        yield entry.name, entry
+    if drift.score is not None:
+        yield "penstock.score", drift.score

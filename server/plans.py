@@ -1,0 +1,53 @@
+"""From a manifest to the compiled plan of what a version takes and gives."""
+
+from __future__ import annotations
+
+from penstock.errors import PenstockError
+from penstock.features.schema import FeatureView
+from penstock.kernels.wire import Plan, PlanInput, PlanOutput
+from penstock.registry.manifest import Manifest, TensorSpec
+
+FEATURES = "penstock.features"
+"""Output on request: the joined vector, FP32 [n, k]."""
+FEATURE_STATUS = "penstock.feature_status"
+"""Output on request: where each value came from, BYTES [n, k]: request, store, cache, default or missing."""
+
+
+def views_of(manifest: Manifest) -> tuple[FeatureView, ...]:
+    """The feature views a version joins."""
+    return tuple(FeatureView.model_validate(entry.schema_) for entry in manifest.feature_sets)
+
+
+def plan_of(manifest: Manifest, digest: str) -> Plan:
+    """The plan of a version; `digest` is told in every answer.
+
+    Raises:
+        PenstockError: the signature cannot be served.
+    """
+    signature = manifest.signature
+    row = slice(1 if signature.batched else 0, None)
+    inputs = [_input(spec, signature.columns, row) for spec in signature.inputs]
+    outputs = [PlanOutput(spec.name, spec.datatype, spec.shape[row], on_request=False) for spec in signature.outputs]
+    if signature.entity:
+        inputs.insert(0, PlanInput(signature.entity, "BYTES", (1,), "entity", optional=True))
+        width = (len(signature.columns),)
+        outputs.append(PlanOutput(FEATURES, "FP32", width, on_request=True))
+        outputs.append(PlanOutput(FEATURE_STATUS, "BYTES", width, on_request=True))
+    try:
+        return Plan(
+            manifest.model_name,
+            str(manifest.version),
+            inputs,
+            outputs,
+            columns=signature.columns,
+            batched=signature.batched,
+            parameters={"digest": f"sha256:{digest[:16]}"},
+        )
+    except ValueError as error:
+        raise PenstockError(f"{manifest.model_name} version {manifest.version} cannot be served: {error}") from error
+
+
+def _input(spec: TensorSpec, columns: tuple[str, ...], row: slice) -> PlanInput:
+    if columns:  # one matrix; also taken column by column, hence optional
+        return PlanInput(spec.name, "FP32", (len(columns),), "matrix", optional=True)
+    return PlanInput(spec.name, spec.datatype, spec.shape[row], "tensor", optional=False)

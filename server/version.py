@@ -1,0 +1,127 @@
+"""One served version: its lane, its pipeline and the threads between them."""
+
+from __future__ import annotations
+
+import time
+from threading import Thread
+from typing import Any
+
+import numpy as np
+
+from penstock.errors import PenstockError
+from penstock.features.store import FeatureStore
+from penstock.features.transforms import Transforms
+from penstock.kernels.lanes import Lane
+from penstock.kernels.transforms import Program
+from penstock.kernels.wire import Plan
+from penstock.monitoring import Reference
+from penstock.registry import Version
+from penstock.registry.manifest import Manifest
+from penstock.server.config import Config
+from penstock.server.join import Join
+from penstock.server.pipeline import Pipeline, serve
+from penstock.server.plans import plan_of, views_of
+from penstock.server.session import Session
+from penstock.server.watch import Watch
+
+
+class Served:
+    """A version that answers calls, from loading to the last answer.
+
+    Args:
+        version: verified files of the version.
+        config: limits and threads.
+        store: the feature store, or None where the operator gave none.
+
+    Raises:
+        PenstockError: the version cannot be served, and why.
+    """
+
+    def __init__(self, version: Version, config: Config, store: FeatureStore | None) -> None:
+        self.manifest: Manifest = version.manifest
+        self.digest = version.digest
+        self.plan = plan_of(version.manifest, version.digest)
+        self.pipeline = _pipeline(version, self.plan, config, store)
+        _warm(self.plan, self.pipeline.session)
+        self.lane = Lane(
+            self.plan,
+            max_batch_rows=config.max_batch_rows,
+            max_queue_rows=config.max_queue_rows,
+            max_queue_bytes=config.max_queue_bytes,
+            max_queue_delay_us=config.max_queue_delay_us,
+        )
+        workers = config.workers or (2 if self.pipeline.join else 1)
+        name = f"{self.manifest.model_name}/{self.manifest.version}"
+        self._workers = [
+            Thread(target=serve, args=(self.lane, self.pipeline), name=f"worker {name} {i}", daemon=True)
+            for i in range(workers)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.model_name
+
+    @property
+    def version(self) -> int:
+        """The version's number."""
+        return self.manifest.version
+
+    def drain(self) -> None:
+        """Refuse new calls and finish those that are queued, in the background."""
+        self.lane.drain()
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait until every queued call is answered; False where time ran out."""
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        for worker in self._workers:
+            worker.join(None if until is None else max(0.0, until - time.monotonic()))
+        return not any(worker.is_alive() for worker in self._workers)
+
+
+def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
+    manifest, files = version.manifest, version.files
+    signature = manifest.signature
+    bfloat16 = frozenset(spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype == "BF16")
+    outputs = [spec.name for spec in signature.outputs]
+    session = Session(files[manifest.artifact_path], outputs, bfloat16=bfloat16, threads=config.intra_op_threads)
+    watch = None
+    if "profile.json" in files:
+        reference = Reference.from_json(files["profile.json"])
+        watch = Watch(reference, manifest.score, config.drift_window_s, time.time())
+    return Pipeline(plan, session, _join(manifest, config, store), _transforms(version), watch)
+
+
+def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Join | None:
+    if not manifest.signature.entity:
+        return None
+    if store is None:
+        raise PenstockError(
+            f"{manifest.model_name} version {manifest.version} joins features and no store is given; "
+            "start the server with --features URL"
+        )
+    return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
+
+
+def _transforms(version: Version) -> Program | None:
+    if "transforms.json" not in version.files:
+        return None
+    transforms = Transforms.model_validate_json(version.files["transforms.json"])
+    return transforms.program(version.manifest.signature.columns)
+
+
+def _warm(plan: Plan, session: Session) -> None:
+    """Run once on zeros, so that the first caller does not pay for ONNX Runtime's first allocation."""
+    from penstock.kernels.wire import NUMPY
+
+    feeds: dict[str, Any] = {}
+    for entry in plan.inputs:
+        if entry.kind == "entity":
+            continue
+        shape = tuple(max(size, 1) for size in entry.shape)
+        shape = (1, *shape) if plan.batched else shape
+        empty = np.full(shape, "", object) if entry.datatype == "BYTES" else np.zeros(shape, NUMPY[entry.datatype])
+        feeds[entry.name] = empty
+    session.run(feeds)
