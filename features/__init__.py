@@ -1,0 +1,34 @@
+"""Features of entities: views that declare them, stores that keep them, transforms as data, ingestion.
+
+What is public is named here; `penstock.features.transforms` and `penstock.features.ingest` are imported by those who
+need them. Nothing here imports Redis or pyarrow before a store is opened or a file is read.
+"""
+
+from penstock.features.errors import (
+    FeatureError,
+    InvalidData,
+    InvalidView,
+    SchemaChanged,
+    StoreMisconfigured,
+    StoreUnavailable,
+    UnknownView,
+)
+from penstock.features.schema import Column, FeatureView, read_views
+from penstock.features.store import FeatureStore, FetchedRows, Lookup, open_store
+
+__all__ = [
+    "Column",
+    "FeatureError",
+    "FeatureStore",
+    "FeatureView",
+    "FetchedRows",
+    "InvalidData",
+    "InvalidView",
+    "Lookup",
+    "SchemaChanged",
+    "StoreMisconfigured",
+    "StoreUnavailable",
+    "UnknownView",
+    "open_store",
+    "read_views",
+]

@@ -1,0 +1,112 @@
+"""A feature store in a dictionary, for tests and for trying things out: the same rows, keys and rules as on Redis.
+
+`memory://` is a new store each time; `memory://name` is the same one for everybody in this process.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.features.columns import Table, check_table, to_text
+from penstock.features.errors import UnknownView
+from penstock.features.schema import FeatureView
+from penstock.features.store import FetchedRows, Lookup, refuse_change
+from penstock.kernels.rows import parse_hashes
+
+
+class MemoryStore:
+    """Rows in this process; `clock` gives seconds, for their expiry."""
+
+    _named: ClassVar[dict[str, MemoryStore]] = {}
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rows: dict[bytes, tuple[float, bytes]] = {}
+        self._hashes: dict[bytes, tuple[float, dict[bytes, bytes]]] = {}
+        self._views: dict[str, FeatureView] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def named(cls, name: str) -> MemoryStore:
+        """The store of that name, or a new one for the empty name."""
+        return cls._named.setdefault(name, cls()) if name else cls()
+
+    def fetch(self, lookups: Sequence[Lookup], timeout_s: float) -> list[FetchedRows]:  # noqa: ARG002 -- never waits
+        """All rows of all lookups (see `FeatureStore.fetch`)."""
+        with self._lock:
+            return [self._fetch(lookup, self._clock()) for lookup in lookups]
+
+    def _fetch(self, lookup: Lookup, now: float) -> FetchedRows:
+        answer = FetchedRows.empty(lookup)
+        view = lookup.view
+        keys = view.keys(lookup.entities)
+        if view.layout == "row":
+            found = [self._rows.get(key) for key in keys]
+            rows = [held[1] if held and held[0] > now else None for held in found]
+            view.row_layout.unpack(keys, rows, answer.values, answer.event_times, answer.status)
+        else:
+            hashes = [self._hashes.get(key, (now, {})) for key in keys]
+            replies = [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
+            parse_hashes(replies, answer.values, answer.status)
+        return answer
+
+    def put(
+        self,
+        view: FeatureView,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64] | None = None,
+    ) -> int:
+        """Write rows (see `FeatureStore.put`)."""
+        table = check_table(view, entities, columns, event_times)
+        keys = view.keys(entities)
+        with self._lock:
+            until = self._clock() + view.ttl_s
+            if view.layout == "row":
+                rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
+                self._rows |= {key: (until, row) for key, row in zip(keys, rows, strict=True)}
+            else:
+                self._put_hashes(view, keys, table, until)
+        return len(entities)
+
+    def _put_hashes(self, view: FeatureView, keys: Sequence[bytes], table: Table, until: float) -> None:
+        texts = [to_text(values) for values in table.values]
+        for i, key in enumerate(keys):
+            held = dict(self._hashes.get(key, (until, {}))[1])
+            for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
+                if nulls is not None and nulls[i]:
+                    held.pop(field, None)
+                else:
+                    held[field] = text[i]
+            self._hashes[key] = (until, held)
+
+    def apply(self, view: FeatureView, *, replace: bool = False) -> None:
+        """Store the definition (see `FeatureStore.apply`)."""
+        with self._lock:
+            if view.name in self._views and not replace:
+                refuse_change(self._views[view.name], view)
+            self._views[view.name] = view
+
+    def views(self) -> list[FeatureView]:
+        """Every definition, by name."""
+        with self._lock:
+            return [self._views[name] for name in sorted(self._views)]
+
+    def view(self, name: str) -> FeatureView:
+        """One definition; raises `UnknownView`."""
+        with self._lock:
+            if name not in self._views:
+                raise UnknownView(f"no view {name!r} in this feature store; apply its YAML file first")
+            return self._views[name]
+
+    def ping(self) -> None:
+        """Return: it always answers."""
+
+    def close(self) -> None:
+        """Nothing to give back; a named store keeps its rows."""

@@ -1,0 +1,130 @@
+"""The port: what every feature store can do, and `open_store`, which picks one by URL.
+
+    redis://[user:password@]host[:port][/db]   rediss:// (TLS)   unix:///path.sock
+    embedded://            a private redis-server, gone with this process
+    embedded:///folder     one kept in a folder, shared by the processes that open it
+    memory:// [name]       a dictionary in this process, for tests
+
+`fetch` is the hot path: one round trip for all views of a batch, and never longer than its time limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.features.errors import InvalidView, SchemaChanged, StoreMisconfigured
+from penstock.features.schema import FeatureView
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """What is wanted of one view: its entities, each once."""
+
+    view: FeatureView
+    entities: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedRows:
+    """Answer to a lookup of u entities of a view with k columns.
+
+    Attributes:
+        values: float32 [u, k], NaN for null and for every value of a row that is not OK.
+        event_times: int64 [u], ms since 1970 (UTC), 0 where unknown (absent rows, hash layout).
+        status: uint8 [u], `ROW_OK`, `ROW_ABSENT`, `ROW_CORRUPT` or `ROW_SCHEMA` of `penstock.kernels.rows`.
+    """
+
+    values: NDArray[np.float32]
+    event_times: NDArray[np.int64]
+    status: NDArray[np.uint8]
+
+    @classmethod
+    def empty(cls, lookup: Lookup) -> FetchedRows:
+        """Arrays of the right shapes, to be filled in full."""
+        rows = len(lookup.entities)
+        values = np.empty((rows, len(lookup.view.columns)), np.float32)
+        return cls(values, np.zeros(rows, np.int64), np.empty(rows, np.uint8))
+
+
+class FeatureStore(Protocol):
+    """A place where rows of features are kept. Safe to use from many threads."""
+
+    def fetch(self, lookups: Sequence[Lookup], timeout_s: float) -> list[FetchedRows]:
+        """All rows in one round trip; `StoreUnavailable` within `timeout_s` (never later than 1.2 times that)."""
+        ...
+
+    def put(
+        self,
+        view: FeatureView,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64] | None = None,
+    ) -> int:
+        """Write rows, replacing older ones; the number written.
+
+        `columns` has exactly the view's names, each 1-D and as long as `entities`; NaN, and a masked element of a
+        `numpy.ma` array, is null. `event_times` are ms since 1970 (UTC), now if None. Raises `InvalidData`.
+        """
+        ...
+
+    def apply(self, view: FeatureView, *, replace: bool = False) -> None:
+        """Store the definition; `SchemaChanged` if other columns stand under the name, unless `replace`."""
+        ...
+
+    def views(self) -> list[FeatureView]:
+        """Every valid definition, by name; what is not valid is logged and left out."""
+        ...
+
+    def view(self, name: str) -> FeatureView:
+        """One definition; raises `UnknownView` or `InvalidView`."""
+        ...
+
+    def ping(self) -> None:
+        """Return if the store answers; else `StoreUnavailable` or `StoreMisconfigured`."""
+        ...
+
+    def close(self) -> None:
+        """Give back connections and processes. Closing twice is allowed."""
+        ...
+
+
+def refuse_change(old: FeatureView, new: FeatureView) -> None:
+    """`SchemaChanged` if rows written under `old` cannot be read under `new`."""
+    if not new.same_rows(old):
+        raise SchemaChanged(
+            f"view {new.name!r} exists with other columns, layout or entity, and its rows would read as missing; "
+            "give the new one another name, or replace it (--replace) and ingest again"
+        )
+
+
+def stored_view(name: str, definition: bytes, where: str) -> FeatureView:
+    """A definition as read from a store, checked like one from a stranger; raises `InvalidView`."""
+    view = FeatureView.parse(definition, source=f"the definition of view {name!r} in {where}")
+    if view.name != name:
+        raise InvalidView(f"the definition of view {name!r} in {where} is that of {view.name!r}")
+    return view
+
+
+def open_store(url: str) -> FeatureStore:
+    """The store behind `url`. Network stores connect at first use; raises `StoreMisconfigured` for a bad URL."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in {"redis", "rediss", "unix"}:
+        from penstock.features.redis import RedisStore
+
+        return RedisStore(url)
+    if separator and scheme == "embedded":
+        from penstock.features.embedded import EmbeddedStore
+
+        return EmbeddedStore(rest)
+    if separator and scheme == "memory":
+        from penstock.features.memory import MemoryStore
+
+        return MemoryStore.named(rest)
+    known = "redis://, rediss://, unix://, embedded:// and memory://"
+    shown = f"{scheme}://..." if separator else "no scheme"  # the rest may hold a password
+    raise StoreMisconfigured(f"a feature store's URL begins with {known}; this one has {shown}")

@@ -1,0 +1,169 @@
+"""`penstock features`: declare views, load tables into the feature store, look rows up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from penstock.features import FeatureStore, FeatureView
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Features of entities, kept in Redis.
+
+    The store is --features URL, else the environment's PENSTOCK_FEATURES, else an embedded Redis in the folder
+    penstock-features of the current directory (embedded:///...), which keeps its rows from one command to the next.
+
+    Example: penstock features apply customer.yaml && penstock features ingest customer_activity rows.parquet
+    """,
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        "--features",
+        metavar="URL",
+        help="redis://, rediss://, unix:// or embedded:///FOLDER. Default: $PENSTOCK_FEATURES, else "
+        "embedded:///CURRENT-DIRECTORY/penstock-features.",
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def opened(url: str | None) -> Iterator[FeatureStore]:
+    """The store of this command, closed at its end."""
+    from penstock.features import open_store
+
+    url = url or os.environ.get("PENSTOCK_FEATURES") or f"embedded://{Path.cwd() / 'penstock-features'}"
+    with closing(open_store(url)) as store:
+        yield store
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="YAML file with one view or several.")],
+    features: Url = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Allow other columns under the name of a view.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Declare the views of a YAML file.
+
+    Example: penstock features apply customer.yaml
+    """
+    from penstock.commands._console import console, print_json
+    from penstock.features import read_views
+
+    views = read_views(file)
+    with opened(features) as store:
+        for view in views:
+            store.apply(view, replace=replace)
+    if as_json:
+        print_json([view.name for view in views])
+        return
+    for view in views:
+        console.print(f"applied [bold]{view.name}[/]: {len(view.columns)} columns of {view.entity}, ttl {view.ttl_s} s")
+
+
+@app.command()
+def ingest(
+    view: Annotated[str, typer.Argument(help="Name of an applied view.")],
+    file: Annotated[Path, typer.Argument(help="Table: .parquet or .csv.")],
+    features: Url = None,
+    time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a table's rows into the store.
+
+    Example: penstock features ingest customer_activity rows.parquet --time at
+    """
+    from penstock.commands._console import console, print_json
+    from penstock.features.ingest import ingest as write
+
+    with opened(features) as store, progress_bar(f"ingesting {file.name}") as progress:
+        report = write(store, store.view(view), file, progress=progress, time_column=time)
+    if as_json:
+        print_json(
+            {"view": report.view, "rows": report.rows, "seconds": report.seconds, "rows_per_s": report.rows_per_s}
+        )
+        return
+    console.print(f"wrote {report.rows:,} rows in {report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)")
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, float], None]]:
+    """A bar on stderr, moved by calling it with the rows done and the fraction of the whole."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from penstock.commands._console import errors
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"))
+    with Progress(*columns, TimeElapsedColumn(), console=errors) as bar:
+        task = bar.add_task(title, total=1.0, rows=0)
+        yield lambda rows, fraction: bar.update(task, completed=fraction, rows=rows)
+
+
+@app.command()
+def get(
+    view: Annotated[str, typer.Argument(help="Name of an applied view.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entity ids.")],
+    features: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Look rows up as the server does, before defaults.
+
+    Example: penstock features get customer_activity 17 42
+    """
+    from penstock.commands._console import print_json, print_table
+    from penstock.features import Lookup
+
+    with opened(features) as store:
+        found = store.view(view)
+        rows = store.fetch([Lookup(found, [identifier.encode() for identifier in ids])], timeout_s=2.0)[0]
+    records = [_record(found, identifier, rows, i) for i, identifier in enumerate(ids)]
+    if as_json:
+        print_json(records)
+        return
+    headers = (found.entity, "status", "event time", *found.column_names)
+    cells = [(r["entity"], r["status"], r["event_time"] or "", *map(_shown, r["values"].values())) for r in records]
+    print_table(found.name, headers, cells, numeric=found.column_names)
+
+
+def _record(view: FeatureView, identifier: str, rows: Any, i: int) -> dict[str, Any]:
+    status = ("ok", "absent", "corrupt", "other schema")[rows.status[i]]
+    at = datetime.fromtimestamp(rows.event_times[i] / 1000, UTC).isoformat() if rows.event_times[i] else None
+    values = {
+        name: None if value != value else value  # noqa: PLR0124 -- NaN is null
+        for name, value in zip(view.column_names, rows.values[i].tolist(), strict=True)
+    }
+    return {"entity": identifier, "status": status, "event_time": at, "values": values}
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.7g}"
+
+
+@app.command("list")
+def list_views(features: Url = None, as_json: Json = False) -> None:
+    """List the views of the store.
+
+    Example: penstock features list --json
+    """
+    from penstock.commands._console import print_json, print_table
+
+    with opened(features) as store:
+        views = store.views()
+    if as_json:
+        print_json([view.model_dump(mode="json") for view in views])
+        return
+    headers = ("view", "entity", "columns", "layout", "ttl s", "on missing", "on outage")
+    rows = [(v.name, v.entity, len(v.columns), v.layout, v.ttl_s, v.on_missing, v.on_outage) for v in views]
+    print_table("", headers, rows, numeric=("columns", "ttl s"))

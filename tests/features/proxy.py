@@ -1,0 +1,109 @@
+"""A TCP proxy in front of a unix socket that can misbehave, for tests of what happens when a store does.
+
+open         bytes pass
+black hole   requests are swallowed, nothing comes back
+drip         replies come back one byte each 10 ms
+cut          after so many bytes of a reply the connection is closed
+stray        the reply is preceded by another one, as if somebody else's had been left on the connection
+refused      nobody listens
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class Proxy:
+    """Listens on a free port of loopback; `mode` may be changed at any time and holds for connections that are open."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+        self.mode = "open"
+        self.cut_after = 10
+        self.stray = b""
+        self.accepted = 0
+        self._listener = self._listen(0)
+        self.port = self._listener.getsockname()[1]
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def _listen(self, port: int) -> socket.socket:
+        listener = socket.create_server(("127.0.0.1", port))
+        self._run(self._accept, listener)
+        return listener
+
+    def _run(self, target, *arguments) -> None:
+        thread = threading.Thread(target=target, args=arguments)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                self.accepted += 1
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self._upstream)
+                self._sockets += [client, server]
+                self._run(self._requests, client, server)
+                self._run(self._replies, client, server)
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                if self.mode != "black hole":
+                    server.sendall(data)
+        self._close(client, server)
+
+    def _replies(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(1 << 16):
+                if self.mode == "cut":
+                    client.sendall(data[: self.cut_after])
+                    break
+                self._pass(client, data)
+        self._close(client, server)
+
+    def _pass(self, client: socket.socket, data: bytes) -> None:
+        if self.mode == "drip":
+            for i in range(len(data)):
+                client.sendall(data[i : i + 1])
+                if self._ended.wait(0.01):
+                    return
+        else:
+            client.sendall(self.stray + data if self.mode == "stray" else data)
+
+    def _close(self, *ends: socket.socket) -> None:
+        for end in ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut_all(self) -> None:
+        """Close every connection, as a restart does."""
+        self._close(*self._sockets)
+
+    def refuse(self) -> None:
+        self._close(self._listener)
+        self._listener.close()
+        self.cut_all()
+
+    def restore(self) -> None:
+        """Be well again, on the same port."""
+        self.mode = "open"
+        if self._listener.fileno() < 0:
+            self._listener = self._listen(self.port)
+
+    def close(self) -> None:
+        self._ended.set()
+        self.refuse()
+        for thread in self._threads:
+            thread.join(10)
+        for end in self._sockets:
+            end.close()

@@ -1,0 +1,93 @@
+"""`penstock features` as a user runs it."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from penstock.commands.features import app
+from penstock.features import InvalidView, SchemaChanged, UnknownView
+
+YAML = """
+name: activity
+entity: customer
+columns: [{name: count, dtype: int64}, {name: amount, dtype: float64, default: 1}]
+"""
+CSV = "customer,count,amount,at\n17,42,150.5,2024-01-01T00:00:00Z\n18,,2,2024-01-02T00:00:00Z\n"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs a command in an empty folder; gives what it printed, raises what it raised."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PENSTOCK_FEATURES", raising=False)
+    (tmp_path / "view.yaml").write_text(YAML)
+    (tmp_path / "rows.csv").write_text(CSV)
+
+    def run(*words):
+        result = CliRunner().invoke(app, words)
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    return run
+
+
+def test_applied_ingested_and_looked_up_across_commands_in_the_folder_s_own_store(run, tmp_path):
+    assert "activity" in run("apply", "view.yaml")
+    assert "wrote 2 rows" in run("ingest", "activity", "rows.csv", "--time", "at")
+    assert (tmp_path / "penstock-features").is_dir()
+    found = json.loads(run("get", "activity", "17", "18", "19", "--json"))
+    assert [(record["entity"], record["status"]) for record in found] == [("17", "ok"), ("18", "ok"), ("19", "absent")]
+    assert found[0]["values"] == {"count": 42, "amount": 150.5}
+    assert found[1]["values"] == {"count": None, "amount": 2}
+    assert found[1]["event_time"] == "2024-01-02T00:00:00+00:00"
+    assert found[2]["event_time"] is None
+    shown = run("get", "activity", "17")
+    assert "150.5" in shown
+    assert "count" in shown
+
+
+def test_the_store_is_the_option_s_then_the_environment_s(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-environment")
+    run("apply", "view.yaml")
+    assert json.loads(run("list", "--json"))[0]["name"] == "activity"
+    assert json.loads(run("list", "--json", "--features", "memory://commands-option")) == []
+    assert not (tmp_path / "penstock-features").exists()
+
+
+def test_machines_get_json(run, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-json")
+    assert json.loads(run("apply", "view.yaml", "--json")) == ["activity"]
+    report = json.loads(run("ingest", "activity", "rows.csv", "--json"))
+    assert report["rows"] == 2
+    assert report["rows_per_s"] > 0
+    assert json.loads(run("list", "--json"))[0]["columns"][0]["name"] == "count"
+
+
+def test_a_changed_schema_is_refused_unless_replaced(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-replace")
+    run("apply", "view.yaml")
+    (tmp_path / "view.yaml").write_text(YAML.replace("float64", "float32"))
+    with pytest.raises(SchemaChanged, match="--replace"):
+        run("apply", "view.yaml")
+    run("apply", "view.yaml", "--replace")
+    assert json.loads(run("list", "--json"))[0]["columns"][1]["dtype"] == "float32"
+
+
+def test_mistakes_are_errors_a_user_can_mend(run, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-mistakes")
+    with pytest.raises(InvalidView, match=r"none\.yaml"):
+        run("apply", "none.yaml")
+    with pytest.raises(UnknownView, match="'activity'"):
+        run("ingest", "activity", "rows.csv")
+    with pytest.raises(UnknownView, match="'activity'"):
+        run("get", "activity", "17")
+
+
+@pytest.mark.parametrize("command", ["apply", "ingest", "get", "list"])
+def test_help_has_an_example_and_names_the_default_store(command):
+    shown = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout.split())
+    assert f"Example: penstock features {command}" in shown
+    assert "PENSTOCK_FEATURES" in shown
+    assert "penstock-features" in shown
