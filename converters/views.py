@@ -1,0 +1,78 @@
+"""Feature views of a version: which of the model's columns come from the store, and which the caller must send."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from penstock.converters.errors import ConvertError
+from penstock.converters.inputs import Inputs
+from penstock.features.schema import FeatureView
+from penstock.registry import FeatureSet
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What goes into the manifest, and the columns that no view has."""
+
+    feature_sets: tuple[FeatureSet, ...] = ()
+    entity: str = ""
+    sent: tuple[str, ...] = ()
+
+
+def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joined:
+    """Check that the views fit the model, and describe them.
+
+    Args:
+        inputs: the model's form of inputs; only a matrix can be joined.
+        views: the feature views, none for a model that takes everything from the caller.
+        entity: name of the entity id input; the views' own by default.
+
+    Raises:
+        ConvertError: views of several entities, a column in two views, a name taken twice, or nothing to join.
+    """
+    if not views:
+        if entity:
+            raise ConvertError(
+                f"entity {entity!r} was named but no feature view: give the views that hold its features"
+            )
+        return Joined()
+    if inputs.kind != "matrix":
+        raise ConvertError(
+            "feature views need a model that reads one matrix of numbers; this one takes its columns singly"
+        )
+    entities = {view.entity for view in views}
+    if len(entities) > 1:
+        raise ConvertError(f"the views are of several entities ({', '.join(sorted(entities))}): a model joins one")
+    _require_one_home(inputs.columns, views)
+    held = {name for view in views for name in view.column_names}
+    chosen = entity or entities.pop()
+    if chosen in inputs.columns:
+        raise ConvertError(
+            f"the entity id input {chosen!r} has the name of a feature column: choose another by --entity"
+        )
+    useless = [view.name for view in views if not held.intersection(inputs.columns).intersection(view.column_names)]
+    if useless:
+        raise ConvertError(
+            f"no column of the model is in view {', '.join(useless)}: leave it out, or compare the names"
+        )
+    sent = tuple(name for name in inputs.columns if name not in held)
+    return Joined(tuple(_feature_set(view) for view in views), chosen, sent)
+
+
+def _require_one_home(columns: Sequence[str], views: Sequence[FeatureView]) -> None:
+    for name in columns:
+        homes = [view.name for view in views if name in view.column_names]
+        if len(homes) > 1:
+            raise ConvertError(f"column {name!r} is in views {' and '.join(homes)}: it must come from one")
+
+
+def _feature_set(view: FeatureView) -> FeatureSet:
+    """The view as the manifest keeps it; equal views have equal ids."""
+    schema: dict[str, Any] = view.model_dump(mode="json")
+    identity = uuid5(NAMESPACE_URL, f"penstock:view:{json.dumps(schema, sort_keys=True)}")
+    return FeatureSet(id=identity, name=view.name, schema=schema, created_at=datetime.now(UTC))

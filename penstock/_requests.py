@@ -1,0 +1,93 @@
+"""Inference requests, built from numpy arrays and what is known of a model.
+
+The pure half of the client: no connection, no clock. A request of one row costs about 3 µs with protobuf's own library,
+so nothing is kept from call to call but what the server said about the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from penstock._codec import datatype_of, encode, encode_bytes
+from penstock.answers import ModelConfig, ModelMetadata, Parameter, parameter_to_proto
+from penstock.errors import InvalidRequest
+from penstock.proto import inference_pb2 as pb
+
+Inputs = npt.ArrayLike | Mapping[str, npt.ArrayLike]
+
+
+@dataclass(slots=True)
+class Ask:
+    """What a caller asks of a model; the arguments of `predict`."""
+
+    model: str
+    inputs: Inputs | None = None
+    entity_ids: Sequence[str | bytes | int] | None = None
+    overrides: Mapping[str, npt.ArrayLike] | None = None
+    outputs: Iterable[str] | None = None
+    version: str = ""
+    request_id: str = ""
+    parameters: Mapping[str, Parameter] | None = None
+
+
+@dataclass(slots=True)
+class Model:
+    """What a client knows of one model version."""
+
+    metadata: ModelMetadata
+    config: ModelConfig
+    datatypes: dict[str, str] = field(init=False)
+    matrix: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.datatypes = dict.fromkeys(self.config.columns, "FP32")
+        self.datatypes |= {tensor.name: tensor.datatype for tensor in self.metadata.inputs}
+        names = [tensor.name for tensor in self.metadata.inputs if tensor.name != self.config.entity]
+        self.matrix = self.config.vector or (names[0] if len(names) == 1 else "")
+
+    def request(self, ask: Ask) -> bytes:
+        """A serialised ModelInferRequest.
+
+        Raises:
+            InvalidRequest: the model has no such inputs, or values do not fit their datatype.
+        """
+        request = pb.ModelInferRequest(model_name=ask.model, model_version=ask.version, id=ask.request_id)
+        if ask.inputs is not None:
+            named = ask.inputs if isinstance(ask.inputs, Mapping) else {self._the_input(ask.model): ask.inputs}
+            for name, values in named.items():
+                array = np.asarray(values)
+                datatype = self.datatypes.get(name) or datatype_of(array)
+                _add(request, name, datatype, array.shape, encode(array, datatype, name))
+        if ask.entity_ids is not None:
+            raw = encode_bytes(self._ids(ask.model, ask.entity_ids))
+            _add(request, self.config.entity, "BYTES", (len(ask.entity_ids), 1), raw)
+        for name, values in (ask.overrides or {}).items():
+            column = np.asarray(values).reshape(-1, 1)
+            _add(request, name, "FP32", column.shape, encode(column, "FP32", name))
+        for name in ask.outputs or ():
+            request.outputs.add(name=name)
+        for name, value in (ask.parameters or {}).items():
+            request.parameters[name].CopyFrom(parameter_to_proto(value))
+        return request.SerializeToString()
+
+    def _the_input(self, model: str) -> str:
+        if self.matrix:
+            return self.matrix
+        names = ", ".join(tensor.name for tensor in self.metadata.inputs)
+        raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' takes several inputs: send a mapping with {names}")
+
+    def _ids(self, model: str, ids: Sequence[str | bytes | int]) -> list[str | bytes]:
+        if not self.config.entity:
+            raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' looks up no features: it takes no entity ids")
+        if isinstance(ids, str | bytes):
+            raise InvalidRequest("INVALID_ARGUMENT", "entity_ids is a sequence: put a single id in a list")
+        return [item if isinstance(item, str | bytes) else str(int(item)) for item in ids]
+
+
+def _add(request: pb.ModelInferRequest, name: str, datatype: str, shape: Sequence[int], raw: bytes) -> None:
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    request.raw_input_contents.append(raw)

@@ -1,0 +1,99 @@
+"""Plain ONNX files: their signature, and what cannot be served."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import FloatTensorType
+
+from penstock.converters import ConvertError, UnsupportedModel, publish_onnx, signature_of
+from penstock.converters.onnx import newest_ir
+from penstock.registry import Registry, TensorSpec
+
+
+def identity(shape=(None, 3), out=None, *, element=TensorProto.FLOAT, weights=False) -> onnx.ModelProto:
+    ends = [
+        helper.make_tensor_value_info(n, element, s) for n, s in (("x", shape), ("y", shape if out is None else out))
+    ]
+    nodes = [helper.make_node("Identity", ["x"], ["y"])]
+    tensors = []
+    if weights:
+        nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+        tensors = [numpy_helper.from_array(np.ones(3, np.float32), "w")]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], producer_name="by hand")
+    model.ir_version = 10
+    return model
+
+
+def test_a_plain_file_is_published_byte_for_byte_with_its_signature(tmp_path):
+    data = identity().SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(data)
+    manifest = publish_onnx(tmp_path / "m.onnx", "plain", tmp_path / "registry")
+    assert manifest.signature.inputs == (TensorSpec(name="x", datatype="FP32", shape=(-1, 3)),)
+    assert manifest.signature.batched
+    assert manifest.opset == {"ai.onnx": 21}
+    assert manifest.framework == "onnx (by hand)"
+    assert Registry(tmp_path / "registry").load("plain", 1).files["model.onnx"] == data
+
+
+@pytest.mark.parametrize(
+    ("shape", "out", "batched"),
+    [((None, 3), (None, 3), True), (("n",), ("n",), True), ((1, 3), (1, 3), False), ((), (), False)],
+)
+def test_batched_means_that_every_first_dimension_is_free(shape, out, batched):
+    assert signature_of(identity(shape, out).SerializeToString()).batched is batched
+
+
+@pytest.mark.parametrize(
+    ("element", "datatype"),
+    [
+        (TensorProto.STRING, "BYTES"),
+        (TensorProto.INT64, "INT64"),
+        (TensorProto.BOOL, "BOOL"),
+        (TensorProto.DOUBLE, "FP64"),
+        (TensorProto.FLOAT16, "FP16"),
+        (TensorProto.UINT8, "UINT8"),
+    ],
+)
+def test_datatypes_have_the_protocols_names(element, datatype):
+    assert signature_of(identity(element=element).SerializeToString()).inputs[0].datatype == datatype
+
+
+def refused(tmp_path, data: bytes) -> str:
+    (tmp_path / "m.onnx").write_bytes(data)
+    with pytest.raises(UnsupportedModel) as error:
+        publish_onnx(tmp_path / "m.onnx", "plain", tmp_path / "registry")
+    assert not (tmp_path / "registry").exists()
+    return str(error.value)
+
+
+def test_a_zipmap_output_is_refused_with_the_option_to_set(tmp_path, logistic):
+    model = convert_sklearn(logistic.model, initial_types=[("x", FloatTensorType([None, 30]))], target_opset=21)
+    assert "ZipMap off" in refused(tmp_path, model.SerializeToString())
+
+
+def test_a_newer_ir_is_refused_with_the_version_to_set(tmp_path):
+    model = identity()
+    model.ir_version = newest_ir() + 1
+    assert f"takes {newest_ir()} at most" in refused(tmp_path, model.SerializeToString())
+
+
+def test_weights_in_other_files_are_refused(tmp_path):
+    model = identity(weights=True)
+    onnx.external_data_helper.convert_model_to_external_data(model, location="weights.bin", size_threshold=0)
+    onnx.save(model, tmp_path / "saved.onnx")
+    assert "save it as one file" in refused(tmp_path, (tmp_path / "saved.onnx").read_bytes())
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xff\xff", b"{}"])
+def test_other_bytes_are_no_model(tmp_path, data):
+    assert "is no ONNX model" in refused(tmp_path, data)
+
+
+def test_a_missing_file_is_told(tmp_path):
+    with pytest.raises(ConvertError, match="No such file"):
+        publish_onnx(tmp_path / "none.onnx", "plain", tmp_path)

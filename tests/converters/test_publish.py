@@ -1,0 +1,230 @@
+"""`convert`: what a published version holds, and that it is served from what passed the gate."""
+
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score, log_loss, r2_score
+from sklearn.model_selection import FixedThresholdClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from penstock.converters import BadSample, ConvertError, GateFailed, convert
+from penstock.converters import gate as gate_module
+from penstock.features import FeatureView
+from penstock.features.transforms import Transforms
+from penstock.monitoring import Reference
+from penstock.registry import Registry, Score
+
+
+def published(registry, name="m"):
+    return Registry(registry).load(name, Registry(registry).versions(name)[-1])
+
+
+def golden(version) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(version.files["golden.npz"]), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def run(version, feed) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(version.files["model.onnx"], providers=["CPUExecutionProvider"])
+    return dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
+
+
+def view(name: str, columns, entity: str = "patient_id") -> FeatureView:
+    return FeatureView(name=name, entity=entity, columns=[{"name": c, "dtype": "float32"} for c in columns])
+
+
+def test_a_version_holds_model_golden_rows_profile_and_metrics(logistic, tmp_path):
+    before = datetime.now(UTC)
+    converted = convert(logistic.model, "m", logistic.rows, labels=logistic.labels, registry=tmp_path)
+    version = published(tmp_path)
+    manifest = version.manifest
+    assert manifest == converted.manifest
+    assert manifest.version == 1
+    assert manifest.trained_at >= before
+    assert manifest.signature.columns == tuple(logistic.rows.columns)
+    assert manifest.signature.batched
+    assert manifest.score == Score(output="probabilities", column=1)
+    assert set(version.files) == {"model.onnx", "golden.npz", "profile.json"}
+    predicted, probabilities = logistic.model.predict(logistic.rows), logistic.model.predict_proba(logistic.rows)
+    assert manifest.accuracy == accuracy_score(logistic.labels, predicted)
+    assert manifest.f1_score == f1_score(logistic.labels, predicted)
+    assert manifest.metrics["log_loss"] == pytest.approx(log_loss(logistic.labels, probabilities), abs=1e-6)
+    assert manifest.lineage["rows"] == str(len(logistic.rows))
+    assert manifest.lineage["onnxruntime"] == onnxruntime.__version__
+
+
+def test_golden_rows_are_answered_by_the_published_model(logistic, tmp_path):
+    convert(logistic.model, "m", logistic.rows, registry=tmp_path)
+    version = published(tmp_path)
+    kept = golden(version)
+    assert kept["input/input"].shape == (64, 30)
+    for name, answer in run(version, {"input": kept["input/input"]}).items():
+        assert np.array_equal(kept[f"output/{name}"], answer)
+
+
+def test_the_profile_counts_every_feature_and_the_score_on_the_sample(logistic, tmp_path):
+    convert(logistic.model, "m", logistic.rows, registry=tmp_path)
+    reference = Reference.from_json(published(tmp_path).files["profile.json"])
+    assert reference.features.names == tuple(logistic.rows.columns)
+    assert reference.features.rows == reference.score.rows == len(logistic.rows)
+    assert all(sum(column.counts) == len(logistic.rows) for column in reference.features.columns)
+
+
+def test_text_columns_and_text_labels_are_published_with_their_names(mixed, tmp_path):
+    convert(mixed.model, "m", mixed.rows, labels=mixed.labels, registry=tmp_path)
+    version = published(tmp_path)
+    specs = {spec.name: (spec.datatype, spec.shape) for spec in version.manifest.signature.inputs}
+    assert specs["card type"] == ("BYTES", (-1, 1))
+    assert specs["amount.eur"] == ("FP32", (-1, 1))
+    assert specs["age"] == ("INT64", (-1, 1))
+    assert version.manifest.signature.columns == ()
+    assert {spec.datatype for spec in version.manifest.signature.outputs} == {"BYTES", "FP32"}
+    kept = golden(version)
+    assert kept["input/card.type"].dtype.kind == kept["output/label"].dtype.kind == "U"
+    feed = {name: kept[f"input/{name}"].astype(object if datatype == "BYTES" else None)
+            if datatype == "BYTES" else kept[f"input/{name}"] for name, (datatype, _) in specs.items()}  # fmt: skip
+    assert run(version, feed)["label"].tolist() == kept["output/label"].tolist()
+    profile = Reference.from_json(version.files["profile.json"]).features
+    assert profile.names == ("amount.eur", "unused column")
+
+
+def test_many_classes_watch_the_largest_probability(digits, tmp_path):
+    rows, labels = digits
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(rows, labels)
+    manifest = convert(model, "m", rows, labels=labels, registry=tmp_path).manifest
+    assert manifest.score == Score(output="probabilities", column=None)
+    assert manifest.f1_score == pytest.approx(f1_score(labels, model.predict(rows), average="macro"))
+
+
+def test_a_regressor_watches_its_value_and_has_r2(diabetes, tmp_path):
+    rows, values = diabetes
+    model = LinearRegression().fit(rows, values)
+    manifest = convert(model, "m", rows, labels=values, registry=tmp_path).manifest
+    assert manifest.score == Score(output="value", column=0)
+    assert manifest.accuracy is None
+    assert manifest.metrics["r2"] == pytest.approx(r2_score(values, model.predict(rows)), abs=1e-6)
+
+
+def test_a_threshold_stands_in_the_manifest_and_in_the_labels(cancer, tmp_path):
+    rows, labels = cancer
+    inner = make_pipeline(StandardScaler(), LogisticRegression())
+    model = FixedThresholdClassifier(inner, threshold=0.9, pos_label=0).fit(rows, labels)
+    manifest = convert(model, "m", rows, registry=tmp_path).manifest
+    assert manifest.threshold == 0.9
+    assert manifest.score == Score(output="probabilities", column=0)
+    kept = golden(published(tmp_path))
+    assert np.array_equal(kept["output/label"] == 0, kept["output/probabilities"][:, 0] >= np.float32(0.9))
+
+
+def transformed(rows: pd.DataFrame) -> tuple[Transforms, np.ndarray]:
+    names = tuple(rows.columns)
+    transforms = Transforms.model_validate(
+        {
+            "steps": [
+                {"op": "log1p", "columns": names[:2]},
+                {"op": "standardize", "columns": names, "mean": [0.5] * len(names), "scale": [2.0] * len(names)},
+            ]
+        }
+    )
+    matrix = np.ascontiguousarray(rows.to_numpy(np.float32))
+    out = np.empty_like(matrix)
+    transforms.program(names).run(matrix, out)
+    return transforms, out
+
+
+def test_with_transforms_the_model_sees_transformed_rows_and_drift_the_raw_ones(cancer, tmp_path):
+    rows, labels = cancer
+    transforms, matrix = transformed(rows)
+    model = LogisticRegression(max_iter=5000).fit(matrix, labels)
+    convert(model, "m", rows, labels=labels, registry=tmp_path, transforms=transforms)
+    version = published(tmp_path)
+    assert Transforms.from_json(version.files["transforms.json"]) == transforms
+    assert version.manifest.accuracy == accuracy_score(labels, model.predict(matrix))
+    kept = golden(version)
+    raw = kept["input/input"]
+    assert np.array_equal(raw[0], rows.to_numpy(np.float32)[0])
+    out = np.empty_like(raw)
+    transforms.program(tuple(rows.columns)).run(raw, out)
+    assert np.array_equal(run(version, {"input": out})["probabilities"], kept["output/probabilities"])
+    profile = Reference.from_json(version.files["profile.json"]).features
+    assert profile.columns[0].edges[-1] > 10  # a raw radius, whose logarithm is below 4
+
+
+def test_views_become_feature_sets_and_the_rest_is_named_for_the_caller(logistic, tmp_path):
+    names = list(logistic.rows.columns)
+    views = [view("first", names[:10]), view("second", names[10:29])]
+    converted = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views)
+    manifest = converted.manifest
+    assert manifest.signature.entity == "patient_id"
+    assert [one.name for one in manifest.feature_sets] == ["first", "second"]
+    assert FeatureView.parse(manifest.feature_sets[0].schema_) == views[0]
+    assert converted.sent == (names[29],)
+    assert any("callers must send: worst fractal dimension" in note for note in converted.notes)
+    again = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views, entity="id").manifest
+    assert again.feature_sets[0].id == manifest.feature_sets[0].id
+    assert again.signature.entity == "id"
+
+
+@pytest.mark.parametrize(
+    ("views", "entity", "said"),
+    [
+        ([view("a", ["mean area"]), view("b", ["mean area"])], "", "is in views a and b"),
+        ([view("a", ["mean area"]), view("b", ["mean radius"], "ward")], "", "several entities"),
+        ([view("a", ["other"])], "", "no column of the model is in view a"),
+        ([view("a", ["mean area"])], "mean area", "name of a feature column"),
+        ([], "patient_id", "no feature view"),
+    ],
+)
+def test_views_that_do_not_fit_are_refused(logistic, tmp_path, views, entity, said):
+    with pytest.raises(ConvertError, match=said):
+        convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views, entity=entity)
+
+
+def test_views_and_transforms_need_the_matrix_form(mixed, tmp_path):
+    with pytest.raises(ConvertError, match="one matrix"):
+        convert(mixed.model, "m", mixed.rows, registry=tmp_path, views=[view("a", ["age"])])
+    with pytest.raises(ConvertError, match="one matrix"):
+        convert(mixed.model, "m", mixed.rows, registry=tmp_path, transforms=Transforms())
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "said"),
+    [
+        (np.full(569, 7), BadSample, "does not know: 7"),
+        (np.zeros(3), BadSample, "3 labels for 569 rows"),
+        (np.full(569, "x"), BadSample, "not of the model's kind"),
+        ("diagnosis", ConvertError, "no label column"),
+    ],
+)
+def test_labels_that_are_not_the_models_are_refused(logistic, tmp_path, labels, kind, said):
+    with pytest.raises(kind, match=said):
+        convert(logistic.model, "m", logistic.rows, registry=tmp_path, labels=labels)
+
+
+def test_a_failed_gate_leaves_the_registry_as_it_was(logistic, tmp_path, monkeypatch):
+    other = make_pipeline(StandardScaler(), LogisticRegression(C=0.01)).fit(logistic.rows, logistic.labels)
+    original = gate_module.convert_estimator
+    monkeypatch.setattr(gate_module, "convert_estimator", lambda _, *rest: original(other, *rest))
+    with pytest.raises(GateFailed):
+        convert(logistic.model, "m", logistic.rows, registry=tmp_path / "registry")
+    assert not (tmp_path / "registry").exists()
+
+
+def test_rows_that_the_source_refuses_are_told(logistic, tmp_path):
+    rows = logistic.rows.copy()
+    rows.iloc[3, 3] = np.nan
+    with pytest.raises(BadSample, match="source model refuses the sample"):
+        convert(logistic.model, "m", rows, registry=tmp_path)
+
+
+def test_a_sample_without_gaps_warns_that_the_source_takes_none(logistic, tmp_path):
+    notes = convert(logistic.model, "m", logistic.rows, registry=tmp_path).notes
+    assert any("refuses missing values" in note for note in notes)
