@@ -45,6 +45,11 @@ def demo(
     run(customers=customers, calls=calls, seed=seed, as_json=as_json)
 
 
+_INTERRUPTED = 130
+_EXTRAS = dict.fromkeys(("sklearn", "skl2onnx", "onnx", "skops", "joblib", "pandas"), "convert") | {"pyarrow": "tables"}
+"""Libraries that only some commands need, and the extra that brings them."""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"penstock {__version__}")
@@ -68,9 +73,19 @@ def main() -> None:
     except PenstockError as error:
         typer.echo(f"penstock: {error}", err=True)
         sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        typer.echo(f"penstock: this needs {error.name}: pip install 'penstock[{extra}]'", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # typer makes it of Ctrl-C, and says nothing
+            typer.echo("interrupted", err=True)
+        raise
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

@@ -17,7 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="Compare what is served with what t
 @app.command(epilog="Example: penstock drift status fraud --server 127.0.0.1:8001")
 def status(
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; all of them if left out.")] = "",
-    version: Annotated[str, typer.Option(metavar="VERSION", help="A version or alias; all served ones otherwise.")] = "",
+    version: Annotated[
+        str, typer.Option(metavar="VERSION", help="A version or alias; all served ones otherwise.")
+    ] = "",
     server: Annotated[
         str, typer.Option(metavar="HOST:PORT", envvar="PENSTOCK_SERVER", help="Where the server listens.")
     ] = "127.0.0.1:8001",
@@ -51,15 +53,17 @@ def show(drift: ModelDrift) -> None:
     features = sorted(drift.features, key=lambda f: -f.psi if math.isfinite(f.psi) else 1.0)
     rows = [_row(feature) for feature in features]
     if drift.score is not None:
-        rows.append(_row(drift.score, "score: "))
-    headers = ("Feature", "KS", "p-value", "KL", "PSI", "Missing", "Missing before")
+        name = drift.score.name if drift.score.name == "score" else f"score: {drift.score.name}"
+        rows.append(_row(drift.score, name))
+    headers = ("Feature", "KS", "p-value", "KL", "PSI", "Missing")
     print_table(title, headers, rows, numeric=headers[1:])
     console.print("PSI under 0.1 is commonly read as stable, over 0.25 as moved; few rows alone raise it.", style="dim")
 
 
-def _row(feature: FeatureDrift, prefix: str = "") -> tuple[str, ...]:
+def _row(feature: FeatureDrift, name: str = "") -> tuple[str, ...]:
     numbers = (f"{feature.ks:.4f}", f"{feature.ks_pvalue:.2g}", f"{feature.kl:.4f}", f"{feature.psi:.4f}")
-    return (prefix + feature.name, *numbers, f"{feature.missing_current:.1%}", f"{feature.missing_reference:.1%}")
+    now, before = f"{feature.missing_current:.1%}", f"{feature.missing_reference:.1%}"
+    return (name or feature.name, *numbers, now if now == before else f"{now}, was {before}")
 
 
 def as_dict(drift: ModelDrift) -> dict[str, Any]:

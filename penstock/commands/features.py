@@ -38,12 +38,17 @@ Url = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def default_folder() -> Path:
+    """Where an embedded Redis keeps its rows if nothing else is said."""
+    return Path.cwd() / "penstock-features"
+
+
 @contextmanager
 def opened(url: str | None) -> Iterator[FeatureStore]:
     """The store of this command, closed at its end."""
     from penstock.features import open_store
 
-    url = url or os.environ.get("PENSTOCK_FEATURES") or f"embedded://{Path.cwd() / 'penstock-features'}"
+    url = url or os.environ.get("PENSTOCK_FEATURES") or f"embedded://{default_folder()}"
     with closing(open_store(url)) as store:
         yield store
 
@@ -132,9 +137,7 @@ def get(
     if as_json:
         print_json(records)
         return
-    headers = (found.entity, "status", "event time", *found.column_names)
-    cells = [(r["entity"], r["status"], r["event_time"] or "", *map(_shown, r["values"].values())) for r in records]
-    print_table(found.name, headers, cells, numeric=found.column_names)
+    print_table(found.name, (found.entity, *ids), _side_by_side(records), numeric=ids)
 
 
 def _record(view: FeatureView, identifier: str, rows: Any, i: int) -> dict[str, Any]:
@@ -145,6 +148,14 @@ def _record(view: FeatureView, identifier: str, rows: Any, i: int) -> dict[str, 
         for name, value in zip(view.column_names, rows.values[i].tolist(), strict=True)
     }
     return {"entity": identifier, "status": status, "event_time": at, "values": values}
+
+
+def _side_by_side(records: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    """A line for each feature and a column for each entity: features are many, and ids asked for are few."""
+    yield ("status", *(record["status"] for record in records))
+    yield ("event time", *((record["event_time"] or "")[:19].replace("T", " ") for record in records))
+    for name in records[0]["values"]:
+        yield (name, *(_shown(record["values"][name]) for record in records))
 
 
 def _shown(value: float | None) -> str:

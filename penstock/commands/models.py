@@ -326,7 +326,9 @@ def _shape(tensor: TensorSpec, batched: bool) -> str:
 
 def _scores(manifest: Manifest) -> dict[str, float]:
     own = {"accuracy": manifest.accuracy, "f1_score": manifest.f1_score}
-    return {name: value for name, value in own.items() if value is not None} | manifest.metrics
+    given = {name: value for name, value in own.items() if value is not None}
+    more = {name: value for name, value in manifest.metrics.items() if name != "f1" or "f1_score" not in given}
+    return given | more
 
 
 def _files(manifest: Manifest) -> Table:

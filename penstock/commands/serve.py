@@ -42,12 +42,14 @@ def serve(
 ) -> None:
     """Answer gRPC calls for the models of a registry, until SIGTERM or Ctrl-C.
 
-    Defaults: gRPC on 127.0.0.1:8001, metrics on 127.0.0.1:8002, models from ./penstock-models. Every setting can also
-    stand in --config FILE; what is given here wins.
+    Defaults: gRPC on 127.0.0.1:8001, metrics on 127.0.0.1:8002, models from ./penstock-models, features from the
+    embedded Redis in ./penstock-features if that folder exists. Every setting can also stand in --config FILE; what is
+    given here wins.
 
     Example: penstock serve --registry ./penstock-models --features redis://localhost:6379
     """
     from penstock import __version__
+    from penstock.commands.features import default_folder
     from penstock.errors import PenstockError
     from penstock.server.app import run
     from penstock.server.config import Config
@@ -69,6 +71,8 @@ def serve(
         drift_window_s=drift_window,
         allow_remote=allow_remote,
     )
+    if not settings.features and default_folder().is_dir():
+        settings = settings.model_copy(update={"features": f"embedded://{default_folder()}"})
     run(settings, version=__version__, ready_file=ready_file, on_ready=_announce)
 
 

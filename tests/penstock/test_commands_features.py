@@ -48,6 +48,17 @@ def test_applied_ingested_and_looked_up_across_commands_in_the_folder_s_own_stor
     assert "count" in shown
 
 
+def test_many_features_of_two_entities_fit_a_narrow_terminal(run, monkeypatch):
+    """Features stand below each other, entities side by side, so no name is folded."""
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-narrow")
+    monkeypatch.setenv("COLUMNS", "80")
+    run("apply", "view.yaml")
+    run("ingest", "activity", "rows.csv")
+    lines = [line.replace("│", " ").split() for line in run("get", "activity", "17", "19").splitlines()]
+    assert ["amount", "150.5"] in lines
+    assert ["status", "ok", "absent"] in lines
+
+
 def test_the_store_is_the_option_s_then_the_environment_s(run, tmp_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-environment")
     run("apply", "view.yaml")

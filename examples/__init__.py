@@ -1,0 +1,1 @@
+"""Worked examples, each a folder to read and to copy."""

@@ -1,0 +1,1 @@
+"""The demo: card fraud scored by customer id, from made-up data to a drift table. Start reading at `demo.py`."""
