@@ -1,7 +1,8 @@
 """The composition root: puts registry, store, models, service, transport and metrics together, and takes them down.
 
-Going down on SIGTERM or Ctrl-C: NOT_SERVING is told and watchers end; after `drain_delay_s` the listener closes; what is
-in flight or queued is finished for at most `drain_grace_s`; then the process exits with 0. A second signal ends at once.
+Going down on SIGTERM or Ctrl-C: NOT_SERVING is told and watchers end; after `drain_delay_s` the listener closes; what
+is in flight or queued is finished for at most `drain_grace_s`; then the process exits with 0. A second signal ends at
+once.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock.features.errors import FeatureError
 from penstock.features.store import FeatureStore, open_store
 from penstock.registry import Registry
 from penstock.server import metrics
@@ -42,7 +45,7 @@ def run(
     *,
     version: str,
     ready_file: Path | None = None,
-    on_ready: Callable[[Addresses], None] = lambda addresses: None,
+    on_ready: Callable[[Addresses], None] = lambda _: None,
 ) -> None:
     """Serve until a signal comes. Returns when everything is finished.
 
@@ -55,13 +58,52 @@ def run(
     Raises:
         BadConfig: an address, the registry or the store cannot be used.
     """
-    asyncio.run(_serve(config, version, ready_file, on_ready))
+    asyncio.run(_run(config, version, ready_file, on_ready))
 
 
-async def _serve(
-    config: Config, version: str, ready_file: Path | None, on_ready: Callable[[Addresses], None]
+async def _run(config: Config, version: str, ready_file: Path | None, on_ready: Callable[[Addresses], None]) -> None:
+    ending = Ending()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.ask)
+
+    def ready(addresses: Addresses) -> None:
+        if ready_file is not None:
+            _write_ready(ready_file, addresses)
+        on_ready(addresses)
+
+    await serve(config, version=version, ending=ending, on_ready=ready)
+
+
+class Ending:
+    """Asked once, the server drains and ends; asked again, it ends at once. Lives in one event loop."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def ask(self) -> None:
+        """Ask, once more."""
+        (self.hurry if self.asked.is_set() else self.asked).set()
+
+    async def unless_hurried(self, work: Awaitable[object]) -> bool:
+        """Wait until the work is done; False where hurry came first, and the work goes on by itself."""
+        task, hurry = asyncio.ensure_future(work), asyncio.ensure_future(self.hurry.wait())
+        await asyncio.wait((task, hurry), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if task.done():
+            task.result()
+        return task.done()
+
+
+async def serve(
+    config: Config,
+    *,
+    version: str,
+    ending: Ending,
+    on_ready: Callable[[Addresses], None] = lambda _: None,
 ) -> None:
-    stopping, hurry = _signals()
+    """The same inside a running event loop, until `ending` is asked for; see `run`."""
     if not config.registry.is_dir():
         raise BadConfig(
             f"registry: {config.registry} is not a folder; publish a model there first (penstock convert --help)"
@@ -75,28 +117,21 @@ async def _serve(
     transport = AioTransport(models, Service(models, health, config, version), health, config)
     scraped = None
     try:
+        _require_free(*grpc_address)
         await asyncio.to_thread(models.refresh)
+        await asyncio.to_thread(_greet, store)
         scraped = metrics.serve(models, *metrics_address) if metrics_address else None
         port = await transport.start(*grpc_address)
         models.start_polling()
-        addresses = Addresses(
-            f"{grpc_address[0]}:{port}",
-            f"{metrics_address[0]}:{scraped[0].server_port}" if metrics_address and scraped else "",
-            dict(models.defaults),
-        )
-        if ready_file is not None:
-            _write_ready(ready_file, addresses)
-        on_ready(addresses)
-        await stopping.wait()
+        scraped_at = f"{metrics_address[0]}:{scraped[0].server_port}" if metrics_address and scraped else ""
+        on_ready(Addresses(f"{grpc_address[0]}:{port}", scraped_at, dict(models.defaults)))
+        await ending.asked.wait()
         _log.info("draining")
         health.drain()
-        await _first(hurry, config.drain_delay_s)
+        await ending.unless_hurried(asyncio.sleep(config.drain_delay_s))
     finally:
         health.drain()
-        grace = 0.0 if hurry.is_set() else config.drain_grace_s
-        await transport.stop(grace)
-        if not await asyncio.to_thread(models.close, grace):
-            _log.warning("some calls were still running after %.1f s", grace)
+        await _finish(transport, models, ending, config.drain_grace_s)
         if scraped is not None:
             await asyncio.to_thread(scraped[0].shutdown)
             scraped[0].server_close()
@@ -104,26 +139,30 @@ async def _serve(
             await asyncio.to_thread(store.close)
 
 
-def _signals() -> tuple[asyncio.Event, asyncio.Event]:
-    """Events of the first and of the second SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    stopping, hurry = asyncio.Event(), asyncio.Event()
-
-    def heard() -> None:
-        (hurry if stopping.is_set() else stopping).set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, heard)
-    return stopping, hurry
+def _greet(store: FeatureStore | None) -> None:
+    """Connect to the store, so that the first caller does not pay for it; without one, serving begins all the same."""
+    try:
+        if store is not None:
+            store.ping()
+    except FeatureError as error:
+        _log.warning("%s; until it answers, each view's on_outage says what is done", error)
 
 
-async def _first(event: asyncio.Event, seconds: float) -> None:
-    """Wait for the event, at most so long."""
-    if seconds > 0:
-        try:
-            await asyncio.wait_for(event.wait(), seconds)
-        except TimeoutError:
-            return
+def _require_free(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on, in our words and before any model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise BadConfig(f"grpc: {host}:{port} cannot be listened on: {error.strerror}") from error
+
+
+async def _finish(transport: AioTransport, models: Models, ending: Ending, grace_s: float) -> None:
+    """Let what is in flight and queued end by itself for so long, or until somebody is in a hurry."""
+    if not await ending.unless_hurried(transport.stop(grace_s)):
+        await transport.stop(0)
+    if not await asyncio.to_thread(models.close, 0.0 if ending.hurry.is_set() else grace_s):
+        _log.warning("some calls were cut off")
 
 
 def _write_ready(path: Path, addresses: Addresses) -> None:

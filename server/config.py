@@ -20,7 +20,7 @@ MIB = 1 << 20
 class Config(BaseModel):
     """Settings of one server."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     registry: Path = Field(default=Path("penstock-models"), description="folder of published models")
     features: str = Field(default="", description="URL of the feature store; needed by versions that join features")
@@ -80,7 +80,7 @@ class Config(BaseModel):
             return None
         host, separator, port = value.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not separator or not host or not port.isdigit() or int(port) > 65535:
+        if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
             raise BadConfig(f"{name}: {value!r} is not HOST:PORT")
         if not self.allow_remote and not _is_loopback(host):
             raise BadConfig(

@@ -18,6 +18,7 @@ Refusals of a lane (`kernels.lanes.Refused`) carry `status` and `message` alike:
 INVALID_ARGUMENT, a full queue or a draining server UNAVAILABLE, what can never fit RESOURCE_EXHAUSTED, a deadline that
 passed in the queue DEADLINE_EXCEEDED.
 """
+# ruff: noqa: N818 - named after what they tell, as penstock/errors.py does
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from penstock.features.errors import FeatureError
 from penstock.features.schema import FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup
 from penstock.kernels.lanes import Batch
-from penstock.kernels.rows import ROW_ABSENT, SOURCE_MISSING, scatter
-from penstock.server.errors import FeaturesUnavailable, UnknownEntity
+from penstock.kernels.rows import ROW_ABSENT, SOURCE_MISSING, SOURCE_NONE, scatter
+from penstock.server.errors import FeaturesUnavailable, InvalidRequest, UnknownEntity
 
 SOURCES = np.array(["none", "request", "store", "cache", "default", "missing"], dtype=object)
 """Words for the codes in a batch's `source`."""
@@ -45,7 +45,7 @@ class Join:
         store: where features are kept.
         views: what to look up; every column of theirs that the model reads is filled.
         columns: the model's columns, in order.
-        timeout_s: bound of one look-up; a batch's earliest deadline may shorten it.
+        timeout_s: bound of one look-up; a batch's latest deadline may shorten it.
     """
 
     store: FeatureStore
@@ -58,9 +58,17 @@ class Join:
         place = {name: index for index, name in enumerate(self.columns)}
         self._places = [np.array([place.get(name, -1) for name in v.column_names], np.int32) for v in self.views]
         self._kept = [np.flatnonzero(places >= 0) for places in self._places]
+        looked_up = {name for view in self.views for name in view.column_names}
+        self._to_send = [index for index, name in enumerate(self.columns) if name not in looked_up]
 
     def fill(self, batch: Batch) -> bool:
         """Fill in what the callers left open; False where the store did not answer."""
+        answered = self._look_up(batch)
+        if self._to_send:
+            self._refuse_unsent(batch)
+        return answered
+
+    def _look_up(self, batch: Batch) -> bool:
         entities, row_of = batch.unique_entities()
         if not entities:
             return True
@@ -79,10 +87,13 @@ class Join:
         return True
 
     def _budget_s(self, batch: Batch) -> float:
-        """Seconds this look-up may take."""
-        if batch.deadline_ns == 0:
+        """Seconds this look-up may take: what is left to the most patient caller, less a fifth to answer in.
+
+        The most patient one, for a caller in a hurry must not make the store look slow to all others of the batch.
+        """
+        if batch.latest_deadline_ns == 0:
             return self.timeout_s
-        return max(0.001, min(self.timeout_s, (batch.deadline_ns - monotonic_ns()) * 1e-9))
+        return max(0.001, min(self.timeout_s, 0.8e-9 * (batch.latest_deadline_ns - monotonic_ns())))
 
     def _scatter(self, batch: Batch, index: int, rows: FetchedRows, row_of: Shorts, *, use_defaults: bool) -> int:
         """Write one view's rows into the batch; the number of values that stay missing."""
@@ -110,6 +121,15 @@ class Join:
             absent.status[:] = ROW_ABSENT
             absent.values[:] = np.nan
             self._scatter(batch, index, absent, row_of, use_defaults=view.on_outage == "default")
+
+    def _refuse_unsent(self, batch: Batch) -> None:
+        """Refuse the calls that left out a column which no view has."""
+        assert batch.source is not None
+        unsent = batch.source[:, self._to_send] == SOURCE_NONE
+        for row in np.flatnonzero(unsent.any(axis=1)):
+            names = ", ".join(repr(self.columns[self._to_send[at]]) for at in np.flatnonzero(unsent[row])[:10])
+            message = f"no feature view has {names[:400]}: send it, as [n] or [n, 1]"
+            batch.refuse(int(row), InvalidRequest.status, message)
 
     def _refuse_missing(self, batch: Batch, index: int, row_of: Shorts) -> None:
         """Refuse the calls with an entity that the view has no full row of."""

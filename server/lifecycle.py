@@ -8,13 +8,13 @@ not load never takes one that does out of service: calls go on to the previous o
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event, Lock, Thread
 
 from penstock.errors import PenstockError
 from penstock.features.store import FeatureStore
-from penstock.kernels.lanes import Lane
 from penstock.registry import Registry, RegistryError
 from penstock.server.config import Config
 from penstock.server.errors import UnknownModel
@@ -23,7 +23,7 @@ from penstock.server.version import Served
 _log = logging.getLogger("penstock.server")
 
 CHAMPION = "champion"
-Routes = dict[tuple[bytes, bytes], Lane]
+Routes = dict[tuple[bytes, bytes], Served]
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Models:
         registry: Registry,
         config: Config,
         store: FeatureStore | None,
-        on_change: Callable[[set[str]], None] = lambda names: None,
+        on_change: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
         self._registry = registry
         self._config = config
@@ -58,27 +58,27 @@ class Models:
         self._refreshing = Lock()
         self._stop = Event()
         self._poller: Thread | None = None
+        self._leaving: list[Served] = []
         self._draining: list[Served] = []
         self.served: dict[tuple[str, int], Served] = {}
         self.states: dict[tuple[str, int], State] = {}
         self.routes: Routes = {}
         self.defaults: dict[str, int] = {}
 
-    def lane(self, key: tuple[bytes, bytes]) -> Lane:
-        """The lane of (model name, version or alias or nothing).
+    def route(self, key: tuple[bytes, bytes]) -> Served:
+        """What serves (model name, version or alias or nothing).
 
         Raises:
             UnknownModel: nothing is served under that name.
         """
-        lane = self.routes.get(key)
-        if lane is None:
+        served = self.routes.get(key)
+        if served is None:
             raise self._unknown(key[0].decode("utf-8", "replace"), key[1].decode("utf-8", "replace"))
-        return lane
+        return served
 
     def find(self, name: str, version: str = "") -> Served:
         """The served version behind a name and a version, an alias or nothing."""
-        lane = self.lane((name.encode(), version.encode()))
-        return next(served for served in self.served.values() if served.lane is lane)
+        return self.route((name.encode(), version.encode()))
 
     def of(self, name: str) -> list[Served]:
         """Every served version of a model, or of all models where the name is empty; by name and version."""
@@ -114,6 +114,7 @@ class Models:
         """Add the routes of one model, loading what is new."""
         try:
             aliases, versions = self._registry.aliases(name), self._registry.versions(name)
+            self._forget(name, {*versions, *aliases.values()})
         except RegistryError as error:
             _log.warning("model %s: %s; what is loaded goes on", name, error)
             aliases, versions = {}, []
@@ -125,11 +126,20 @@ class Models:
                 served = self._fallback(name, [v for v in versions if v != number])
             if served is None:
                 continue
-            routes[name.encode(), alias.encode()] = served.lane
-            routes[name.encode(), str(served.version).encode()] = served.lane
+            routes[name.encode(), alias.encode()] = served
+            routes[name.encode(), str(served.version).encode()] = served
             if alias == CHAMPION:
-                routes[name.encode(), b""] = served.lane
+                routes[name.encode(), b""] = served
                 defaults[name] = served.version
+
+    def _forget(self, name: str, known: set[int]) -> None:
+        """Let go of what was told about versions that are in the registry no more."""
+        gone = [
+            key
+            for key, state in self.states.items()
+            if key[0] == name and key[1] not in known and state.state == "UNAVAILABLE"
+        ]
+        self.states = {key: state for key, state in self.states.items() if key not in gone}
 
     def _fallback(self, name: str, versions: list[int]) -> Served | None:
         """Another version to answer for a champion that does not load: the one that answers now, else the newest."""
@@ -145,34 +155,54 @@ class Models:
         key = (name, number)
         if key in self.served:
             return self.served[key]
-        if key not in self.states:
-            _log.info("loading %s version %d", name, number)
-        try:
-            served = Served(self._registry.load(name, number), self._config, self._store)
-        except PenstockError as error:
-            if self.states.get(key) != State("UNAVAILABLE", str(error)):
-                _log.error("%s version %d is not served: %s", name, number, error)
-            self.states[key] = State("UNAVAILABLE", str(error))
-            return None
-        self.served[key] = served
-        self.states[key] = State("READY")
+        served = self._revived(key)
+        if served is None:
+            try:
+                served = Served(self._registry.load(name, number), self._config, self._store)
+            except PenstockError as error:
+                self._failed(key, str(error))
+                return None
+            except Exception as error:  # noqa: BLE001  # one version must not stop the others
+                self._failed(key, f"loading failed ({type(error).__name__}); the server's log has the detail", error)
+                return None
+        self.served = {**self.served, key: served}  # a new one, for others are reading the old one
+        self.states = {**self.states, key: State("READY")}
         _log.info("serving %s version %d, sha256:%s", name, number, served.digest[:16])
         return served
 
+    def _revived(self, key: tuple[str, int]) -> Served | None:
+        """The version itself, where it was about to be let go of and is not drained yet."""
+        found = next((served for served in self._leaving if (served.name, served.version) == key), None)
+        if found is not None:
+            self._leaving.remove(found)
+        return found
+
+    def _failed(self, key: tuple[str, int], reason: str, fault: Exception | None = None) -> None:
+        """Keep why a version is not served; log it once, and a fault of ours with all there is to it."""
+        state = State("UNAVAILABLE", reason)
+        if self.states.get(key) != state:
+            _log.error("%s version %d is not served: %s", *key, reason, exc_info=fault)
+        self.states = {**self.states, key: state}
+
     def _retire(self) -> None:
-        """Drain the versions no route leads to, and let go of those that have finished."""
-        wanted = {id(lane) for lane in self.routes.values()}
-        for key, served in list(self.served.items()):
-            if id(served.lane) not in wanted:
-                _log.info("draining %s version %d", *key)
-                self.served = {k: v for k, v in self.served.items() if k != key}
-                self.states[key] = State("UNLOADING")
-                served.drain()
-                self._draining.append(served)
-        for served in list(self._draining):
-            if served.join(0):
-                self._draining.remove(served)
-                self.states.pop((served.name, served.version), None)
+        """Let go of the versions no route leads to.
+
+        They are drained one look later: a transport may have read the old routes just before they were swapped, and its
+        call is to be answered, not refused.
+        """
+        for served in self._leaving:
+            _log.info("draining %s version %d", served.name, served.version)
+            served.drain()
+            self._draining.append(served)
+        wanted = {id(served) for served in self.routes.values()}
+        self._leaving = [served for served in self.served.values() if id(served) not in wanted]
+        gone = {(served.name, served.version) for served in self._leaving}
+        self.served = {key: served for key, served in self.served.items() if key not in gone}
+        self.states = {**self.states, **dict.fromkeys(gone, State("UNLOADING"))}
+        for served in [served for served in self._draining if served.join(0)]:
+            self._draining.remove(served)
+            if (served.name, served.version) not in self.served:
+                self.states = {key: s for key, s in self.states.items() if key != (served.name, served.version)}
 
     def start_polling(self) -> None:
         """Look at the registry every `poll_s` seconds from now on, in a thread of its own."""
@@ -183,7 +213,7 @@ class Models:
         while not self._stop.wait(self._config.poll_s):
             try:
                 self.refresh()
-            except Exception:
+            except Exception:  # noqa: BLE001
                 _log.exception("looking at the registry failed; serving goes on as it is")
 
     def close(self, timeout_s: float) -> bool:
@@ -191,7 +221,8 @@ class Models:
         self._stop.set()
         if self._poller is not None:
             self._poller.join()
-        every = [*self.served.values(), *self._draining]
+        every = [*self.served.values(), *self._leaving, *self._draining]
         for served in every:
             served.drain()
-        return all([served.join(timeout_s) for served in every])
+        until = time.monotonic() + timeout_s
+        return all(served.join(max(0.0, until - time.monotonic())) for served in every)

@@ -31,13 +31,13 @@ def metadata(served: Served, versions: list[str]) -> pb.ModelMetadataResponse:
 
 def model_config(served: Served, config: Config) -> pb.ModelConfigResponse:
     """ModelConfig: tensors without the batch dimension, and what clients of Penstock need to know as parameters."""
-    plan = served.plan
+    plan, joins = served.plan, bool(_entity(served))
     answer = pb.ModelConfig(
         name=served.name,
         platform=PLATFORM,
         backend=BACKEND,
         max_batch_size=config.max_batch_rows if plan.batched else 0,
-        input=[_config_input(tensor, optional=tensor.kind == "matrix" and bool(_entity(served))) for tensor in plan.inputs],
+        input=[_config_input(tensor, optional=tensor.kind == "matrix" and joins) for tensor in plan.inputs],
         output=[_config_output(tensor) for tensor in plan.outputs],
     )
     if plan.batched:
@@ -67,9 +67,7 @@ def _data_type(datatype: str) -> Any:
 
 
 def _config_input(tensor: PlanInput, *, optional: bool) -> pb.ModelInput:
-    return pb.ModelInput(
-        name=tensor.name, data_type=_data_type(tensor.datatype), dims=tensor.shape, optional=optional
-    )
+    return pb.ModelInput(name=tensor.name, data_type=_data_type(tensor.datatype), dims=tensor.shape, optional=optional)
 
 
 def _config_output(tensor: PlanOutput) -> pb.ModelOutput:

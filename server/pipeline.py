@@ -6,8 +6,8 @@ Python here costs about 50 microseconds a batch, however many rows; whatever tou
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from time import monotonic_ns
+from dataclasses import dataclass, field
+from time import monotonic_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from penstock.kernels.lanes import Batch, Lane
 from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
+from penstock.server.cost import Cost
 from penstock.server.errors import InvalidRequest, OurFault, ServerError
 from penstock.server.join import SOURCES, Join
 from penstock.server.plans import FEATURE_STATUS, FEATURES
@@ -33,6 +34,7 @@ class Pipeline:
     join: Join | None = None
     transforms: Program | None = None
     watch: Watch | None = None
+    cost: Cost = field(default_factory=Cost)
 
     def run(self, batch: Batch) -> None:
         """Run one batch and answer its calls.
@@ -40,7 +42,8 @@ class Pipeline:
         Raises:
             Exception: whatever went wrong; nothing was answered.
         """
-        started = monotonic_ns()
+        started, spent = monotonic_ns(), thread_time_ns()
+        rows = batch.rows
         joined = self.join is None or self.join.fill(batch)
         looked_up = monotonic_ns()
         outputs = self.session.run(self._feeds(batch))
@@ -48,6 +51,7 @@ class Pipeline:
         if self.watch is not None and joined:
             self.watch.count(batch, outputs)
         batch.complete(outputs | self._on_request(batch), looked_up - started, computed - looked_up)
+        self.cost.learn(rows, thread_time_ns() - spent)
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """What the graph reads. The batch's own matrix stays as it was joined, to be counted and shown."""
@@ -79,8 +83,7 @@ class Pipeline:
                 values = [text.decode() for text in feeds[entry.name]]
             except UnicodeDecodeError as error:
                 raise InvalidRequest(f"input {entry.name!r} has a value that is not UTF-8 text") from error
-            shape = (batch.rows, *entry.shape) if self.plan.batched else entry.shape
-            feeds[entry.name] = np.array(values, object).reshape(shape)
+            feeds[entry.name] = np.array(values, object).reshape(batch.shape_of(entry.name))
         return feeds
 
 
@@ -94,17 +97,21 @@ def run_safely(batch: Batch, pipeline: Pipeline) -> None:
     """Run a batch; where that fails, run its members singly, once, so that one bad row spoils only its own call."""
     try:
         pipeline.run(batch)
-        return
     except Exception as error:  # noqa: BLE001  # a worker must survive anything
         members = batch.split()
         if len(members) == 1:
             refuse(members[0], error)
-            return
-        _log.warning("a batch of %d calls failed (%s); its members are run singly", len(members), error)
+        else:
+            _log.warning("a batch of %d calls failed (%s); its members are run singly", len(members), error)
+            run_singly(members, pipeline)
+
+
+def run_singly(members: list[Batch], pipeline: Pipeline) -> None:
+    """Run each, and answer with its error the one that fails."""
     for member in members:
         try:
             pipeline.run(member)
-        except Exception as error:  # noqa: BLE001, PERF203
+        except Exception as error:  # noqa: BLE001
             refuse(member, error)
 
 

@@ -6,6 +6,7 @@ one run on many threads. A run costs about 5 microseconds of Python beside the m
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from penstock.errors import PenstockError
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 
-class ModelRefused(PenstockError):
+class ModelRefused(PenstockError):  # noqa: N818
     """ONNX Runtime does not take the graph."""
 
 
@@ -31,7 +32,9 @@ class Session:
         threads: ONNX Runtime threads of one run.
     """
 
-    def __init__(self, onnx: bytes, outputs: Sequence[str], *, bfloat16: frozenset[str] = frozenset(), threads: int = 1) -> None:
+    def __init__(
+        self, onnx: bytes, outputs: Sequence[str], *, bfloat16: frozenset[str] = frozenset(), threads: int = 1
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -41,6 +44,10 @@ class Session:
             self._session = ort.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a class of exception for every cause
             raise ModelRefused(f"ONNX Runtime {ort.__version__} refuses the graph: {_line(error)}") from error
+        if bfloat16 and any(end.type == "tensor(string)" for end in self._session.get_inputs()):
+            raise ModelRefused(
+                "a graph with both bfloat16 and string inputs: ONNX Runtime cannot be given them at once"
+            )
         self._outputs = list(outputs)
         self._bfloat16 = bfloat16
 
@@ -62,8 +69,16 @@ class Session:
 
 
 def _bits(value: ort.OrtValue) -> Any:
-    """The bit patterns of a bfloat16 result, read through DLPack as uint16."""
-    raise NotImplementedError(value)
+    """The bit patterns of a bfloat16 result, copied as uint16 of the same shape.
+
+    `OrtValue.numpy` refuses the type, since numpy has none like it; its memory is that of the CPU provider and plain.
+    """
+    if value.element_type() != _BFLOAT16 or value.device_name() != "cpu":
+        raise TypeError(f"expected bfloat16 in CPU memory, got {value.data_type()} on {value.device_name()}")
+    shape, size = value.shape(), value.tensor_size_in_bytes()
+    if size == 0:
+        return np.zeros(shape, np.uint16)
+    return np.frombuffer(ctypes.string_at(value.data_ptr(), size), np.uint16).reshape(shape)
 
 
 def _line(error: Exception) -> str:

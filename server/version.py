@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from threading import Thread
 from typing import Any
@@ -13,16 +14,21 @@ from penstock.features.store import FeatureStore
 from penstock.features.transforms import Transforms
 from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
-from penstock.kernels.wire import Plan
+from penstock.kernels.wire import NUMPY, Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server.config import Config
 from penstock.server.join import Join
-from penstock.server.pipeline import Pipeline, serve
+from penstock.server.pipeline import Pipeline, run_safely, serve
 from penstock.server.plans import plan_of, views_of
 from penstock.server.session import Session
 from penstock.server.watch import Watch
+
+_log = logging.getLogger("penstock.server")
+
+INLINE_NS = 200_000
+"""The longest run, in nanoseconds of CPU, that a transport's own thread takes on."""
 
 
 class Served:
@@ -42,7 +48,7 @@ class Served:
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
         self.pipeline = _pipeline(version, self.plan, config, store)
-        _warm(self.plan, self.pipeline.session)
+        self._warm()
         self.lane = Lane(
             self.plan,
             max_batch_rows=config.max_batch_rows,
@@ -50,6 +56,7 @@ class Served:
             max_queue_bytes=config.max_queue_bytes,
             max_queue_delay_us=config.max_queue_delay_us,
         )
+        self._inline = self.pipeline.join is None and config.intra_op_threads == 1 and config.max_queue_delay_us == 0
         workers = config.workers or (2 if self.pipeline.join else 1)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
@@ -68,6 +75,29 @@ class Served:
     def version(self) -> int:
         """The version's number."""
         return self.manifest.version
+
+    def _warm(self) -> None:
+        """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
+
+        On made-up values, which a graph may rightly refuse; that is told and does not keep the version from serving.
+        """
+        try:
+            self.pipeline.session.run(_made_up(self.plan))
+        except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
+            line = " ".join(str(error).split())[:300]
+            _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
+
+    def start(self) -> bool:
+        """Have run what is queued, and say whether the calling thread did it, here and now.
+
+        It does where that costs less than it takes to hold up anybody: a short run, and no store to wait for.
+        """
+        if not self._inline or self.pipeline.cost.predict(self.lane.queued_rows) > INLINE_NS:
+            self.lane.wake()
+            return False
+        while (batch := self.lane.take(block=False)) is not None:
+            run_safely(batch, self.pipeline)
+        return True
 
     def drain(self) -> None:
         """Refuse new calls and finish those that are queued, in the background."""
@@ -112,16 +142,14 @@ def _transforms(version: Version) -> Program | None:
     return transforms.program(version.manifest.signature.columns)
 
 
-def _warm(plan: Plan, session: Session) -> None:
-    """Run once on zeros, so that the first caller does not pay for ONNX Runtime's first allocation."""
-    from penstock.kernels.wire import NUMPY
-
+def _made_up(plan: Plan) -> dict[str, Any]:
+    """One row of ones for every input, since zeros are what graphs most often divide by; texts are empty."""
     feeds: dict[str, Any] = {}
     for entry in plan.inputs:
         if entry.kind == "entity":
             continue
         shape = tuple(max(size, 1) for size in entry.shape)
         shape = (1, *shape) if plan.batched else shape
-        empty = np.full(shape, "", object) if entry.datatype == "BYTES" else np.zeros(shape, NUMPY[entry.datatype])
-        feeds[entry.name] = empty
-    session.run(feeds)
+        made = np.full(shape, "", object) if entry.datatype == "BYTES" else np.ones(shape, NUMPY[entry.datatype])
+        feeds[entry.name] = made
+    return feeds

@@ -1,14 +1,18 @@
-"""What every test may use: a real Redis, the hypothesis profile, and `--slow` for long campaigns."""
+"""What every test may use: a real Redis, a real server, the hypothesis profile, and `--slow` for long campaigns."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 from hypothesis import settings
@@ -76,3 +80,87 @@ def redis_url(redis_server: str) -> str:
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()
     return redis_server
+
+
+class ServerProcess:
+    """`penstock serve` as a child process on free ports; used as a context manager.
+
+    Attributes:
+        grpc: where it answers, HOST:PORT.
+        metrics: where it is scraped, HOST:PORT; empty where off.
+        process: the child.
+    """
+
+    def __init__(self, registry: Path | str, *arguments: str, metrics: bool = False) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
+        self._log = self._folder / "log"
+        self._asked = False
+        ready = self._folder / "ready.json"
+        settings = ["--registry", str(registry), "--grpc", "127.0.0.1:0", "--ready-file", str(ready)]
+        settings += ["--metrics", "127.0.0.1:0" if metrics else "off"]
+        with self._log.open("wb") as log:
+            command = [sys.executable, "-m", "penstock.cli", "serve", *settings, *arguments]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            self._wait(ready)
+        except BaseException:
+            self.kill()
+            raise
+        addresses = json.loads(ready.read_text())
+        self.grpc: str = addresses["grpc"]
+        self.metrics: str = addresses["metrics"]
+
+    def _wait(self, ready: Path) -> None:
+        until = time.monotonic() + 60
+        while not ready.exists():
+            assert self.process.poll() is None, f"the server ended before it was ready:\n{self.log()}"
+            assert time.monotonic() < until, f"the server is not ready:\n{self.log()}"
+            time.sleep(0.005)
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text()
+
+    def terminate(self) -> None:
+        """Send SIGTERM and go on."""
+        self._asked = True
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self, within_s: float = 30) -> None:
+        """SIGTERM unless that was sent or it ended already; it must end by itself with 0."""
+        if not self._asked and self.process.poll() is None:
+            self.terminate()
+        status = self.process.wait(within_s)
+        assert status == 0, f"the server ended with {status}:\n{self.log()}"
+
+    def kill(self) -> None:
+        """End it whatever it does, and clean up."""
+        self.process.kill()
+        self.process.wait()
+        shutil.rmtree(self._folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.stop()
+        finally:
+            self.kill()
+
+
+@pytest.fixture(scope="session")
+def server_process() -> type[ServerProcess]:
+    """The class, for fixtures that live longer than a test."""
+    return ServerProcess
+
+
+@pytest.fixture
+def penstock_server() -> Iterator[Callable[..., ServerProcess]]:
+    """Starts `penstock serve` over a registry, as often as it is called; each must end with 0 on SIGTERM."""
+    with contextlib.ExitStack() as stack:
+
+        def start(registry: Path | str, *arguments: str, metrics: bool = False) -> ServerProcess:
+            return stack.enter_context(ServerProcess(registry, *arguments, metrics=metrics))
+
+        yield start

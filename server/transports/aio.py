@@ -1,7 +1,7 @@
 """The grpcio transport: grpc.aio with identity serializers, so that bytes reach the same codec and lanes as any other.
 
 Per call it makes one future and one ticket; answers come back through an eventfd once a batch. Everything it knows of
-models is a routing table from (name, version) to a lane.
+models is a routing table from (name, version) to what serves it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from importlib.metadata import version as installed_version
 from time import monotonic_ns
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -23,11 +23,14 @@ from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, InvalidRequest,
 from penstock.server.health import Health
 from penstock.server.lifecycle import Models
 from penstock.server.service import INFER, INFERENCE, PENSTOCK, Service
+from penstock.server.transports.waves import Waves
 
 MINIMUM = (1, 84)
 """Older grpcio buffers a whole message before it looks at the size limit."""
 HEALTH = "grpc.health.v1.Health"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
+LONGEST_S = 1e9
+"""Thirty years: a grpc-timeout may say more than nanoseconds can."""
 PUSHBACK = (("grpc-retry-pushback-ms", RETRY_PUSHBACK_MS),)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -56,12 +59,13 @@ class AioTransport:
         self._default_deadline_s = config.default_deadline_s
         self._loop = asyncio.get_running_loop()
         self._sink = EventSink()
+        self._waves = Waves(self._loop, self._sink)
         self._loop.add_reader(self._sink.fileno(), self._sink.drain)
         self._server = grpc.aio.server(options=_options(config))
         self._server.add_generic_rpc_handlers(tuple(self._handlers(service)))
         reflection.enable_server_reflection((INFERENCE, PENSTOCK, HEALTH, reflection.SERVICE_NAME), self._server)
 
-    def _handlers(self, service: Service) -> list[grpc.GenericRpcHandler[Any, Any]]:
+    def _handlers(self, service: Service) -> list[grpc.GenericRpcHandler]:
         methods: dict[str, Any] = {path: _unary(self._slow(handler)) for path, handler in service.table.items()}
         methods[INFER] = _unary(self._infer)
         methods[f"/{HEALTH}/Check"] = _unary(self._check)
@@ -93,13 +97,13 @@ class AioTransport:
 
     async def _infer(self, body: bytes, context: Context) -> bytes:
         """ModelInfer: into the lane, and wait for the answer."""
-        remaining = context.time_remaining()
-        if remaining is None:
-            remaining = self._default_deadline_s
+        told = cast("float | None", context.time_remaining())  # the stubs forget None
+        remaining = self._default_deadline_s if told is None else min(told, LONGEST_S)
         future = self._loop.create_future()
         try:
-            lane = self._models.lane(wire.peek(body))
-            ticket = lane.submit(body, self._sink, future, monotonic_ns() + int(remaining * 1e9))
+            served = self._models.route(wire.peek(body))
+            ticket = served.lane.submit(body, self._sink, future, monotonic_ns() + int(remaining * 1e9), wake=False)
+            self._waves.submitted(served)
         except wire.WireError as error:
             await _abort(context, InvalidRequest(str(error)))
         except Exception as error:  # noqa: BLE001
@@ -177,7 +181,7 @@ async def _service_name(body: bytes, context: Context) -> str:
 
 
 def _health_answer(status: int) -> bytes:
-    return health_pb2.HealthCheckResponse(status=status).SerializeToString()  # type: ignore[arg-type]
+    return health_pb2.HealthCheckResponse(status=status).SerializeToString()
 
 
 def _options(config: Config) -> list[tuple[str, Any]]:

@@ -52,7 +52,7 @@ def identity_server(request, tmp_path):
     registry = Registry(tmp_path / "registry")
     identity["publish_identity"](registry, "identity", others)
     identity["publish_identity"](registry, "identity_bf16", ("BF16",))
-    return start(registry.root), ("identity", "identity_bf16")
+    return start(registry.root).grpc, ("identity", "identity_bf16")
 
 
 @pytest.mark.timeout(300)

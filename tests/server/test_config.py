@@ -1,0 +1,93 @@
+"""Settings: read whole or refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.server.config import Config
+from penstock.server.errors import BadConfig
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "penstock.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_an_empty_file_is_the_defaults(write):
+    assert Config.read(write("")) == Config.read() == Config()
+
+
+def test_what_is_given_beside_the_file_wins_and_none_is_not_given(write):
+    config = Config.read(write("workers: 3\npoll_s: 9\n"), workers=None, poll_s=1)
+    assert (config.workers, config.poll_s) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("worker: 1\n", "worker"),
+        ("workers: -1\n", "workers"),
+        ("workers: lots\n", "workers"),
+        ("drain_grace_s: 0\n", "drain_grace_s"),
+        ("max_message_bytes: 5\n", "max_message_bytes"),
+        ("transport: carrier-pigeon\n", "transport"),
+        ("- a list\n", "mapping"),
+        ("a: [\n", "penstock.yaml"),
+        ("feature_timeout_ms: .nan\n", "feature_timeout_ms"),
+        ("default_deadline_s: .inf\n", "default_deadline_s"),
+    ],
+)
+def test_what_cannot_be_used_is_named_in_one_line(write, text, told):
+    with pytest.raises(BadConfig) as caught:
+        Config.read(write(text))
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", None], ids=["not text", "absent"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
+    path = tmp_path / "penstock.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadConfig, match=r"penstock\.yaml"):
+        Config.read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "address"),
+    [
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("localhost:8001", ("localhost", 8001)),
+        ("[::1]:65535", ("::1", 65535)),
+        ("127.8.9.10:1", ("127.8.9.10", 1)),
+    ],
+)
+def test_loopback_addresses_are_taken(value, address):
+    assert Config(grpc=value).address("grpc") == address
+
+
+@pytest.mark.parametrize(
+    "value", ["localhost", ":8001", "", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "off", "h:²"]
+)
+def test_what_is_no_address_is_refused(value):
+    with pytest.raises(BadConfig, match="grpc"):
+        Config(grpc=value).address("grpc")
+
+
+@pytest.mark.parametrize("value", ["0.0.0.0:1", "[::]:1", "192.168.1.1:1", "example.org:1", "localhost.example.org:1"])
+def test_addresses_others_can_reach_are_taken_only_when_that_is_meant(value):
+    with pytest.raises(BadConfig, match="--allow-remote"):
+        Config(grpc=value).address("grpc")
+    host, port = Config(grpc=value, allow_remote=True).address("grpc")
+    assert (host in value, port) == (True, 1)
+
+
+def test_metrics_may_be_off_and_grpc_may_not():
+    assert Config(metrics="off").address("metrics") is None
+    with pytest.raises(BadConfig):
+        Config(grpc="off").address("grpc")
