@@ -82,13 +82,15 @@ cdef class Lane:
     cdef uint64_t* size_ns
     cdef list spare                  # memory of finished batches
     cdef void* lock                  # pthread mutex and condition
-    cdef int offer(self, Call* call, int64_t now, Fault* fault) noexcept nogil
+    cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil
     cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil
     cdef void unlink(self) noexcept nogil
     cdef str reason(self, Call* call, Fault* fault, int status)
     cdef int64_t wait_ns(self, int64_t now) noexcept nogil
+    cdef Call* wait(self, bint block, int64_t* present, int64_t* rows) noexcept nogil
     cdef Batch gather(self, Call* calls, int64_t rows, int64_t now)
-    cdef void note_answers(self, Batch batch, int64_t lookup, int64_t compute, int64_t started, int64_t now) noexcept nogil
+    cdef void note_answers(self, Batch batch, int64_t lookup, int64_t compute, int64_t started,
+                           int64_t now) noexcept nogil
 
 
 cdef class Batch:
@@ -102,4 +104,5 @@ cdef class Batch:
     cdef readonly list entities
     cdef object memory
     cdef void give_back(self)
+    cdef int check_open(self) except -1
     cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1

@@ -41,7 +41,10 @@ class EventSink:
     def fileno(self) -> int:
         """The descriptor that turns readable when there is something to drain."""
     def drain(self) -> None:
-        """Give every finished call its answer. Call it in the loop's thread when `fileno` is readable."""
+        """Give every finished call its answer. Call it in the loop's thread when `fileno` is readable.
+
+        A future that raises (its loop was closed, say) keeps no other from its answer; the error is raised at the end.
+        """
 
 @final
 class Memory:
@@ -82,13 +85,23 @@ class Lane:
     @property
     def queued_bytes(self) -> int:
         """Bytes of the requests waiting to be taken."""
-    def submit(self, body: bytes, sink: EventSink, future: _Future, deadline_ns: int = 0, now_ns: int = 0) -> Ticket:
+    def submit(
+        self,
+        body: bytes,
+        sink: EventSink,
+        future: _Future,
+        deadline_ns: int = 0,
+        now_ns: int = 0,
+        wake: bool = True,
+    ) -> Ticket:
         """Offer one ModelInferRequest; `future` is resolved by the sink's loop.
 
         Raises:
             Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), or larger than
                 the queue (RESOURCE_EXHAUSTED). The future is left alone.
         """
+    def wake(self) -> None:
+        """Tell an idle worker that calls were submitted with `wake` off."""
     def take(self, *, block: bool = True, now_ns: int = 0) -> Batch | None:
         """The next batch, waiting for one without the GIL; None once the lane is drained and empty."""
     def drain(self) -> None:
@@ -117,6 +130,15 @@ class Batch:
     @property
     def deadline_ns(self) -> int:
         """The earliest deadline of its calls, CLOCK_MONOTONIC; 0 where none has one."""
+    @property
+    def latest_deadline_ns(self) -> int:
+        """The latest deadline of its calls, CLOCK_MONOTONIC; 0 where one of them has none."""
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor input in this batch; what BYTES inputs, which come as lists, are to be folded into.
+
+        Raises:
+            ValueError: the plan has no such input.
+        """
     def spans(self) -> list[tuple[int, int]]:
         """(first row, rows) of every call, in order."""
     def open_rows(self) -> NDArray[np.int64] | None:
@@ -129,7 +151,8 @@ class Batch:
         """Answer every call from the outputs of the run.
 
         Raises:
-            ValueError: an output is missing or not what the plan promises; nothing was answered.
+            ValueError: an output is missing or not what the plan promises: nothing was answered. Or all was answered
+                before.
         """
     def refuse(self, row: int, status: int, message: str) -> None:
         """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""

@@ -12,19 +12,19 @@ Submitting costs about 1 microsecond, of which parsing is the most; taking and a
 import numpy as np
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_FillInfo
+from cpython.buffer cimport PyBuffer_FillInfo
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from penstock.kernels._datatypes cimport DT_BYTES, item_size
 from penstock.kernels.wire cimport (
-    DT_BYTES, KIND_ENTITY, OK, MALFORMED, OUT_OF_MEMORY, TOO_MANY_PARTS, Blocks, Fault, Plan, Request, Slot, Timing,
-    explain, fill_numbers, free_request, init_request, item_size, match_request, parse_request, read_texts, same_shapes,
-    write_response,
+    KIND_ENTITY, OK, OUT_OF_MEMORY, Blocks, Fault, Plan, Request, Slot, Timing, explain, fill_numbers, free_request,
+    init_request, match_request, parse_request, read_texts, same_shapes, write_response,
 )
 
-from penstock.kernels.wire import DATATYPES, NUMPY
+from penstock.kernels.wire import NUMPY
 
 # The gRPC status codes that a lane gives.
 CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 3, 4, 8, 13, 14
@@ -44,6 +44,8 @@ cdef enum Admission:
     NEVER_FITS = 2
     DRAINING = 3
 
+cdef int64_t MAX_DELAY_US = 3_600_000_000
+cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kept
 cdef int64_t RELEASE_GIL_BYTES = 1 << 18   # copying more than this is worth handing the GIL over
 
 cdef extern from *:
@@ -155,7 +157,13 @@ cdef inline bint fits(const Limits* limits, int64_t batch_rows, int64_t rows) no
     return batch_rows == 0 or batch_rows + rows <= limits.max_batch_rows
 
 
-cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t now, bint draining) noexcept nogil:
+cdef inline bint share(Plan plan, const Request* a, const Request* b) noexcept nogil:
+    """Whether two calls can lie in one batch."""
+    return plan.batched and (plan.fixed_shapes or same_shapes(a, b))
+
+
+cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t now,
+                         bint draining) noexcept nogil:
     """How many nanoseconds an idle worker still waits for company; 0: take now."""
     cdef int64_t rest
     if limits.delay_ns == 0 or draining or queued_rows >= limits.max_batch_rows:
@@ -283,9 +291,13 @@ cdef class EventSink:
         return self.fd
 
     def drain(self):
-        """Give every finished call its answer. Call it in the loop's thread when `fileno` is readable."""
+        """Give every finished call its answer. Call it in the loop's thread when `fileno` is readable.
+
+        A future that raises (its loop was closed, say) keeps no other from its answer; the error is raised at the end.
+        """
         cdef Call* call
         cdef Call* following
+        error = None
         event_clear(self.fd)
         with nogil:
             lock_acquire(self.lock)
@@ -294,8 +306,13 @@ cdef class EventSink:
             lock_release(self.lock)
         while call != NULL:
             following = call.next
-            settle(call)
+            try:
+                settle(call)
+            except Exception as raised:
+                error = raised
             call = following
+        if error is not None:
+            raise error
 
 
 cdef void collect(void* owner, Call* finished) noexcept nogil:
@@ -325,8 +342,12 @@ cdef int settle(Call* call) except -1:
     """Resolve the future of one finished call and free the call."""
     cdef Ticket ticket = <Ticket>call.context
     cdef object future = ticket.future
-    cdef bytes answer = PyBytes_FromStringAndSize(<const char*>call.answer, <Py_ssize_t>call.answer_size)
+    cdef bytes answer = b"no memory for the answer"
     cdef int status = call.status
+    try:
+        answer = PyBytes_FromStringAndSize(<const char*>call.answer, <Py_ssize_t>call.answer_size)
+    except MemoryError:
+        status = STATUS_RESOURCE_EXHAUSTED
     ticket.call = NULL
     ticket.future = ticket.body = None
     free_call(call)
@@ -377,8 +398,10 @@ cdef class Lane:
 
     def __cinit__(self, Plan plan not None, *, int64_t max_batch_rows=256, int64_t max_queue_rows=65536,
                   int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0):
-        if max_batch_rows < 1 or max_queue_rows < 1 or max_queue_bytes < 1 or max_queue_delay_us < 0:
-            raise ValueError("a lane's bounds are positive and its delay is not negative")
+        if max_batch_rows < 1 or max_queue_rows < 1 or max_queue_bytes < 1:
+            raise ValueError("a lane's bounds are positive")
+        if not 0 <= max_queue_delay_us <= MAX_DELAY_US:
+            raise ValueError(f"a lane's delay is 0 to {MAX_DELAY_US} microseconds, not {max_queue_delay_us}")
         self.plan = plan
         self.limits.max_batch_rows = max_batch_rows
         self.limits.max_queue_rows = max_queue_rows
@@ -392,16 +415,21 @@ cdef class Lane:
             raise MemoryError
 
     def __dealloc__(self):
+        if self.head != NULL:       # a lane that nobody serves any more must not leave callers waiting
+            fail_all(self.head, STATUS_UNAVAILABLE, b"the model was unloaded, try again", 33)
+            deliver(self.head)
         free(self.size_counts)
         free(self.size_ns)
         lock_free(self.lock)
 
-    def submit(self, bytes body not None, EventSink sink not None, future, int64_t deadline_ns=0, int64_t now_ns=0):
+    def submit(self, bytes body not None, EventSink sink not None, future, int64_t deadline_ns=0, int64_t now_ns=0,
+               bint wake=True):
         """Offer one ModelInferRequest; `future` is resolved by the sink's loop.
 
         Args:
             deadline_ns: time.monotonic_ns() after which the model is not to be run; 0 for none.
             now_ns: the present, for tests; 0 reads the clock.
+            wake: tell an idle worker at once; else the submitter calls `wake` soon, once for several calls.
 
         Raises:
             Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), or larger than
@@ -424,7 +452,7 @@ cdef class Lane:
         ticket.sink = sink
         call.context = <void*>ticket
         Py_INCREF(ticket)        # the call's, given back when it is settled
-        status = self.offer(call, now_ns if now_ns else monotonic_ns(), &fault)
+        status = self.offer(call, now_ns if now_ns else monotonic_ns(), wake, &fault)
         if status == STATUS_OK:
             return ticket
         ticket.call = NULL
@@ -442,10 +470,10 @@ cdef class Lane:
                     f"{self.limits.max_queue_rows} rows or {self.limits.max_queue_bytes} bytes: send smaller requests")
         return "the server is draining, try another" if self.draining else "the queue is full, try again later"
 
-    cdef int offer(self, Call* call, int64_t now, Fault* fault) noexcept nogil:
+    cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil:
         """Parse, check and queue a call. Returns its status; any but 0 leaves the call with the transport."""
         cdef Admission admission
-        cdef bint wake = False
+        cdef int64_t until
         fault.code = parse_request(call.body, call.size, &call.request)
         if fault.code == OK:
             match_request(self.plan, &call.request, fault)
@@ -455,8 +483,9 @@ cdef class Lane:
             self.statistics.invalid += 1
             lock_release(self.lock)
             return STATUS_RESOURCE_EXHAUSTED if fault.code == OUT_OF_MEMORY else STATUS_INVALID_ARGUMENT
-        if call.request.timeout_us and (call.deadline_ns == 0 or now + call.request.timeout_us * 1000 < call.deadline_ns):
-            call.deadline_ns = now + call.request.timeout_us * 1000
+        until = now + call.request.timeout_us * 1000
+        if call.request.timeout_us and (call.deadline_ns == 0 or until < call.deadline_ns):
+            call.deadline_ns = until
         admission = admit(&self.limits, self.rows, self.bytes, call.request.rows, <int64_t>call.size, self.draining)
         if admission == ADMIT:
             call.next = NULL
@@ -467,7 +496,7 @@ cdef class Lane:
             self.tail = call
             self.rows += call.request.rows
             self.bytes += <int64_t>call.size
-            if self.waiting:
+            if wake and self.waiting:
                 lock_signal(self.lock)
         else:
             self.statistics.refused += 1
@@ -475,6 +504,13 @@ cdef class Lane:
         if admission == ADMIT:
             return STATUS_OK
         return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
+
+    def wake(self):
+        """Tell an idle worker that calls were submitted with `wake` off."""
+        lock_acquire(self.lock)
+        if self.waiting and self.head != NULL:
+            lock_signal(self.lock)
+        lock_release(self.lock)
 
     cdef int64_t wait_ns(self, int64_t now) noexcept nogil:
         """-1: nothing is queued; 0: take now; else nanoseconds to wait for company. The lock is held."""
@@ -498,14 +534,15 @@ cdef class Lane:
                     set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
                 else:
                     self.statistics.expired += 1
-                    set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline exceeded while queued; the model was not run", 53)
+                    set_answer(call, STATUS_DEADLINE_EXCEEDED,
+                               b"deadline exceeded while queued; the model was not run", 53)
                 self.unlink()
                 drop_at[0] = call
                 drop_at = &call.next
                 continue
             if not fits(&self.limits, rows[0], call.request.rows):
                 break
-            if first != NULL and not (self.plan.batched and (self.plan.fixed_shapes or same_shapes(&first.request, &call.request))):
+            if first != NULL and not share(self.plan, &first.request, &call.request):
                 break
             self.unlink()
             call.first_row = rows[0]
@@ -537,34 +574,49 @@ cdef class Lane:
         Returns:
             A Batch, or None once the lane is drained and empty.
         """
-        cdef Call* calls = NULL
-        cdef Call* dropped = NULL
+        cdef Call* calls
         cdef int64_t rows = 0
         cdef int64_t now = now_ns
-        cdef int64_t wait
         cdef bint blocking = block
-        with nogil:
-            lock_acquire(self.lock)
-            while calls == NULL:
-                now = now_ns if now_ns else monotonic_ns()
-                wait = self.wait_ns(now)
-                if wait == 0:
-                    calls = self.form(now, &dropped, &rows)
-                    if dropped != NULL:
-                        lock_release(self.lock)
-                        deliver(dropped)
-                        lock_acquire(self.lock)
-                    continue
-                if not blocking or (wait < 0 and self.draining):
-                    break
-                self.waiting += 1
-                lock_wait(self.lock, now + wait if wait > 0 else 0)
-                self.waiting -= 1
-            lock_release(self.lock)
-        return self.gather(calls, rows, now) if calls != NULL else None
+        cdef Batch batch = None
+        while batch is None:
+            with nogil:
+                calls = self.wait(blocking, &now, &rows)
+            if calls == NULL:
+                return None
+            batch = self.gather(calls, rows, now)
+            now = now_ns
+        return batch
+
+    cdef Call* wait(self, bint block, int64_t* present, int64_t* rows) noexcept nogil:
+        """The calls of the next batch, or NULL. `present` is 0 to read the clock; afterwards when they were taken."""
+        cdef Call* calls = NULL
+        cdef Call* dropped = NULL
+        cdef int64_t given = present[0]
+        cdef int64_t now, wait
+        lock_acquire(self.lock)
+        while calls == NULL:
+            now = present[0] = given if given else monotonic_ns()
+            wait = self.wait_ns(now)
+            if wait == 0:
+                calls = self.form(now, &dropped, rows)
+                if self.head != NULL and self.waiting:   # what is left may have been told to nobody but this worker
+                    lock_signal(self.lock)
+                if dropped != NULL:
+                    lock_release(self.lock)
+                    deliver(dropped)
+                    lock_acquire(self.lock)
+                continue
+            if not block or (wait < 0 and self.draining):
+                break
+            self.waiting += 1
+            lock_wait(self.lock, now + wait if wait > 0 else 0)
+            self.waiting -= 1
+        lock_release(self.lock)
+        return calls
 
     cdef Batch gather(self, Call* calls, int64_t rows, int64_t now):
-        """Copy the rows of the calls into one batch."""
+        """Copy the rows of the calls into one batch; None, its calls refused, where there is no memory for it."""
         cdef Batch batch = Batch.__new__(Batch)
         batch.lane = self
         batch.calls = calls
@@ -574,10 +626,11 @@ cdef class Lane:
             fill_batch(batch)
         except MemoryError:
             batch.fail(RESOURCE_EXHAUSTED, f"no memory for a batch of {rows} rows")
-            return self.take()
+            return None
         return batch
 
-    cdef void note_answers(self, Batch batch, int64_t lookup, int64_t compute, int64_t started, int64_t now) noexcept nogil:
+    cdef void note_answers(self, Batch batch, int64_t lookup, int64_t compute, int64_t started,
+                           int64_t now) noexcept nogil:
         """Count a batch that was answered; `started` is when answering began, 0 for a batch that failed."""
         cdef Call* call = batch.calls
         cdef int64_t size = batch.rows if batch.rows <= self.limits.max_batch_rows else self.limits.max_batch_rows + 1
@@ -629,11 +682,16 @@ cdef class Lane:
         `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger.
         """
         cdef Statistics copy
-        lock_acquire(self.lock)
-        copy = self.statistics
-        sizes = {i: (self.size_counts[i], self.size_ns[i])
-                 for i in range(self.limits.max_batch_rows + 2) if self.size_counts[i]}
-        lock_release(self.lock)
+        cdef size_t n = <size_t>self.limits.max_batch_rows + 2
+        cdef uint64_t[::1] counts = np.empty(n, np.uint64)
+        cdef uint64_t[::1] ns = np.empty(n, np.uint64)
+        with nogil:       # no object is made under the lock: making one may run other code, which may want the lock
+            lock_acquire(self.lock)
+            copy = self.statistics
+            memcpy(&counts[0], self.size_counts, n * sizeof(uint64_t))
+            memcpy(&ns[0], self.size_ns, n * sizeof(uint64_t))
+            lock_release(self.lock)
+        sizes = {i: (counts[i], ns[i]) for i in range(<Py_ssize_t>n) if counts[i]}
         return {
             "succeeded": copy.succeeded, "failed": copy.failed, "refused": copy.refused, "invalid": copy.invalid,
             "expired": copy.expired, "cancelled": copy.cancelled, "rows": copy.rows, "batches": copy.batches,
@@ -668,12 +726,24 @@ cdef class Batch:
         source: uint8 [rows, n_columns], 1 where the caller sent the value and 0 where nobody did; None without matrix.
         entities: the entity id of each row as bytes, None where the caller sent none; None where nothing is looked up.
         taken_ns: when it was taken, CLOCK_MONOTONIC.
+
+    `complete`, `fail` or `split` is called once, and ends it.
     """
+
+    def __init__(self):
+        raise TypeError("batches come from Lane.take")
 
     def __dealloc__(self):
         if self.calls != NULL:      # a worker that lost its batch must not leave callers waiting
             fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
+            if self.lane is not None:
+                self.lane.note_answers(self, 0, 0, 0, monotonic_ns())
             deliver(self.calls)
+
+    cdef int check_open(self) except -1:
+        if self.calls == NULL:
+            raise ValueError("the batch was answered already")
+        return 0
 
     def spans(self):
         """(first row, rows) of every call, in order."""
@@ -702,6 +772,8 @@ cdef class Batch:
     def wants(self, int output):
         """Whether any caller wants output number `output` of the plan."""
         cdef Call* call = self.calls
+        if not 0 <= output < len(self.lane.plan.outputs):
+            raise ValueError(f"the plan has no output number {output}")
         while call != NULL:
             if call.request.wanted >> output & 1:
                 return True
@@ -718,6 +790,28 @@ cdef class Batch:
                 earliest = call.deadline_ns
             call = call.next
         return earliest
+
+    @property
+    def latest_deadline_ns(self):
+        """The latest deadline of its calls, CLOCK_MONOTONIC; 0 where one of them has none."""
+        cdef Call* call = self.calls
+        cdef int64_t latest = 0
+        while call != NULL:
+            if call.deadline_ns == 0:
+                return 0
+            if call.deadline_ns > latest:
+                latest = call.deadline_ns
+            call = call.next
+        return latest
+
+    def shape_of(self, str name not None):
+        """The shape of a tensor input in this batch; what BYTES inputs, which come as lists, are to be folded into."""
+        for index, entry in enumerate(self.lane.plan.inputs):
+            if entry.name == name:
+                if -1 in entry.shape:
+                    return sent_shape(self, <int>index)
+                return (self.rows, *entry.shape) if self.lane.plan.batched else entry.shape
+        raise ValueError(f"no input {name!r}")
 
     def unique_entities(self):
         """The ids that must be looked up, each once.
@@ -752,9 +846,11 @@ cdef class Batch:
             lookup_ns, compute_ns: how long the batch's look-up and run took.
 
         Raises:
-            ValueError: an output is missing or not what the plan promises; nothing was answered.
+            ValueError: an output is missing or not what the plan promises: nothing was answered. Or all was answered
+                before.
         """
         cdef Blocks blocks = Blocks()
+        self.check_open()
         for index, entry in enumerate(self.lane.plan.outputs):
             if self.wants(index):
                 if entry.name not in outputs:
@@ -795,6 +891,7 @@ cdef class Batch:
     def refuse(self, int64_t row, int status, str message not None):
         """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
         cdef Call* call = self.calls
+        check_status(status)
         text = message.encode()
         while call != NULL:
             if call.first_row <= row < call.first_row + call.request.rows:
@@ -804,6 +901,8 @@ cdef class Batch:
     def fail(self, int status, str message not None):
         """Give every call of the batch a status instead of an answer."""
         cdef Call* calls = self.calls
+        check_status(status)
+        self.check_open()
         text = message.encode()
         fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
         with nogil:
@@ -814,8 +913,9 @@ cdef class Batch:
 
     cdef void give_back(self):
         """Let the next batch use this one's memory."""
-        if self.memory is not None and len(self.lane.spare) < 8:
-            self.lane.spare.append(self.memory)
+        cdef Memory memory = self.memory
+        if memory is not None and len(self.lane.spare) < 8 and memory.size <= <size_t>MAX_SPARE_BYTES:
+            self.lane.spare.append(memory)
         self.memory = None
 
     def split(self):
@@ -827,6 +927,7 @@ cdef class Batch:
         cdef Call* following
         cdef Batch part
         parts = []
+        self.check_open()
         self.calls = NULL
         while call != NULL:
             following = call.next
@@ -847,6 +948,12 @@ cdef class Batch:
         return parts
 
 
+cdef int check_status(int status) except -1:
+    if not 0 < status <= 16:
+        raise ValueError(f"{status} is not the gRPC status code of a failure")
+    return 0
+
+
 cdef void fail_all(Call* call, int status, const char* text, size_t size) noexcept nogil:
     """A status for every call of a list that has none yet."""
     while call != NULL:
@@ -860,7 +967,6 @@ cdef int fill_batch(Batch batch) except -1:
     cdef Plan plan = batch.lane.plan
     cdef uint8_t* buffers[1024]
     cdef uint8_t* source = NULL
-    cdef Call* call
     cdef Memory memory
     cdef Slot* slot
     cdef int64_t total = 0
@@ -890,7 +996,8 @@ cdef int fill_batch(Batch batch) except -1:
             batch.matrix = array
     if plan.n_columns:
         source = <uint8_t*>memory.data + total
-        batch.source = np.frombuffer(memory, "u1", batch.rows * plan.n_columns, total).reshape(batch.rows, plan.n_columns)
+        cells = np.frombuffer(memory, "u1", batch.rows * plan.n_columns, total)
+        batch.source = cells.reshape(batch.rows, plan.n_columns)
     if total > RELEASE_GIL_BYTES:
         with nogil:
             fill_calls(plan, batch.calls, buffers, source)
@@ -915,7 +1022,7 @@ cdef int64_t usual_size(Plan plan, int64_t rows):
     for index in range(len(plan.inputs)):
         total += (rows * plan.slots[<int>index].item_elements * item_size(plan.slots[<int>index].code) + 63) & ~63
     total += rows * plan.n_columns
-    return total if total <= 1 << 24 else 0
+    return total if total <= MAX_SPARE_BYTES else 0
 
 
 cdef tuple sent_shape(Batch batch, int slot):

@@ -1,10 +1,14 @@
 """The face of the codec: what the lanes (and every transport) cimport.
 
 Life of a request: `parse_request` finds the parts of a body in place, `match_request` holds them against the plan of a
-version, `fill_numbers` copies the values of one call into a batch. None of them allocates by a length it has not checked.
+version, `fill_numbers` copies the values of one call into a batch. None of them allocates by a length it has not
+checked. Grammar and single values are below, in `_protobuf.pxd` and `_datatypes.pxd`.
 """
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+
+from penstock.kernels._datatypes cimport Datatype
+from penstock.kernels._protobuf cimport Slice
 
 cdef enum:
     MAX_DIMS = 8             # dimensions of one tensor
@@ -12,23 +16,6 @@ cdef enum:
     MAX_PARAMETERS = 64      # parameters of one request, input or requested output
     INLINE_TENSORS = 2       # kept inside the request; more are allocated
     CONTENTS_FIELDS = 9      # InferTensorContents has fields 1 to 8
-
-cdef enum Datatype:          # codes of the protocol's datatypes, in the order of wire.DATATYPES
-    DT_NONE = 0
-    DT_BOOL = 1
-    DT_UINT8 = 2
-    DT_UINT16 = 3
-    DT_UINT32 = 4
-    DT_UINT64 = 5
-    DT_INT8 = 6
-    DT_INT16 = 7
-    DT_INT32 = 8
-    DT_INT64 = 9
-    DT_FP16 = 10
-    DT_BF16 = 11
-    DT_FP32 = 12
-    DT_FP64 = 13
-    DT_BYTES = 14
 
 cdef enum Kind:              # what an input slot of a plan feeds
     KIND_TENSOR = 0          # a buffer of its own
@@ -65,10 +52,6 @@ cdef struct Fault:           # why a request is refused; `explain` turns it into
     int part                 # index of the input, output or slot it is about
     int64_t expected
     int64_t got
-
-cdef struct Slice:
-    const uint8_t* data
-    size_t size
 
 cdef struct InputRef:        # one input of a request, where it lies in the body
     Slice name
@@ -156,6 +139,7 @@ cdef class Plan:
     cdef list output_heads           # name and datatype of each output, encoded
     cdef Slice* output_names
     cdef int n_outputs
+    cdef int check_kinds(self) except -1
     cdef int add_input(self, entry) except -1
     cdef Slot* add_slot(self, name, datatype, Kind kind, shape) except NULL
 
@@ -171,9 +155,9 @@ cdef void free_request(Request* request) noexcept nogil
 cdef FaultCode parse_request(const uint8_t* data, size_t size, Request* request) noexcept nogil
 cdef void match_request(Plan plan, Request* request, Fault* fault) noexcept nogil
 cdef bint same_shapes(const Request* a, const Request* b) noexcept nogil
-cdef void fill_numbers(Plan plan, const Request* request, int64_t row, uint8_t** buffers, uint8_t* source) noexcept nogil
+cdef void fill_numbers(Plan plan, const Request* request, int64_t row, uint8_t** buffers,
+                       uint8_t* source) noexcept nogil
 cdef list read_texts(const InputRef* ref)
 cdef str explain(Plan plan, const Request* request, const Fault* fault)
-cdef int64_t item_size(Datatype code) noexcept nogil
 cdef size_t write_response(Plan plan, const Request* request, const OutputBlock* blocks, int64_t row,
                            const Timing* timing, uint8_t* out) noexcept nogil

@@ -151,11 +151,12 @@ class AioTransport:
             last = None
             while True:
                 changed.clear()
+                draining = self._health.draining  # read before the status, so that the last one told is NOT_SERVING
                 status = self._health.status(service)
                 if status != last:
                     last = status
                     yield _health_answer(status)
-                if self._health.draining:
+                if draining:
                     return
                 await changed.wait()
         finally:
