@@ -148,7 +148,12 @@ class BuildExt(build_ext):
 setup(
     packages=list(PACKAGES),
     package_dir=PACKAGES,
-    package_data={"penstock.proto": ["*.proto", "*.pyi"], "penstock.kernels": ["*.pyi", "*.pxd"], "penstock": ["py.typed"], "penstock.examples.fraud": ["views.yaml"]},
+    package_data={
+        "penstock": ["py.typed"],
+        "penstock.proto": ["*.proto", "*.pyi"],
+        "penstock.kernels": ["*.pyi", "*.pxd"],
+        "penstock.examples.fraud": ["views.yaml"],
+    },
     ext_modules=[Extension("penstock.kernels.wire", ["kernels/wire.pyx"])],
     cmdclass={"build_py": BuildPy, "build_ext": BuildExt},
     zip_safe=False,

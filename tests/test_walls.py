@@ -24,13 +24,13 @@ FLOORS = {
 }
 ROOMS = [room for room in FLOORS if (ROOT / room).is_dir()]
 ONLY_IN = {
-    "grpc": ("server/transports/aio.py", "penstock/client.py", "penstock/_", "penstock/answers.py", "benchmarks/", "proto/", "examples/"),
-    "redis": ("features/redis.py", "features/embedded.py", "features/links.py", "features/commands.py"),
+    "grpc": ("server/transports/aio.py", "penstock/client.py", "penstock/_", "benchmarks/", "proto/", "examples/"),
+    "redis": ("features/redis.py",),
     "onnxruntime": ("server/session.py", "converters/"),
 }
-FILES = [
-    path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if "_pb2" not in path.name
-] + sorted((ROOT / "kernels").glob("*.p[yx][xd]"))
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if "_pb2" not in path.name] + sorted(
+    (ROOT / "kernels").glob("*.p[yx][xd]")
+)
 
 
 def imported(path: Path) -> set[str]:

@@ -21,7 +21,9 @@ def print_json(value: Any) -> None:
     sys.stdout.buffer.flush()
 
 
-def print_table(title: str, headers: Sequence[str], rows: Iterable[Sequence[Any]], *, numeric: Sequence[str] = ()) -> None:
+def print_table(
+    title: str, headers: Sequence[str], rows: Iterable[Sequence[Any]], *, numeric: Sequence[str] = ()
+) -> None:
     """Print rows under `headers`; the columns named in `numeric` are aligned right."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for header in headers:

@@ -28,7 +28,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
 
     checks = [*_packages(), *_kernels(), _redis(), _native()]
     if as_json:
-        print_json([{"what": what, "state": state, "found": found, "advice": advice} for what, state, found, advice in checks])
+        print_json([dict(zip(("what", "state", "found", "advice"), check, strict=True)) for check in checks])
     else:
         print_table("", ("What", "State", "Found", "What to do"), checks)
     if any(state == "missing" for _, state, _, _ in checks):
