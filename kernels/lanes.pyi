@@ -1,5 +1,6 @@
 """The queue of one served version and its batch former."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol, final
 
@@ -51,8 +52,10 @@ class Memory:
     """Aligned memory that numpy arrays can lie in."""
 
     def __new__(cls, size: int) -> Memory: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
-    def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+        def __release_buffer__(self, buffer: memoryview, /) -> None: ...
+
     @property
     def size(self) -> int: ...
 
@@ -111,7 +114,10 @@ class Lane:
 
 @final
 class Batch:
-    """The rows of many calls, to be run at once and answered."""
+    """The rows of many calls, to be run at once and answered: `complete`, `fail` or `split` is called once."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Raises TypeError: batches come from `Lane.take`."""
 
     @property
     def lane(self) -> Lane: ...

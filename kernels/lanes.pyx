@@ -24,7 +24,7 @@ from penstock.kernels.wire cimport (
     init_request, match_request, parse_request, read_texts, same_shapes, write_response,
 )
 
-from penstock.kernels.wire import NUMPY
+from penstock.kernels.wire import NUMPY as _NUMPY
 
 # The gRPC status codes that a lane gives.
 CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 3, 4, 8, 13, 14
@@ -990,7 +990,7 @@ cdef int fill_batch(Batch batch) except -1:
     batch.inputs = {}
     for position, (entry, shape, items, offset) in enumerate(layout):
         buffers[<int>position] = <uint8_t*>memory.data + <int64_t>offset
-        array = np.frombuffer(memory, NUMPY[entry.datatype], items, offset).reshape(shape)
+        array = np.frombuffer(memory, _NUMPY[entry.datatype], items, offset).reshape(shape)
         batch.inputs[entry.name] = array
         if entry.kind == "matrix":
             batch.matrix = array
