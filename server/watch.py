@@ -42,6 +42,7 @@ class Watch:
 
     def __init__(self, reference: Reference, score: Score | None, window_s: float, now: float) -> None:
         self._features = DriftCounter(reference.features, window_s, now)
+        self._names = reference.features.names
         self._score = score
         self._scores = DriftCounter(reference.score, window_s, now) if reference.score and score else None
 
@@ -57,10 +58,9 @@ class Watch:
 
     def _vector(self, batch: Batch) -> Matrix | None:
         """The float features of a batch: its matrix, or the columns that are inputs of their own."""
-        names = self._features.reference.names
-        if batch.matrix is not None or not names:
+        if batch.matrix is not None or not self._names:
             return batch.matrix
-        columns = [np.asarray(batch.inputs[name], np.float32).reshape(batch.rows) for name in names]
+        columns = [np.asarray(batch.inputs[name], np.float32).reshape(batch.rows) for name in self._names]
         return np.stack(columns, axis=1)
 
     def drift(self, *, current: bool = False) -> Drift:

@@ -51,12 +51,15 @@ class Waves:
 
     def submitted(self, served: Served) -> None:
         """A call was submitted to the lane of `served` with `wake` off."""
-        if self._calls == 0:
-            self._wait = self._passes_left = self._patience.next()
-            self._seen = 1
-            self._loop.call_soon(self._pass)
         self._calls += 1
         self._versions.add(served)
+        if self._calls == 1:
+            self._wait = self._passes_left = self._patience.next()
+            self._seen = 1
+            if self._wait:
+                self._loop.call_soon(self._pass)
+            else:
+                self._start()
 
     def _pass(self) -> None:
         """Once every pass of the loop while a wave gathers."""
@@ -71,7 +74,7 @@ class Waves:
 
     def _start(self) -> None:
         """Run what gathered."""
-        if self._wait or self._calls > 1:
+        if self._wait:
             self._patience.ended(self._calls)
         self._calls = 0
         versions, self._versions = self._versions, set()
