@@ -8,17 +8,20 @@ compared with vectors in the same way, on one server and one model; Redis' own C
 
 Every answer is checked: the first ones by value, all by the server's own count of successes.
 
-    python -m penstock.benchmarks.overhead [--rounds 5] [--seconds 3] [--pin] [--json]
+    python -m penstock.benchmarks.overhead [--rounds 5] [--seconds 3] [--pin] [--json | --markdown]
 """
 
 from __future__ import annotations
 
+import os
+import platform
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,7 +141,7 @@ def publish(folder: Path) -> tuple[Any, np.ndarray[Any, np.dtype[np.float32]]]:
 def fill_store(folder: Path, sample: Any) -> Any:
     """Put the pool's rows into a Redis of our own; gives their view."""
     from penstock.features.schema import Column, FeatureView
-    from penstock.features.store import open_store
+    from penstock.features.opening import open_store
 
     view = FeatureView(
         name="numbers", entity="customer", columns=tuple(Column(name=name, dtype="float32") for name in COLUMNS)
@@ -249,11 +252,32 @@ def report(comparisons: Sequence[Comparison], generator: str) -> None:
         )
 
 
+def machine() -> str:
+    """What this is measured on, in one line."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
+    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, grpcio {version('grpcio')}"
+
+
+def print_markdown(comparisons: Sequence[Comparison], generator: str, *, pin: bool) -> None:
+    """The table of the README."""
+    where = "server on one core, load on the other" if pin else "server and load on the same cores"
+    print(f"Median of {len(comparisons[0].runs)} rounds, {generator}, {where}; {machine()}.\n")
+    print("| what | in flight | CPU µs a call | against | CPU µs a call | ratio (range) |\n|---|---|---|---|---|---|")
+    for comparison in comparisons:
+        first, second = comparison.sides
+        before, after = comparison.side(0).cpu_us, comparison.side(1).cpu_us
+        spread = f"{min(comparison.ratios):.2f} to {max(comparison.ratios):.2f}"
+        cells = (second, comparison.callers, f"{after:.0f}", first, f"{before:.0f}")
+        print("|", *(f"{cell} |" for cell in cells), f"**{comparison.ratio:.2f}** ({spread}) |")
+
+
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each side, in turn.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of one run.")] = 3.0,
     pin: Annotated[bool, typer.Option(help="Servers on core 0, load on core 1.")] = False,
     json: Annotated[bool, typer.Option(help="Figures as JSON.")] = False,
+    markdown: Annotated[bool, typer.Option(help="The table of the README.")] = False,
 ) -> None:
     """Measure CPU for each request against a bare grpc.aio echo, and entity keys against vectors."""
     generator = best(1).name
@@ -265,6 +289,8 @@ def main(
         raise typer.Exit(1) from None
     if json:
         print_json({"generator": generator, "pinned": pin, "comparisons": [c.as_json() for c in comparisons]})
+    elif markdown:
+        print_markdown(comparisons, generator, pin=pin)
     else:
         report(comparisons, generator)
 

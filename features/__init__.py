@@ -13,8 +13,9 @@ from penstock.features.errors import (
     StoreUnavailable,
     UnknownView,
 )
+from penstock.features.opening import open_store
 from penstock.features.schema import Column, FeatureView, read_views
-from penstock.features.store import FeatureStore, FetchedRows, Lookup, open_store
+from penstock.features.store import FeatureStore, FetchedRows, Lookup
 
 __all__ = [
     "Column",

@@ -1,9 +1,4 @@
-"""The port: what every feature store can do, and `open_store`, which picks one by URL.
-
-    redis://[user:password@]host[:port][/db]   rediss:// (TLS)   unix:///path.sock
-    embedded://            a private redis-server, gone with this process
-    embedded:///folder     one kept in a folder, shared by the processes that open it
-    memory:// [name]       a dictionary in this process, for tests
+"""The port: what every feature store can do.
 
 `fetch` is the hot path: one round trip for all views of a batch, and never longer than its time limit.
 """
@@ -17,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.errors import InvalidView, SchemaChanged, StoreMisconfigured
+from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.schema import FeatureView
 
 
@@ -108,23 +103,3 @@ def stored_view(name: str, definition: bytes, where: str) -> FeatureView:
     if view.name != name:
         raise InvalidView(f"the definition of view {name!r} in {where} is that of {view.name!r}")
     return view
-
-
-def open_store(url: str) -> FeatureStore:
-    """The store behind `url`. Network stores connect at first use; raises `StoreMisconfigured` for a bad URL."""
-    scheme, separator, rest = url.partition("://")
-    if separator and scheme in {"redis", "rediss", "unix"}:
-        from penstock.features.redis import RedisStore
-
-        return RedisStore(url)
-    if separator and scheme == "embedded":
-        from penstock.features.embedded import EmbeddedStore
-
-        return EmbeddedStore(rest)
-    if separator and scheme == "memory":
-        from penstock.features.memory import MemoryStore
-
-        return MemoryStore.named(rest)
-    known = "redis://, rediss://, unix://, embedded:// and memory://"
-    shown = f"{scheme}://..." if separator else "no scheme"  # the rest may hold a password
-    raise StoreMisconfigured(f"a feature store's URL begins with {known}; this one has {shown}")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.features.errors import FeatureError
-from penstock.features.store import FeatureStore, open_store
+from penstock.features.opening import open_store
+from penstock.features.store import FeatureStore
 from penstock.registry import Registry
 from penstock.server import metrics
 from penstock.server.config import Config
