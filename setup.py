@@ -4,6 +4,7 @@ Folders stand at the top level of the repository and are imported as ``penstock.
 the project is in pyproject.toml. Environment switches, for developers only:
 
 - ``PENSTOCK_DEBUG=1``      bounds checks, ``-O0 -g`` and annotated HTML in build/cython;
+- ``PENSTOCK_KERNELS=wire,lanes``  only these kernels are built;
 - ``PENSTOCK_SANITIZE=address,undefined``  kernels compiled under those sanitizers.
 """
 

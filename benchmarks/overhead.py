@@ -140,8 +140,8 @@ def publish(folder: Path) -> tuple[Any, np.ndarray[Any, np.dtype[np.float32]]]:
 
 def fill_store(folder: Path, sample: Any) -> Any:
     """Put the pool's rows into a Redis of our own; gives their view."""
-    from penstock.features.schema import Column, FeatureView
     from penstock.features.opening import open_store
+    from penstock.features.schema import Column, FeatureView
 
     view = FeatureView(
         name="numbers", entity="customer", columns=tuple(Column(name=name, dtype="float32") for name in COLUMNS)

@@ -4,6 +4,8 @@
     embedded://            a private redis-server, gone with this process
     embedded:///folder     one kept in a folder, shared by the processes that open it
     memory:// [name]       a dictionary in this process, for tests
+
+Network stores connect at first use.
 """
 
 from __future__ import annotations

@@ -604,14 +604,21 @@ cdef inline bint takes_shape(const Slot* slot, const InputRef* ref, bint batched
 
 
 cdef inline int64_t count_elements(const InputRef* ref) noexcept nogil:
-    """Values of the whole tensor; -1 where a dimension is negative or the product leaves 2**40."""
+    """Values of the whole tensor; -1 where a dimension is negative or the product leaves 2**40.
+
+    Zeros are left out of that product, for numpy and ONNX Runtime multiply the others too and refuse what overflows.
+    """
     cdef int64_t elements = 1
+    cdef bint empty = False
     cdef int i
     for i in range(ref.n_dims):
         if ref.dims[i] < 0 or (ref.dims[i] > 0 and elements > MAX_ELEMENTS // ref.dims[i]):
             return -1
-        elements *= ref.dims[i]
-    return elements
+        if ref.dims[i] == 0:
+            empty = True
+        else:
+            elements *= ref.dims[i]
+    return 0 if empty else elements
 
 
 cdef int64_t count_raw_texts(const Slice* raw) noexcept nogil:
