@@ -468,7 +468,7 @@ cdef class Lane:
         if status == STATUS_RESOURCE_EXHAUSTED:
             return (f"the request has {call.request.rows} rows and {call.size} bytes; the queue never takes more than "
                     f"{self.limits.max_queue_rows} rows or {self.limits.max_queue_bytes} bytes: send smaller requests")
-        return "the server is draining, try another" if self.draining else "the queue is full, try again later"
+        return "the version is draining, try again" if self.draining else "the queue is full, try again later"
 
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil:
         """Parse, check and queue a call. Returns its status; any but 0 leaves the call with the transport."""
@@ -923,18 +923,16 @@ cdef class Batch:
 
         For running the members of a failed batch singly. The memory is not reused while any of them lives.
         """
-        cdef Call* call = self.calls
-        cdef Call* following
+        cdef Call* call
         cdef Batch part
         parts = []
         self.check_open()
-        self.calls = NULL
-        while call != NULL:
-            following = call.next
-            call.next = NULL
+        while self.calls != NULL:       # each call has an owner at any moment, so that no error on the way loses one
             part = Batch.__new__(Batch)
             part.lane = self.lane
-            part.calls = call
+            call = part.calls = self.calls
+            self.calls = call.next
+            call.next = NULL
             part.rows = call.request.rows
             part.taken_ns = self.taken_ns
             rows = slice(call.first_row, call.first_row + call.request.rows) if self.lane.plan.batched else slice(None)
@@ -944,7 +942,6 @@ cdef class Batch:
             part.entities = None if self.entities is None else self.entities[rows]
             call.first_row = 0
             parts.append(part)
-            call = following
         return parts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import index
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +86,10 @@ class Model:
             raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' looks up no features: it takes no entity ids")
         if isinstance(ids, str | bytes):
             raise InvalidRequest("INVALID_ARGUMENT", "entity_ids is a sequence: put a single id in a list")
-        return [item if isinstance(item, str | bytes) else str(int(item)) for item in ids]
+        try:
+            return [item if isinstance(item, str | bytes) else str(index(item)) for item in ids]
+        except TypeError as error:  # a float is never rounded to somebody else's id
+            raise InvalidRequest("INVALID_ARGUMENT", f"entity ids are str, bytes or int: {error}") from None
 
 
 def _add(request: pb.ModelInferRequest, name: str, datatype: str, shape: Sequence[int], raw: bytes) -> None:

@@ -1,9 +1,10 @@
 """Clients of any Open Inference Protocol server over gRPC, numpy in and numpy out.
 
 `Client` blocks and may be shared by threads; `AsyncClient` lives in one event loop. Both know how Penstock takes
-entity ids and overrides. What a model takes is asked once per model and version, and asked again after the server
-refused a request (NOT_FOUND or INVALID_ARGUMENT), since the model may have changed. Calls that fail as UNAVAILABLE are
-tried up to three times within their timeout, by gRPC itself. Every failed call raises a `penstock.errors.RpcError`.
+entity ids and overrides. What a model takes is asked once per model and version, and asked again after a request was
+refused (NOT_FOUND or INVALID_ARGUMENT), here or by the server, since the model may have changed. Calls that fail as
+UNAVAILABLE are tried up to three times within their timeout, by gRPC itself. Every failed call raises a
+`penstock.errors.RpcError`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
@@ -121,11 +123,26 @@ class _Base:
         self._models[model, version] = known
         return known
 
+    def _until(self, timeout: float | None) -> float:
+        """When a call is to be over, on the clock of `monotonic`."""
+        return monotonic() + (self.timeout if timeout is None else timeout)
+
+    def _body(self, known: Model, ask: Ask) -> bytes:
+        """The request; where it does not fit what is known of the model, that is forgotten, for it may be old."""
+        try:
+            return known.request(ask)
+        except InvalidRequest:
+            self._forget(ask)
+            raise
+
     def _failed(self, error: grpc.RpcError, ask: Ask) -> RpcError:
         raised = _raised(error, self.address)
         if isinstance(raised, NotFound | InvalidRequest):
-            self._models.pop((ask.model, ask.version), None)
+            self._forget(ask)
         return raised
+
+    def _forget(self, ask: Ask) -> None:
+        self._models.pop((ask.model, ask.version), None)
 
 
 class Client(_Base):
@@ -163,7 +180,7 @@ class Client(_Base):
             overrides: n values by column name, used instead of what is looked up.
             outputs: names of the outputs wanted; none means all.
             version: a number or an alias; empty leaves the choice to the server.
-            timeout: seconds; None for the client's.
+            timeout: seconds, asking about a model not known yet included; None for the client's.
             request_id: echoed in the answer.
             parameters: of the request, such as {"timing": True}.
 
@@ -172,9 +189,11 @@ class Client(_Base):
             ProtocolError: the answer is not what the protocol allows.
         """
         ask = Ask(model, inputs, entity_ids, overrides, outputs, version, request_id, parameters)
-        known = self._models.get((model, version)) or self._ask(model, version)
+        until = self._until(timeout)
+        known = self._models.get((model, version)) or self._ask(model, version, until)
+        body = self._body(known, ask)
         try:
-            answer = self._infer(known.request(ask), timeout=self.timeout if timeout is None else timeout)
+            answer = self._infer(body, timeout=until - monotonic())
         except grpc.RpcError as error:
             raise self._failed(error, ask) from None
         return Prediction.from_proto(answer)
@@ -231,9 +250,9 @@ class Client(_Base):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _call(self, name: str, request: Any) -> Any:
+    def _call(self, name: str, request: Any, until: float | None = None) -> Any:
         try:
-            return self._stubs[name](request, timeout=self.timeout)
+            return self._stubs[name](request, timeout=self.timeout if until is None else until - monotonic())
         except grpc.RpcError as error:
             raise _raised(error, self.address) from None
 
@@ -243,9 +262,9 @@ class Client(_Base):
         except (Unavailable, DeadlineExceeded):
             return False
 
-    def _ask(self, model: str, version: str) -> Model:
-        metadata = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
-        config = self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version))
+    def _ask(self, model: str, version: str, until: float) -> Model:
+        metadata = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version), until)
+        config = self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version), until)
         return self._learn(model, version, metadata, config)
 
 
@@ -270,9 +289,11 @@ class AsyncClient(_Base):
     ) -> Prediction:
         """One inference; see `Client.predict`."""
         ask = Ask(model, inputs, entity_ids, overrides, outputs, version, request_id, parameters)
-        known = self._models.get((model, version)) or await self._ask(model, version)
+        until = self._until(timeout)
+        known = self._models.get((model, version)) or await self._ask(model, version, until)
+        body = self._body(known, ask)
         try:
-            answer = await self._infer(known.request(ask), timeout=self.timeout if timeout is None else timeout)
+            answer = await self._infer(body, timeout=until - monotonic())
         except grpc.RpcError as error:
             raise self._failed(error, ask) from None
         return Prediction.from_proto(answer)
@@ -327,9 +348,9 @@ class AsyncClient(_Base):
     ) -> None:
         await self.close()
 
-    async def _call(self, name: str, request: Any) -> Any:
+    async def _call(self, name: str, request: Any, until: float | None = None) -> Any:
         try:
-            return await self._stubs[name](request, timeout=self.timeout)
+            return await self._stubs[name](request, timeout=self.timeout if until is None else until - monotonic())
         except grpc.RpcError as error:
             raise _raised(error, self.address) from None
 
@@ -339,7 +360,7 @@ class AsyncClient(_Base):
         except (Unavailable, DeadlineExceeded):
             return False
 
-    async def _ask(self, model: str, version: str) -> Model:
-        metadata = await self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version))
-        config = await self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version))
+    async def _ask(self, model: str, version: str, until: float) -> Model:
+        metadata = await self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version), until)
+        config = await self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version), until)
         return self._learn(model, version, metadata, config)

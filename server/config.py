@@ -39,7 +39,7 @@ class Config(BaseModel):
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")
     max_streams: int = Field(default=1024, ge=1, description="calls in flight on one connection")
     max_connections: int = Field(default=4096, ge=1, description="open connections")
-    default_deadline_s: float = Field(default=30.0, gt=0, description="for callers who send no deadline")
+    default_deadline_s: float = Field(default=30.0, gt=0, le=1e6, description="for callers who send no deadline")
     drain_delay_s: float = Field(default=0.0, ge=0, description="between NOT_SERVING and closing the listener")
     drain_grace_s: float = Field(default=10.0, gt=0, description="how long calls in flight may take to finish")
 

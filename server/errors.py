@@ -9,7 +9,6 @@
         │   ├── UnknownEntity       NOT_FOUND, a view whose policy is to answer nothing then
         │   └── NotServed           UNIMPLEMENTED
         ├── the caller may try again, elsewhere or later
-        │   ├── NotReady            UNAVAILABLE
         │   └── FeaturesUnavailable UNAVAILABLE
         └── we must mend ourselves
             └── OurFault            INTERNAL, an opaque id; the detail is in the log only
@@ -71,12 +70,6 @@ class NotServed(ServerError):
     """An RPC that Penstock leaves out, on purpose or until later."""
 
     status = 12
-
-
-class NotReady(ServerError):
-    """The model is known and cannot answer now."""
-
-    status = 14
 
 
 class FeaturesUnavailable(ServerError):

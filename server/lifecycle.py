@@ -60,6 +60,7 @@ class Models:
         self._poller: Thread | None = None
         self._leaving: list[Served] = []
         self._draining: list[Served] = []
+        self._unreadable: dict[str, str] = {}
         self.served: dict[tuple[str, int], Served] = {}
         self.states: dict[tuple[str, int], State] = {}
         self.routes: Routes = {}
@@ -99,8 +100,9 @@ class Models:
         with self._refreshing:
             try:
                 names = set(self._registry.models())
+                self._unreadable.pop("", None)
             except RegistryError as error:
-                _log.warning("the registry cannot be read, serving goes on as it is: %s", error)
+                self._tell_unreadable("", f"the registry cannot be read, serving goes on as it is: {error}")
                 return
             routes: Routes = {}
             defaults: dict[str, int] = {}
@@ -115,11 +117,12 @@ class Models:
         try:
             aliases, versions = self._registry.aliases(name), self._registry.versions(name)
             self._forget(name, {*versions, *aliases.values()})
+            self._unreadable.pop(name, None)
         except RegistryError as error:
-            _log.warning("model %s: %s; what is loaded goes on", name, error)
-            aliases, versions = {}, []
-            if name in self.defaults:
-                aliases = {CHAMPION: self.defaults[name]}
+            self._tell_unreadable(name, f"model {name}: {error}; what is loaded goes on")
+            routes |= {key: served for key, served in self.routes.items() if served.name == name}
+            defaults |= {model: version for model, version in self.defaults.items() if model == name}
+            return
         for alias, number in aliases.items():
             served = self._loaded(name, number)
             if served is None and alias == CHAMPION:
@@ -131,6 +134,12 @@ class Models:
             if alias == CHAMPION:
                 routes[name.encode(), b""] = served
                 defaults[name] = served.version
+
+    def _tell_unreadable(self, what: str, line: str) -> None:
+        """Log what is wrong with a model's files, or with the registry (""), once and not at every look."""
+        if self._unreadable.get(what) != line:
+            _log.warning("%s", line)
+        self._unreadable[what] = line
 
     def _forget(self, name: str, known: set[int]) -> None:
         """Let go of what was told about versions that are in the registry no more."""
@@ -218,11 +227,11 @@ class Models:
 
     def close(self, timeout_s: float) -> bool:
         """Stop polling, finish every queue; False where calls were still running after `timeout_s`."""
+        until = time.monotonic() + timeout_s
         self._stop.set()
         if self._poller is not None:
-            self._poller.join()
+            self._poller.join(timeout_s)  # it may be in the middle of loading a large version
         every = [*self.served.values(), *self._leaving, *self._draining]
         for served in every:
             served.drain()
-        until = time.monotonic() + timeout_s
         return all(served.join(max(0.0, until - time.monotonic())) for served in every)

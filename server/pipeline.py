@@ -89,15 +89,27 @@ class Pipeline:
 
 def serve(lane: Lane, pipeline: Pipeline) -> None:
     """A worker's life: take, run, until the lane is drained. No batch is left without an answer."""
-    while (batch := lane.take()) is not None:
+    while run_next(lane, pipeline):
+        pass
+
+
+def run_next(lane: Lane, pipeline: Pipeline, *, block: bool = True) -> bool:
+    """Take one batch and run it; False where there was none. Never raises: a lost batch answers its calls INTERNAL."""
+    try:
+        batch = lane.take(block=block)
+        if batch is None:
+            return False
         run_safely(batch, pipeline)
+    except Exception:  # noqa: BLE001  # whoever runs batches, worker or event loop, must survive anything
+        _log.exception("a batch was lost")
+    return True
 
 
 def run_safely(batch: Batch, pipeline: Pipeline) -> None:
     """Run a batch; where that fails, run its members singly, once, so that one bad row spoils only its own call."""
     try:
         pipeline.run(batch)
-    except Exception as error:  # noqa: BLE001  # a worker must survive anything
+    except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
         members = batch.split()
         if len(members) == 1:
             refuse(members[0], error)

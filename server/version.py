@@ -20,7 +20,7 @@ from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server.config import Config
 from penstock.server.join import Join
-from penstock.server.pipeline import Pipeline, run_safely, serve
+from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
 from penstock.server.session import Session
 from penstock.server.watch import Watch
@@ -56,7 +56,8 @@ class Served:
             max_queue_bytes=config.max_queue_bytes,
             max_queue_delay_us=config.max_queue_delay_us,
         )
-        self._inline = self.pipeline.join is None and config.intra_op_threads == 1 and config.max_queue_delay_us == 0
+        self._max_batch_rows = config.max_batch_rows
+        self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
         workers = config.workers or (2 if self.pipeline.join else 1)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
@@ -87,6 +88,11 @@ class Served:
             line = " ".join(str(error).split())[:300]
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
 
+    @property
+    def full(self) -> bool:
+        """Whether a whole batch is queued already, so that nothing is gained by waiting for more."""
+        return self.lane.queued_rows >= self._max_batch_rows
+
     def start(self) -> bool:
         """Have run what is queued, and say whether the calling thread did it, here and now.
 
@@ -95,8 +101,8 @@ class Served:
         if not self._inline or self.pipeline.cost.predict(self.lane.queued_rows) > INLINE_NS:
             self.lane.wake()
             return False
-        while (batch := self.lane.take(block=False)) is not None:
-            run_safely(batch, self.pipeline)
+        while run_next(self.lane, self.pipeline, block=False):
+            pass
         return True
 
     def drain(self) -> None:
@@ -120,8 +126,26 @@ def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore 
     watch = None
     if "profile.json" in files:
         reference = Reference.from_json(files["profile.json"])
+        _check_profile(reference, manifest)
         watch = Watch(reference, manifest.score, config.drift_window_s, time.time())
     return Pipeline(plan, session, _join(manifest, config, store), _transforms(version), watch)
+
+
+def _check_profile(reference: Reference, manifest: Manifest) -> None:
+    """Refuse a profile of other columns now, where counting would fail every call or count under a wrong name."""
+    signature, names = manifest.signature, tuple(reference.features.names)
+    inputs = {spec.name for spec in signature.inputs if spec.datatype != "BYTES"}
+    if names != signature.columns if signature.columns else not inputs.issuperset(names):
+        wanted = signature.columns or sorted(inputs)
+        raise PenstockError(
+            f"profile.json of {manifest.model_name} version {manifest.version} describes {', '.join(names[:12])}; "
+            f"the version reads {', '.join(wanted[:12])}: publish it again with a profile of those"
+        )
+
+
+def _known_by_rows(plan: Plan, config: Config) -> bool:
+    """Whether a run's rows tell what it costs the thread: not where one may be a megabyte, or other threads help."""
+    return plan.fixed_shapes and not plan.n_texts and config.intra_op_threads == 1 and config.max_queue_delay_us == 0
 
 
 def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Join | None:

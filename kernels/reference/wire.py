@@ -364,13 +364,13 @@ def takes_shape(slot: Slot, shape: list[int], *, batched: bool) -> bool:
 
 
 def count_elements(shape: list[int]) -> int | None:
-    """Values of the whole tensor; None where a dimension is negative or a product on the way leaves 2**40."""
+    """Values of the whole tensor; None where a dimension is negative or the product of all but zeros leaves 2**40."""
     elements = 1
     for dim in shape:
         if dim < 0 or elements * dim > MAX_ELEMENTS:
             return None
-        elements *= dim
-    return elements
+        elements *= dim or 1
+    return 0 if 0 in shape else elements
 
 
 def read_raw(raw: bytes, datatype: str, elements: int) -> Any:

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection
 
 from penstock.kernels import wire
-from penstock.kernels.lanes import EventSink
+from penstock.kernels.lanes import DEADLINE_EXCEEDED, EventSink, Refused
 from penstock.server.config import Config
 from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, InvalidRequest, status_of
 from penstock.server.health import Health
@@ -108,6 +108,8 @@ class AioTransport:
             await _abort(context, InvalidRequest(str(error)))
         except Exception as error:  # noqa: BLE001
             await _abort(context, error)
+        # gRPC itself ends a call at its own deadline; the default one is ours to keep, whatever the lane is busy with
+        expiry = self._loop.call_later(remaining, _expire, future) if told is None else None
         try:
             answer: bytes = await future
         except asyncio.CancelledError:
@@ -115,6 +117,9 @@ class AioTransport:
             raise
         except Exception as error:  # noqa: BLE001
             await _abort(context, error)
+        finally:
+            if expiry is not None:
+                expiry.cancel()
         if len(answer) > self._limit:
             message = f"the answer has {len(answer)} bytes, the limit is {self._limit}: ask for fewer rows or outputs"
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
@@ -165,6 +170,12 @@ class AioTransport:
 
 def _unary(handler: Unary) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.unary_unary_rpc_method_handler(handler)  # no serializers: bytes in, bytes out
+
+
+def _expire(future: asyncio.Future[bytes]) -> None:
+    """End a call that sent no deadline of its own; the lane drops it when it comes to it."""
+    if not future.done():
+        future.set_exception(Refused(DEADLINE_EXCEEDED, "no answer within the server's default deadline"))
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:

@@ -2,9 +2,10 @@
 
 An event loop reads one call after the other. A run started for the first would take it alone, and the next call would
 have one of its own: batches of one, and twice the CPU a call. So calls gather for as long as more keep coming, that is
-until `PATIENCE` passes of the loop brought none, about 30 microseconds; then the version decides whether the loop's own
-thread runs them or a worker does. No timer is set. Whether gathering pays is learnt: after `LONELY` waves that nobody
-joined, calls are run at once, and only every `PROBE`-th wave looks again; so a lone caller does not wait.
+until `PATIENCE` passes of the loop brought none, about 30 microseconds, or a version has a whole batch of them; then
+the version decides whether the loop's own thread runs them or a worker does. No timer is set. Whether gathering pays is
+learnt: after `LONELY` waves that nobody joined, calls are run at once, and only every `PROBE`-th wave looks again; so a
+lone caller does not wait.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Waves:
         self._seen = 0
         self._passes_left = 0
         self._wait = 0
+        self._passing = False
 
     def submitted(self, served: Served) -> None:
         """A call was submitted to the lane of `served` with `wake` off."""
@@ -56,18 +58,23 @@ class Waves:
         if self._calls == 1:
             self._wait = self._passes_left = self._patience.next()
             self._seen = 1
-            if self._wait:
-                self._loop.call_soon(self._pass)
-            else:
-                self._start()
+        if not self._wait or served.full:  # callers enough could keep a wave from ever ending
+            self._start()
+        elif not self._passing:
+            self._passing = True
+            self._loop.call_soon(self._pass)
 
     def _pass(self) -> None:
         """Once every pass of the loop while a wave gathers."""
+        self._passing = False
+        if not self._calls:  # it was full, and is under way
+            return
         if self._calls != self._seen:
             self._seen = self._calls
             self._passes_left = self._wait
         if self._passes_left > 0:
             self._passes_left -= 1
+            self._passing = True
             self._loop.call_soon(self._pass)
         else:
             self._start()

@@ -283,7 +283,7 @@ def test_refusals_say_what_to_do():
     assert refusal(columns_of([1, 1])) == (UNAVAILABLE, "the queue is full, try again later")
     assert serve_all(lane, sink) == 1
     lane.drain()
-    assert refusal(columns_of([1, 1])) == (UNAVAILABLE, "the server is draining, try another")
+    assert refusal(columns_of([1, 1])) == (UNAVAILABLE, "the version is draining, try again")
     counted = lane.snapshot()
     assert [counted[name] for name in ("invalid", "refused", "succeeded")] == [1, 4, 1]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import socket
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -116,7 +118,12 @@ def test_columns_by_name_are_sent_as_floats(client, server):
 
 @pytest.mark.parametrize(
     ("model", "ids", "message"),
-    [("fraud", "alice", "put a single id in a list"), ("echo", ["a"], "takes no entity ids")],
+    [
+        ("fraud", "alice", "put a single id in a list"),
+        ("fraud", [17.5], "str, bytes or int"),
+        ("fraud", [None], "str, bytes or int"),
+        ("echo", ["a"], "takes no entity ids"),
+    ],
 )
 def test_entity_ids_that_cannot_be_meant_are_refused(client, model, ids, message):
     with pytest.raises(errors.InvalidRequest, match=message):
@@ -154,6 +161,16 @@ def test_metadata_is_asked_once_and_again_after_a_refusal(client, server):
         calls = server.metadata_calls
         client.predict("fraud", [[1, 2, 3]])
         assert server.metadata_calls == calls + 1
+
+
+def test_metadata_is_asked_again_after_a_refusal_on_this_side(client, server):
+    """What does not fit the model as it was may fit the model as it is."""
+    client.predict("fraud", [[1, 2, 3]])
+    calls = server.metadata_calls
+    with pytest.raises(errors.InvalidRequest, match="put a single id"):
+        client.predict("fraud", entity_ids="17")
+    client.predict("fraud", [[1, 2, 3]])
+    assert server.metadata_calls == calls + 1
 
 
 @pytest.mark.parametrize(
@@ -205,6 +222,15 @@ def test_a_server_that_does_not_answer_in_time_is_a_deadline(client, server):
             client.predict("fraud", [[1, 2, 3]], timeout=0.2)
     finally:
         server.go.set()
+
+
+def test_the_timeout_holds_for_what_is_asked_about_the_model_too(connect):
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, connect(f"127.0.0.1:{silent.getsockname()[1]}", timeout=20) as client:
+        begun = time.monotonic()
+        with pytest.raises(errors.DeadlineExceeded):
+            client.predict("fraud", [[1, 2, 3]], timeout=0.2)
+        assert time.monotonic() - begun < 10
 
 
 def test_an_answer_whose_contents_do_not_fit_is_a_protocol_error(client, server):

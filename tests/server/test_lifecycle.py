@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,23 @@ def test_a_version_wanted_again_before_it_is_drained_goes_on(publish, registry, 
     assert models.find("scaled") is first
     assert models.states["scaled", 1].state == "READY"
     assert models.close(5)
+
+
+def test_aliases_that_cannot_be_read_leave_every_version_answering(caller, publish, registry, eventually, caplog):
+    publish(2)
+    registry.promote("scaled", 2, alias="canary", who="test", why="try it")
+    eventually(lambda: len(caller.client.metadata("scaled").versions) == 2)
+    aliases = registry.root / "models" / "scaled" / "aliases.json"
+    known = aliases.read_bytes()
+    aliases.write_text("{")
+    eventually(lambda: "what is loaded goes on" in caplog.text)
+    for _ in range(20):
+        time.sleep(0.02)
+        assert answer(caller, "canary") == 2
+    assert caplog.text.count("what is loaded goes on") == 1
+    assert [answer(caller, version) for version in ("", "champion", "1", "canary", "2")] == [1, 1, 1, 2, 2]
+    aliases.write_bytes(known)
+    assert {(state.version, state.state) for state in caller.client.models()} == {("1", "READY"), ("2", "READY")}
 
 
 def test_a_registry_that_cannot_be_read_leaves_everything_as_it_is(caller, registry, eventually):

@@ -14,6 +14,7 @@ from penstock.client import AsyncClient
 from penstock.converters import publish_onnx
 from penstock.errors import Internal, InvalidRequest
 from penstock.proto import inference_pb2 as pb
+from penstock.server.pipeline import serve
 
 
 @pytest.fixture
@@ -184,6 +185,55 @@ def test_a_version_whose_warm_up_fails_is_served_and_answers_what_it_can(registr
     assert caller.client.predict("picky", [[0], [-1]])["y"].tolist() == [[7], [7]]
     with pytest.raises(Internal):
         caller.client.predict("picky", [[1]])
+
+
+@pytest.mark.parametrize("shape", [[1, 2**40, 0, 2**40], [1, 0, 2**62, 2**62]])
+def test_a_shape_that_is_empty_and_huge_is_refused_and_the_next_call_is_answered(
+    registry, graphs, serving, calling, shape
+):
+    graphs.publish(registry, "same", graphs.same("FP32", "n", "a", "b", "c"))
+    caller = calling(serving())
+    request = pb.ModelInferRequest(model_name="same", raw_input_contents=[b""])
+    request.inputs.add(name="x", datatype="FP32", shape=shape)
+    with pytest.raises(grpc.RpcError, match="unexpected shape for input 'x'"):
+        caller.stub.ModelInfer(request, timeout=20)
+    assert caller.client.predict("same", np.ones((1, 1, 1, 2), np.float32))["y"].tolist() == [[[[1, 1]]]]
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_batch_that_cannot_be_made_is_answered_and_the_worker_goes_on(calls, caplog):
+    """Whatever goes wrong between taking and running, the callers hear of it and the next batch is run."""
+
+    class Lane:
+        def __init__(self):
+            self.left = ["lost"] * calls + [None]
+
+        def take(self, *, block=True):
+            taken = self.left.pop(0)
+            if taken:
+                raise ValueError("array is too big")
+            return taken
+
+    lane = Lane()
+    serve(lane, pipeline=None)
+    assert lane.left == []
+    assert caplog.text.count("a batch was lost") == calls
+
+
+def test_who_sends_no_deadline_gets_the_servers_even_while_a_run_goes_on(double, gate, serving, calling):
+    caller = calling(serving(default_deadline_s=0.2))
+    gate.shut()
+    running = caller.send("double", [[1.0, 2.0]], timeout=None)
+    gate.entered()
+    queued = caller.send("double", [[1.0, 2.0]], timeout=None)
+    for call in (running, queued):
+        error = call.exception(timeout=20)
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "default deadline" in error.details()
+    gate.open()
+    patient = caller.send("double", [[1.0, 2.0]], timeout=20)
+    assert caller.answer(patient).tolist() == [[2, 4]]
+    assert gate.rows == [1, 1]
 
 
 def test_timing_is_told_to_who_asks(double, serving, calling):

@@ -15,6 +15,10 @@ class Version:
         self.runs: list[int] = []
         self.inline = inline
 
+    @property
+    def full(self) -> bool:
+        return self.waiting >= 64
+
     def start(self) -> bool:
         self.runs.append(self.waiting)
         self.waiting = 0
@@ -49,6 +53,16 @@ async def test_calls_of_neighbouring_passes_make_one_wave():
         await passes(PATIENCE // 2)
     await passes(PATIENCE * 2)
     assert version.runs == [20]
+
+
+async def test_callers_without_end_do_not_keep_a_wave_from_starting():
+    waves, version = Waves(asyncio.get_running_loop(), Sink()), Version()
+    for _ in range(200):
+        submit(waves, version)
+        await passes(1)
+    assert version.runs == [64, 64, 64]
+    await passes(PATIENCE * 2)
+    assert version.runs == [64, 64, 64, 8]
 
 
 async def test_a_lone_caller_waits_only_in_every_probe():
