@@ -143,7 +143,7 @@ def _model_columns(estimator: Any, frame: pd.DataFrame) -> tuple[str, ...]:
     if names is not None:
         missing = [str(name) for name in names if name not in frame.columns]
         if missing:
-            raise BadSample(f"the sample lacks the model's columns {', '.join(missing)}")
+            raise BadSample(f"the sample lacks these columns of the model: {', '.join(missing)}")
         return tuple(str(name) for name in names)
     count = getattr(estimator, "n_features_in_", frame.shape[1])
     if count != frame.shape[1]:

@@ -182,10 +182,14 @@ def _skl2onnx(estimator: Any, inputs: Inputs, arithmetic: Arithmetic) -> onnx.Mo
     return model
 
 
+_LONGEST = 300
+
+
 def _first_line(error: Exception) -> str:
     """What an error of skl2onnx says before its page of advice."""
     text = " ".join(str(error).split())
-    return text.split(" It usually means")[0].split(" You may raise an issue")[0][:300]
+    said = text.split(" It usually means")[0].split(" You may raise an issue")[0]
+    return said if len(said) <= _LONGEST else said[:_LONGEST].rsplit(" ", 1)[0] + " ..."
 
 
 def _types(inputs: Inputs, arithmetic: Arithmetic) -> list[tuple[str, Any]]:

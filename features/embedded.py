@@ -40,6 +40,7 @@ MISSING = (
 )
 
 # stdin is the read end of the users' pipe; $1 is the folder to remove, if any; the rest is the server's command.
+# The watch asks until the server has gone: one that is just starting has not set its signals up and hears nothing.
 GUARD = """
 trap '' INT HUP TERM
 remove=$1; shift
@@ -47,7 +48,7 @@ exec 3<&0
 if command -v setpriv >/dev/null; then set -- setpriv --pdeathsig TERM "$@"; fi  # should the guard itself be killed
 "$@" </dev/null 3<&- &
 server=$!
-( while read -r _; do :; done; kill "$server" ) <&3 3<&- &
+( while read -r _; do :; done; while kill "$server" 2>/dev/null; do sleep 0.1; done ) <&3 3<&- &
 watch=$!
 exec 3<&- </dev/null
 wait "$server"

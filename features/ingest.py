@@ -56,6 +56,7 @@ def ingest(
     `time_column` holds event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC); else it is now.
     Raises `InvalidData` for a file that does not fit, and what `store.put` raises.
     """
+    _pyarrow()  # half a second the first time, and no part of the ingestion
     start = time.monotonic()
     wanted = dict.fromkeys([view.entity, *view.column_names, *([time_column] if time_column else [])])
     done = 0
@@ -83,6 +84,8 @@ def read_batches(path: Path, columns: list[str], batch_rows: int) -> Iterator[tu
     readers = {".parquet": _parquet, ".pq": _parquet, ".csv": _csv}
     if path.suffix.lower() not in readers:
         raise InvalidData(f"{path}: the name of a table ends in .parquet or .csv")
+    if not path.is_file():
+        raise InvalidData(f"there is no file {path}")
     try:
         yield from readers[path.suffix.lower()](path, columns, batch_rows)
     except (OSError, pyarrow.ArrowException) as error:

@@ -183,7 +183,11 @@ class RedisStore:
         return Link(connection, connection._sock)  # noqa: SLF001 -- redis-py has no public way to the socket
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
-        reason = "it did not answer in time" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
+        reason = (
+            "it did not answer in time"
+            if isinstance(error, TimeoutError)
+            else str(error).rstrip(".") or type(error).__name__
+        )
         return StoreUnavailable(f"the feature store at {self.name} is unavailable: {reason}")
 
     def _misconfigured(self, reason: object) -> StoreMisconfigured:

@@ -452,7 +452,12 @@ cdef class Lane:
         ticket.sink = sink
         call.context = <void*>ticket
         Py_INCREF(ticket)        # the call's, given back when it is settled
-        status = self.offer(call, now_ns if now_ns else monotonic_ns(), wake, &fault)
+        now_ns = now_ns if now_ns else monotonic_ns()
+        if call.size > <size_t>RELEASE_GIL_BYTES:
+            with nogil:
+                status = self.offer(call, now_ns, wake, &fault)
+        else:
+            status = self.offer(call, now_ns, wake, &fault)
         if status == STATUS_OK:
             return ticket
         ticket.call = NULL

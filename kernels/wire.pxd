@@ -46,6 +46,7 @@ cdef enum FaultCode:
     SHARED_MEMORY = 19
     CLASSIFICATION = 20
     MISSING_FEATURES = 21
+    TOO_MANY_TEXTS = 22
 
 cdef struct Fault:           # why a request is refused; `explain` turns it into words
     FaultCode code

@@ -48,13 +48,14 @@ STRICTER = (
 FAULTS = ("OK", "MALFORMED", "TOO_MANY_PARTS", "OUT_OF_MEMORY", "UNKNOWN_INPUT", "DUPLICATE_INPUT", "MISSING_INPUT",
           "WRONG_DATATYPE", "WRONG_SHAPE", "WRONG_RAW_COUNT", "WRONG_RAW_SIZE", "CONTENTS_AND_RAW",
           "WRONG_CONTENTS_FIELD", "WRONG_CONTENTS_COUNT", "VALUE_OUT_OF_RANGE", "BAD_BYTES_LENGTH", "BATCH_MISMATCH",
-          "NO_ROWS", "UNKNOWN_OUTPUT", "SHARED_MEMORY", "CLASSIFICATION", "MISSING_FEATURES")
+          "NO_ROWS", "UNKNOWN_OUTPUT", "SHARED_MEMORY", "CLASSIFICATION", "MISSING_FEATURES", "TOO_MANY_TEXTS")
 """Why a request is refused; a fault's place is its FaultCode."""
 
 PlanInput = namedtuple("PlanInput", "name datatype shape kind optional")
 PlanOutput = namedtuple("PlanOutput", "name datatype shape on_request")
 
 cdef int64_t MAX_ELEMENTS = 1 << 40
+cdef int64_t MAX_TEXTS = 1 << 20                 # values of one BYTES or entity input, each of which becomes an object
 cdef int64_t MAX_TIMEOUT_US = <int64_t>1 << 50   # 35 years; as nanoseconds after any present still 63 bits
 
 
@@ -658,8 +659,8 @@ cdef FaultCode match_raw(const Request* request, int index, Fault* fault) noexce
 cdef FaultCode match_contents(const Request* request, int index, Fault* fault) noexcept nogil:
     """The typed contents of input `index` hold just what its shape says, in the field of its datatype."""
     cdef InputRef* ref = &request.inputs[index]
-    cdef uint32_t field = contents_field(ref.code)
-    cdef uint32_t other
+    cdef int field = <int>contents_field(ref.code)
+    cdef int other
     for other in range(1, CONTENTS_FIELDS):
         if other != field and ref.counts[other] > 0:
             return refuse(fault, WRONG_CONTENTS_FIELD, index, field, other)
@@ -687,6 +688,8 @@ cdef FaultCode match_input(Plan plan, Request* request, int index, int hint, Fau
     ref.elements = count_elements(ref)
     if ref.elements < 0 or not takes_shape(slot, ref, plan.batched):
         return refuse(fault, WRONG_SHAPE, index, 0, 0)
+    if (ref.code == DT_BYTES or slot.kind == KIND_ENTITY) and ref.elements > MAX_TEXTS:
+        return refuse(fault, TOO_MANY_TEXTS, index, MAX_TEXTS, ref.elements)
     if plan.batched:
         if index == 0:
             request.rows = ref.dims[0]
@@ -1094,7 +1097,8 @@ cdef str explain(Plan plan, const Request* request, const Fault* fault):
     ref = &request.inputs[fault.part]
     name = f"input '{text_of(&ref.name)}'"
     if fault.code == UNKNOWN_INPUT:
-        return f"unexpected inference {name} {model}; it takes {list_names([i.name for i in plan.inputs])}"
+        columns = f" and the columns {list_names(plan.columns)}" if plan.n_columns else ""
+        return f"unexpected inference {name} {model}; it takes {list_names([i.name for i in plan.inputs])}{columns}"
     if fault.code == DUPLICATE_INPUT:
         return f"{name} was sent twice {model}"
     slot = &plan.slots[ref.slot]
@@ -1104,6 +1108,8 @@ cdef str explain(Plan plan, const Request* request, const Fault* fault):
     shape = "[" + ",".join(str(ref.dims[i]) for i in range(ref.n_dims)) + "]"
     if fault.code == WRONG_SHAPE:
         return f"unexpected shape for {name} {model}. Expected {expected_shape(plan, slot)}, got {shape}."
+    if fault.code == TOO_MANY_TEXTS:
+        return f"{name} has {fault.got} values {model}; at most {fault.expected} are served at once: send fewer rows"
     if fault.code == BATCH_MISMATCH:
         return f"{name} batch size does not match other inputs {model}. Expected {fault.expected}, got {fault.got}."
     if fault.code == WRONG_RAW_SIZE:

@@ -14,6 +14,7 @@ import typer
 
 from penstock import __version__
 from penstock.commands import convert, doctor, drift, features, models, serve
+from penstock.commands._console import flowing
 from penstock.errors import PenstockError
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(features.app, name="features")
 app.add_typer(drift.app, name="drift")
 app.command("convert")(convert.convert)
-app.command("serve")(serve.serve)
+app.command("serve", help=flowing(serve.serve.__doc__))(serve.serve)
 app.command("doctor")(doctor.doctor)
 
 

@@ -74,8 +74,15 @@ class Tls:
     server_name: str = ""
 
 
+_SCHEMES = ("unix:", "unix-abstract:", "dns:", "ipv4:", "ipv6:")
+
+
 def _channel(module: Any, address: str, tls: Tls | bool) -> Any:
-    """A channel of `grpc` or `grpc.aio`."""
+    """A channel of `grpc` or `grpc.aio`; gRPC itself would wrap a port that is too large and connect elsewhere."""
+    host, _, port = address.rpartition(":")
+    plain = not address.startswith(_SCHEMES)
+    if plain and not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise InvalidRequest("INVALID_ARGUMENT", f"address {address!r} is not HOST:PORT")
     if not tls:
         return module.insecure_channel(address, options=OPTIONS)
     tls = tls if isinstance(tls, Tls) else Tls()

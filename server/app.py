@@ -27,7 +27,7 @@ from penstock.server.errors import BadConfig
 from penstock.server.health import Health
 from penstock.server.lifecycle import Models
 from penstock.server.service import Service
-from penstock.server.transports.aio import AioTransport
+from penstock.server.transports.aio import AioTransport, check_version
 
 _log = logging.getLogger("penstock.server")
 
@@ -59,7 +59,11 @@ def run(
     Raises:
         BadConfig: an address, the registry or the store cannot be used.
     """
-    asyncio.run(_run(config, version, ready_file, on_ready))
+    try:
+        asyncio.run(_run(config, version, ready_file, on_ready))
+    finally:
+        if ready_file is not None:  # it promises a server that answers
+            ready_file.unlink(missing_ok=True)
 
 
 async def _run(config: Config, version: str, ready_file: Path | None, on_ready: Callable[[Addresses], None]) -> None:
@@ -112,6 +116,7 @@ async def serve(
     grpc_address = config.address("grpc")
     metrics_address = config.address("metrics")
     assert grpc_address is not None
+    check_version()
     store: FeatureStore | None = open_store(config.features) if config.features else None
     health = Health()
     models = Models(Registry(config.registry), config, store, health.set_models)

@@ -58,16 +58,22 @@ class Config(BaseModel):
         if path is not None:
             try:
                 values = yaml.safe_load(path.read_text("utf-8")) or {}
-            except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-                raise BadConfig(f"{path}: {' '.join(str(error).split())}") from error
+            except OSError as error:
+                raise BadConfig(f"config: {path} cannot be read: {error.strerror}") from error
+            except (UnicodeDecodeError, yaml.YAMLError) as error:
+                raise BadConfig(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
             if not isinstance(values, dict):
-                raise BadConfig(f"{path}: a mapping of settings is expected")
+                raise BadConfig(f"config: {path} holds no mapping of settings")
         values |= {name: value for name, value in overrides.items() if value is not None}
         try:
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise BadConfig(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            name, told = ".".join(map(str, first["loc"])), first["msg"]
+            where = f" of {path}" if path is not None and name not in overrides else ""
+            if first["type"] == "extra_forbidden":
+                told = "there is no such setting; penstock serve --help and docs/reference.md list them"
+            raise BadConfig(f"setting {name!r}{where}: {told}") from error
 
     def address(self, name: Literal["grpc", "metrics"]) -> tuple[str, int] | None:
         """Host and port of a listener; None where it is off.

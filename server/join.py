@@ -7,6 +7,7 @@ store (`on_outage`) is declared in the view. A call whose every value was sent i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic_ns
@@ -20,6 +21,8 @@ from penstock.features.store import FeatureStore, FetchedRows, Lookup
 from penstock.kernels.lanes import Batch
 from penstock.kernels.rows import ROW_ABSENT, SOURCE_MISSING, SOURCE_NONE, scatter
 from penstock.server.errors import FeaturesUnavailable, InvalidRequest, UnknownEntity
+
+_log = logging.getLogger("penstock.server")
 
 SOURCES = np.array(["none", "request", "store", "cache", "default", "missing"], dtype=object)
 """Words for the codes in a batch's `source`."""
@@ -53,6 +56,7 @@ class Join:
     columns: Sequence[str]
     timeout_s: float
     counts: Counts = field(default_factory=Counts)
+    _trouble: str = ""
 
     def __post_init__(self) -> None:
         place = {name: index for index, name in enumerate(self.columns)}
@@ -77,8 +81,10 @@ class Join:
             fetched = self.store.fetch(lookups, self._budget_s(batch))
         except FeatureError as error:
             self.counts.outages += 1
-            self._degrade(batch, row_of, len(entities), error)
+            self._tell(str(error))
+            self._degrade(batch, row_of, len(entities))
             return False
+        self._tell("")
         for index, rows in enumerate(fetched):
             use_defaults = self.views[index].on_missing == "default"
             missing = self._scatter(batch, index, rows, row_of, use_defaults=use_defaults)
@@ -111,12 +117,19 @@ class Join:
         self.counts.missing += missing
         return missing
 
-    def _degrade(self, batch: Batch, row_of: Shorts, entities: int, error: FeatureError) -> None:
+    def _tell(self, trouble: str) -> None:
+        """Log when the store fails, fails otherwise or answers again; callers are not told where it stands."""
+        if trouble != self._trouble:
+            _log.warning("%s", trouble or "the feature store answers again")
+            self._trouble = trouble
+
+    def _degrade(self, batch: Batch, row_of: Shorts, entities: int) -> None:
         """No store: each view's declared mode, for the rows that needed it."""
         for index, view in enumerate(self.views):
             if view.on_outage == "error":
+                message = f"features of view {view.name!r} are unavailable; the server's log has the detail"
                 for row in np.flatnonzero(row_of >= 0):
-                    batch.refuse(int(row), FeaturesUnavailable.status, f"features of view {view.name!r}: {error}")
+                    batch.refuse(int(row), FeaturesUnavailable.status, message)
             absent = FetchedRows.empty(Lookup(view, [b""] * entities))
             absent.status[:] = ROW_ABSENT
             absent.values[:] = np.nan

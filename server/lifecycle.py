@@ -23,6 +23,8 @@ from penstock.server.version import Served
 _log = logging.getLogger("penstock.server")
 
 CHAMPION = "champion"
+LONGEST_WAIT = 32
+"""Looks between two attempts to load a version that does not; they double up to this."""
 Routes = dict[tuple[bytes, bytes], Served]
 
 
@@ -58,6 +60,9 @@ class Models:
         self._refreshing = Lock()
         self._stop = Event()
         self._poller: Thread | None = None
+        self._looks = 0
+        self._retries: dict[tuple[str, int], tuple[int, int]] = {}  # of what did not load: next look, looks waited
+        self._aliases: dict[str, dict[str, int]] = {}
         self._leaving: list[Served] = []
         self._draining: list[Served] = []
         self._unreadable: dict[str, str] = {}
@@ -65,6 +70,7 @@ class Models:
         self.states: dict[tuple[str, int], State] = {}
         self.routes: Routes = {}
         self.defaults: dict[str, int] = {}
+        self.unrouted = 0  # calls for what is not served
 
     def route(self, key: tuple[bytes, bytes]) -> Served:
         """What serves (model name, version or alias or nothing).
@@ -74,6 +80,7 @@ class Models:
         """
         served = self.routes.get(key)
         if served is None:
+            self.unrouted += 1
             raise self._unknown(key[0].decode("utf-8", "replace"), key[1].decode("utf-8", "replace"))
         return served
 
@@ -98,6 +105,7 @@ class Models:
     def refresh(self) -> None:
         """Look at the registry and make what is served what its aliases say."""
         with self._refreshing:
+            self._looks += 1
             try:
                 names = set(self._registry.models())
                 self._unreadable.pop("", None)
@@ -117,6 +125,7 @@ class Models:
         try:
             aliases, versions = self._registry.aliases(name), self._registry.versions(name)
             self._forget(name, {*versions, *aliases.values()})
+            self._retry_moved(name, aliases)
             self._unreadable.pop(name, None)
         except RegistryError as error:
             self._tell_unreadable(name, f"model {name}: {error}; what is loaded goes on")
@@ -134,6 +143,12 @@ class Models:
             if alias == CHAMPION:
                 routes[name.encode(), b""] = served
                 defaults[name] = served.version
+
+    def _retry_moved(self, name: str, aliases: dict[str, int]) -> None:
+        """Somebody moved an alias of the model: what did not load is tried again at once."""
+        if self._aliases.get(name) != aliases:
+            self._aliases[name] = aliases
+            self._retries = {key: retry for key, retry in self._retries.items() if key[0] != name}
 
     def _tell_unreadable(self, what: str, line: str) -> None:
         """Log what is wrong with a model's files, or with the registry (""), once and not at every look."""
@@ -164,6 +179,8 @@ class Models:
         key = (name, number)
         if key in self.served:
             return self.served[key]
+        if self._looks < self._retries.get(key, (0, 0))[0]:
+            return None
         served = self._revived(key)
         if served is None:
             try:
@@ -176,6 +193,7 @@ class Models:
                 return None
         self.served = {**self.served, key: served}  # a new one, for others are reading the old one
         self.states = {**self.states, key: State("READY")}
+        self._retries.pop(key, None)
         _log.info("serving %s version %d, sha256:%s", name, number, served.digest[:16])
         return served
 
@@ -188,6 +206,8 @@ class Models:
 
     def _failed(self, key: tuple[str, int], reason: str, fault: Exception | None = None) -> None:
         """Keep why a version is not served; log it once, and a fault of ours with all there is to it."""
+        wait = min(2 * self._retries.get(key, (0, 0))[1] or 1, LONGEST_WAIT)
+        self._retries[key] = (self._looks + wait, wait)
         state = State("UNAVAILABLE", reason)
         if self.states.get(key) != state:
             _log.error("%s version %d is not served: %s", *key, reason, exc_info=fault)

@@ -74,7 +74,7 @@ def _config_output(tensor: PlanOutput) -> pb.ModelOutput:
     return pb.ModelOutput(name=tensor.name, data_type=_data_type(tensor.datatype), dims=tensor.shape)
 
 
-def statistics(served: Served) -> pb.ModelStatistics:
+def statistics(served: Served, config: Config) -> pb.ModelStatistics:
     """ModelStatistics as Triton counts: durations of batches stand for each of their calls in proportion."""
     seen = served.lane.snapshot()
     calls, batches = seen["queue"]["count"], seen["batches"]
@@ -94,6 +94,8 @@ def statistics(served: Served) -> pb.ModelStatistics:
     _duration(stats.compute_infer, calls, int(seen["compute"]["ns"] * share))
     _duration(stats.compute_output, calls, int(seen["encode"]["ns"] * share))
     for rows, (count, ns) in seen["sizes"].items():
+        if rows > config.max_batch_rows:  # calls larger than a batch, of many sizes
+            continue
         entry = answer.batch_stats.add(batch_size=rows)
         _duration(entry.compute_infer, count, ns)
     return answer

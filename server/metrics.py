@@ -48,6 +48,7 @@ class LaneCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """All metrics, at this moment."""
+        yield CounterMetricFamily("penstock_requests_unrouted", "Calls for no served model", self._models.unrouted)
         served = self._models.of("")
         seen = [(s, [s.name, str(s.version)], s.lane.snapshot()) for s in served]
         yield from _traffic(seen)

@@ -46,19 +46,24 @@ class Pipeline:
         rows = batch.rows
         joined = self.join is None or self.join.fill(batch)
         looked_up = monotonic_ns()
-        outputs = self.session.run(self._feeds(batch))
+        outputs = self.compute(self._feeds(batch))
         computed = monotonic_ns()
         if self.watch is not None and joined:
             self.watch.count(batch, outputs)
         batch.complete(outputs | self._on_request(batch), looked_up - started, computed - looked_up)
         self.cost.learn(rows, thread_time_ns() - spent)
 
+    def compute(self, feeds: dict[str, Any]) -> dict[str, Any]:
+        """Outputs of the graph, behind the transforms, for inputs as callers send them; these stay as they are."""
+        if self.transforms is not None:  # then there is one input, the matrix
+            ((name, matrix),) = feeds.items()
+            transformed = np.empty_like(matrix)
+            self.transforms.run(matrix, transformed)
+            feeds = {name: transformed}
+        return self.session.run(feeds)
+
     def _feeds(self, batch: Batch) -> dict[str, Any]:
-        """What the graph reads. The batch's own matrix stays as it was joined, to be counted and shown."""
-        if self.transforms is not None and batch.matrix is not None:
-            transformed = np.empty_like(batch.matrix)
-            self.transforms.run(batch.matrix, transformed)
-            return dict.fromkeys(batch.inputs, transformed)
+        """What callers sent, as ONNX Runtime takes it."""
         return self._with_texts(batch) if self.plan.n_texts else batch.inputs
 
     def _on_request(self, batch: Batch) -> dict[str, Any]:

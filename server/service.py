@@ -99,7 +99,7 @@ class Service:
             found = self._models.of(request.name)
         if request.name and not found:
             self._models.find(request.name)
-        return pb.ModelStatisticsResponse(model_stats=[messages.statistics(served) for served in found])
+        return pb.ModelStatisticsResponse(model_stats=[messages.statistics(served, self._config) for served in found])
 
     def RepositoryIndex(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:  # noqa: N802
         """Every version that is served or should be, and why it is not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from math import inf
 from threading import Thread
 from typing import Any
 
@@ -19,6 +20,7 @@ from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server.config import Config
+from penstock.server.golden import check
 from penstock.server.join import Join
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
@@ -27,8 +29,8 @@ from penstock.server.watch import Watch
 
 _log = logging.getLogger("penstock.server")
 
-INLINE_NS = 200_000
-"""The longest run, in nanoseconds of CPU, that a transport's own thread takes on."""
+INLINE_NS = 200_000.0
+"""How long, in nanoseconds of CPU, a transport's own thread may run models before it looks at its connections again."""
 
 
 class Served:
@@ -48,7 +50,7 @@ class Served:
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
         self.pipeline = _pipeline(version, self.plan, config, store)
-        self._warm()
+        self._warm(version.files.get("golden.npz"))
         self.lane = Lane(
             self.plan,
             max_batch_rows=config.max_batch_rows,
@@ -77,11 +79,15 @@ class Served:
         """The version's number."""
         return self.manifest.version
 
-    def _warm(self) -> None:
+    def _warm(self, golden: bytes | None) -> None:
         """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
 
-        On made-up values, which a graph may rightly refuse; that is told and does not keep the version from serving.
+        On the golden rows, which must come out as they did when the version was published. Without any, on made-up
+        values, which a graph may rightly refuse; that is told and does not keep the version from serving.
         """
+        if golden is not None:
+            check(golden, self.pipeline.compute)
+            return
         try:
             self.pipeline.session.run(_made_up(self.plan))
         except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
@@ -93,17 +99,19 @@ class Served:
         """Whether a whole batch is queued already, so that nothing is gained by waiting for more."""
         return self.lane.queued_rows >= self._max_batch_rows
 
-    def start(self) -> bool:
-        """Have run what is queued, and say whether the calling thread did it, here and now.
+    def start(self, budget_ns: float) -> float:
+        """Have run what is queued: here and now where that fits the budget and no store is to be waited for.
 
-        It does where that costs less than it takes to hold up anybody: a short run, and no store to wait for.
+        Returns:
+            What the calling thread is reckoned to have spent, in nanoseconds of CPU; 0 where a worker does it.
         """
-        if not self._inline or self.pipeline.cost.predict(self.lane.queued_rows) > INLINE_NS:
+        cost = self.pipeline.cost.predict(self.lane.queued_rows) if self._inline else inf
+        if cost > budget_ns:
             self.lane.wake()
-            return False
+            return 0.0
         while run_next(self.lane, self.pipeline, block=False):
             pass
-        return True
+        return cost
 
     def drain(self) -> None:
         """Refuse new calls and finish those that are queued, in the background."""

@@ -26,6 +26,7 @@ FIELDS = {
 """The field of InferTensorContents that carries a datatype; FP16 and BF16 have none."""
 
 MAX_DIMS, MAX_TENSORS, MAX_PARAMETERS, MAX_ELEMENTS = 8, 1024, 64, 1 << 40
+MAX_TEXTS = 1 << 20
 MAX_LENGTH, MAX_TIMEOUT_US = 0x7FFFFFFF, 1 << 50
 VARINT, FIXED64, TEXT, FIXED32 = 0, 1, 2, 5
 
@@ -421,6 +422,8 @@ def match_input(plan: Plan, request: Request, index: int, rows: int) -> Fed:
     elements = count_elements(sent.shape)
     if elements is None or not takes_shape(slot, sent.shape, batched=plan.batched):
         raise WireError("WRONG_SHAPE")
+    if (sent.datatype == "BYTES" or slot.kind == "entity") and elements > MAX_TEXTS:
+        raise WireError("TOO_MANY_TEXTS")
     if rows >= 0 and sent.shape[0] != rows:
         raise WireError("BATCH_MISMATCH")
     if not request.raws:

@@ -20,8 +20,8 @@ DEFAULT_REGISTRY = Path("penstock-models")
 
 
 def convert(
-    model: Annotated[Path, typer.Argument(help="Fitted model: .skops, or .joblib/.pkl with --trust.")],
-    name: Annotated[str, typer.Option("--name", help="Name of the model in the registry.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Fitted model: .skops, or .joblib/.pkl with --trust.")],
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the model in the registry.")],
     sample: Annotated[Path, typer.Option(metavar="FILE", help="Rows to compare on: .parquet or .csv.")],
     label: Annotated[str | None, typer.Option(metavar="COLUMN", help="The sample's column of true labels.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Run the code in a pickle: only for files you made.")] = False,
@@ -49,6 +49,8 @@ def convert(
     Example: penstock convert churn.skops --name churn --sample holdout.parquet --label churned
     """
     from penstock.commands._console import print_json
+
+    _look_for(model=model, sample=sample)
     from penstock.converters import Tolerance
     from penstock.converters import convert as run
 
@@ -111,8 +113,6 @@ def _parity(report: Parity) -> dict[str, Any]:
 
 
 def _show(converted: Converted, registry: Path) -> None:
-    from rich.markup import escape
-
     from penstock.commands._console import console, print_table
 
     manifest, passed = converted.manifest, converted.passed
@@ -134,7 +134,7 @@ def _show(converted: Converted, registry: Path) -> None:
         ("outputs", _tensors(manifest.signature.outputs)),
     ]
     headers = ("published", f"{manifest.model_name} version {manifest.version}")
-    print_table("", headers, [(what, escape(text)) for what, text in rows])
+    print_table("", headers, rows)
     for note in converted.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     console.print(f"next: penstock serve --registry {registry}", markup=False, soft_wrap=True)
@@ -145,8 +145,15 @@ def _tensors(specs: Any) -> str:
     return ", ".join(shown) + (f", ... ({len(specs) - 6} more)" if len(specs) > 6 else "")
 
 
+def _look_for(**files: Path) -> None:
+    """Whether the files are there, before the seconds that the libraries take to import."""
+    for what, path in files.items():
+        if not path.is_file():
+            raise PenstockError(f"there is no {what} file {path}")
+
+
 def _read_transforms(path: Path | None) -> Transforms | None:
-    from penstock.features.transforms import Transforms
+    from penstock.features.transforms import TransformError, Transforms
 
     if path is None:
         return None
@@ -154,6 +161,8 @@ def _read_transforms(path: Path | None) -> Transforms | None:
         return Transforms.from_json(path.read_bytes())
     except OSError as error:
         raise PenstockError(f"cannot read {path}: {error.strerror}") from error
+    except TransformError as error:
+        raise TransformError(f"{path}: {error}") from error
 
 
 def _read_views(paths: list[Path]) -> list[FeatureView]:
@@ -170,7 +179,7 @@ def _bars(title: str) -> Iterator[Callable[[str, int, int], None]]:
     from penstock.commands._console import errors
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=errors, transient=True) as bar:
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         tasks: dict[str, TaskID] = {"": bar.add_task(title, total=None)}
 
         def move(stage: str, done: int, total: int) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.errors import PenstockError, Unavailable
+
 if TYPE_CHECKING:
     from penstock.answers import FeatureDrift, ModelDrift
 
@@ -16,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, help="Compare what is served with what t
 
 @app.command(epilog="Example: penstock drift status fraud --server 127.0.0.1:8001")
 def status(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="The model; all of them if left out.")] = "",
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model; all of them if left out.")] = "",
     version: Annotated[
         str, typer.Option(metavar="VERSION", help="A version or alias; all served ones otherwise.")
     ] = "",
@@ -24,7 +26,7 @@ def status(
         str, typer.Option(metavar="HOST:PORT", envvar="PENSTOCK_SERVER", help="Where the server listens.")
     ] = "127.0.0.1:8001",
     current: Annotated[
-        bool, typer.Option("--current", help="The window still being counted, not the last complete one.")
+        bool, typer.Option("--current", help="The window still being counted, even if one is complete.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
@@ -32,8 +34,14 @@ def status(
     from penstock.client import Client
     from penstock.commands._console import console, print_json
 
-    with Client(server) as client:
-        found = client.drift(model, version=version, current=current)
+    try:
+        with Client(server) as client:
+            found = client.drift(model, version=version, current=current)
+    except Unavailable as error:
+        raise PenstockError(
+            f"no server answers at {server}: start one (penstock serve), or say where it is with --server HOST:PORT "
+            f"({error.details})"
+        ) from error
     if as_json:
         print_json([as_dict(entry) for entry in found])
         return
@@ -49,7 +57,11 @@ def show(drift: ModelDrift) -> None:
 
     start, end = (datetime.fromtimestamp(ms / 1000, UTC) for ms in (drift.window_start_ms, drift.window_end_ms))
     kind = "window" if drift.complete else "window still open"
-    title = f"{drift.model_name} v{drift.version}: {drift.rows:,} rows, {kind} {start:%H:%M:%S} to {end:%H:%M:%S} UTC"
+    when = f"{kind} {start:%H:%M:%S} to {end:%H:%M:%S} UTC"
+    if not drift.rows:
+        console.print(f"{drift.model_name} v{drift.version}: no rows, {when}", markup=False, highlight=False)
+        return
+    title = f"{drift.model_name} v{drift.version}: {drift.rows:,} rows, {when}"
     features = sorted(drift.features, key=lambda f: -f.psi if math.isfinite(f.psi) else 1.0)
     rows = [_row(feature) for feature in features]
     if drift.score is not None:

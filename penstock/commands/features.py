@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from penstock.commands._console import flowing
+from penstock.errors import PenstockError
+
 if TYPE_CHECKING:
     from penstock.features import FeatureStore, FeatureView
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="""Features of entities, kept in Redis.
+    help=flowing("""Features of entities, kept in Redis.
 
     The store is --features URL, else the environment's PENSTOCK_FEATURES, else an embedded Redis in the folder
     penstock-features of the current directory (embedded:///...), which keeps its rows from one command to the next.
 
     Example: penstock features apply customer.yaml && penstock features ingest customer_activity rows.parquet
-    """,
+    """),
 )
 
 Url = Annotated[
@@ -46,16 +49,35 @@ def default_folder() -> Path:
 @contextmanager
 def opened(url: str | None) -> Iterator[FeatureStore]:
     """The store of this command, closed at its end."""
-    from penstock.features import open_store
+    from penstock.features import StoreUnavailable, open_store
 
     url = url or os.environ.get("PENSTOCK_FEATURES") or f"embedded://{default_folder()}"
-    with closing(open_store(url)) as store:
+    try:
+        with closing(open_store(url)) as store:
+            yield store
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{error}; --features URL or PENSTOCK_FEATURES says where the store is") from error
+
+
+@contextmanager
+def existing(url: str | None) -> Iterator[FeatureStore]:
+    """The same for commands that only read: they make no folder where there is none."""
+    if _missing(url):
+        raise PenstockError(
+            f"there is no feature store in {default_folder()}; declare a view first (penstock features apply FILE), "
+            "or say where the store is with --features URL"
+        )
+    with opened(url) as store:
         yield store
+
+
+def _missing(url: str | None) -> bool:
+    return not (url or os.environ.get("PENSTOCK_FEATURES") or default_folder().is_dir())
 
 
 @app.command()
 def apply(
-    file: Annotated[Path, typer.Argument(help="YAML file with one view or several.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with one view or several.")],
     features: Url = None,
     replace: Annotated[bool, typer.Option("--replace", help="Allow other columns under the name of a view.")] = False,
     as_json: Json = False,
@@ -80,8 +102,8 @@ def apply(
 
 @app.command()
 def ingest(
-    view: Annotated[str, typer.Argument(help="Name of an applied view.")],
-    file: Annotated[Path, typer.Argument(help="Table: .parquet or .csv.")],
+    view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet or .csv.")],
     features: Url = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
     as_json: Json = False,
@@ -93,7 +115,7 @@ def ingest(
     from penstock.commands._console import console, print_json
     from penstock.features.ingest import ingest as write
 
-    with opened(features) as store, progress_bar(f"ingesting {file.name}") as progress:
+    with existing(features) as store, progress_bar(f"ingesting {file.name}") as progress:
         report = write(store, store.view(view), file, progress=progress, time_column=time)
     if as_json:
         print_json(
@@ -111,14 +133,14 @@ def progress_bar(title: str) -> Iterator[Callable[[int, float], None]]:
     from penstock.commands._console import errors
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"))
-    with Progress(*columns, TimeElapsedColumn(), console=errors) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, rows=0)
         yield lambda rows, fraction: bar.update(task, completed=fraction, rows=rows)
 
 
 @app.command()
 def get(
-    view: Annotated[str, typer.Argument(help="Name of an applied view.")],
+    view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entity ids.")],
     features: Url = None,
     as_json: Json = False,
@@ -127,17 +149,32 @@ def get(
 
     Example: penstock features get customer_activity 17 42
     """
-    from penstock.commands._console import print_json, print_table
+    from penstock.commands._console import console, print_json, print_table
     from penstock.features import Lookup
 
-    with opened(features) as store:
+    with existing(features) as store:
         found = store.view(view)
         rows = store.fetch([Lookup(found, [identifier.encode() for identifier in ids])], timeout_s=2.0)[0]
     records = [_record(found, identifier, rows, i) for i, identifier in enumerate(ids)]
     if as_json:
         print_json(records)
         return
-    print_table(found.name, (found.entity, *ids), _side_by_side(records), numeric=ids)
+    for few in _groups(found, records, console.width):
+        shown = [record["entity"] for record in few]
+        print_table(found.name, (found.entity, *shown), _side_by_side(few), numeric=shown)
+
+
+def _groups(view: FeatureView, records: list[dict[str, Any]], width: int) -> Iterator[list[dict[str, Any]]]:
+    """As many entities at a time as stand side by side in `width` columns with their names and values whole."""
+    first = max(map(len, (view.entity, *view.column_names)))
+    each = max(_TIME_WIDTH, *(len(record["entity"]) for record in records))
+    count = max(1, (width - first - _FRAME - 1) // (each + _FRAME))
+    for start in range(0, len(records), count):
+        yield records[start : start + count]
+
+
+_TIME_WIDTH = len("2026-01-01 00:00:00")
+_FRAME = 3  # columns that the frame and the padding of a cell take
 
 
 def _record(view: FeatureView, identifier: str, rows: Any, i: int) -> dict[str, Any]:
@@ -168,13 +205,18 @@ def list_views(features: Url = None, as_json: Json = False) -> None:
 
     Example: penstock features list --json
     """
-    from penstock.commands._console import print_json, print_table
+    from penstock.commands._console import console, print_json, print_table
 
-    with opened(features) as store:
-        views = store.views()
+    views = []
+    if not _missing(features):
+        with opened(features) as store:
+            views = store.views()
     if as_json:
         print_json([view.model_dump(mode="json") for view in views])
         return
-    headers = ("view", "entity", "columns", "layout", "ttl s", "on missing", "on outage")
+    if not views:
+        console.print("No views yet. Declare one: penstock features apply FILE", highlight=False)
+        return
+    headers = ("View", "Entity", "Columns", "Layout", "TTL, s", "On missing", "On outage")
     rows = [(v.name, v.entity, len(v.columns), v.layout, v.ttl_s, v.on_missing, v.on_outage) for v in views]
-    print_table("", headers, rows, numeric=("columns", "ttl s"))
+    print_table("", headers, rows, numeric=("Columns", "TTL, s"))

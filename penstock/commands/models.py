@@ -55,7 +55,7 @@ def list_models(registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption
 def show(
     name: NameArgument,
     reference: Annotated[
-        str, typer.Argument(metavar="[VERSION]", help="Number or alias; the champion if left out.")
+        str, typer.Argument(metavar="VERSION", help="Number or alias; the champion if left out.")
     ] = "",
     registry: RegistryOption = DEFAULT_REGISTRY,
     as_json: JsonOption = False,
@@ -117,7 +117,7 @@ def history(
     if as_json:
         print_json([move.model_dump(mode="json") for move in shown])
         return
-    rows = [(_when(m.at), _plain(m.who), m.alias, m.old or "", m.new, _plain(m.why)) for m in shown]
+    rows = [(_when(m.at), m.who, m.alias, m.old or "", m.new, m.why) for m in shown]
     print_table("", ("When (UTC)", "Who", "Alias", "From", "To", "Why"), rows, numeric=("From", "To"))
     if len(shown) < len(moves):
         _say(f"{len(moves) - len(shown)} older moves; --limit 0 shows all.")
@@ -125,8 +125,8 @@ def history(
 
 @app.command(epilog="Example: penstock models verify fraud")
 def verify(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the model; all models if left out.")] = "",
-    reference: Annotated[str, typer.Argument(metavar="[VERSION]", help="Number or alias; all if left out.")] = "",
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the model; all models if left out.")] = "",
+    reference: Annotated[str, typer.Argument(metavar="VERSION", help="Number or alias; all if left out.")] = "",
     registry: RegistryOption = DEFAULT_REGISTRY,
     as_json: JsonOption = False,
 ) -> None:
@@ -137,7 +137,7 @@ def verify(
 
     store = _open(registry)
     wanted = _wanted(store, name, reference)
-    progress = track(wanted, "Verifying", console=errors, transient=True, disable=as_json)
+    progress = track(wanted, "Verifying", console=errors, transient=True, disable=as_json or not errors.is_terminal)
     results = [_verdict(store, model, version) for model, version in progress]
     bad = [result for result in results if result["problem"]]
     if as_json:
@@ -212,7 +212,9 @@ def _plain(value: object) -> str:
     """Text that others wrote, safe to print: no markup, nothing that moves the cursor."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(value)))
+    from penstock.commands._console import printable
+
+    return escape(printable(value))
 
 
 def _summary(store: Registry, name: str) -> dict[str, Any]:
@@ -229,10 +231,13 @@ def _summary(store: Registry, name: str) -> dict[str, Any]:
 
 
 def _summary_row(row: dict[str, Any]) -> tuple[object, ...]:
+    from rich.text import Text
+
     others = ", ".join(f"{alias} {version}" for alias, version in row["aliases"].items() if alias != "champion")
-    published = _when(row["published"]) if row["published"] else "[red]refused: see models verify[/]"
+    refused = Text("refused: see models verify", style="red")
+    published = _when(row["published"]) if row["published"] else refused
     champion = row["aliases"].get("champion", "?")
-    return row["model"], len(row["versions"]), champion, others, _plain(row["framework"] or "?"), published
+    return row["model"], len(row["versions"]), champion, others, row["framework"] or "?", published
 
 
 def _wanted(store: Registry, name: str, reference: str) -> list[tuple[str, int]]:

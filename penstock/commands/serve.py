@@ -56,6 +56,8 @@ def serve(
 
     if http != "off":
         raise PenstockError("--http: the REST gateway is not built yet; leave it off")
+    if ready_file is not None and not ready_file.absolute().parent.is_dir():
+        raise PenstockError(f"--ready-file: there is no folder {ready_file.absolute().parent}")
     logging.getLogger("penstock").setLevel(logging.INFO if verbose else logging.WARNING)
     settings = Config.read(
         config,

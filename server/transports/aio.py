@@ -52,7 +52,6 @@ class AioTransport:
     """A grpc.aio server over lanes and the slow-lane table. Make and use it inside the event loop."""
 
     def __init__(self, models: Models, service: Service, health: Health, config: Config) -> None:
-        check_version()
         self._models = models
         self._health = health
         self._limit = config.max_message_bytes

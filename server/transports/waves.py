@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 
 from penstock.kernels.lanes import EventSink
-from penstock.server.version import Served
+from penstock.server.version import INLINE_NS, Served
 
 PATIENCE = 10
 LONELY = 3
@@ -85,6 +85,8 @@ class Waves:
             self._patience.ended(self._calls)
         self._calls = 0
         versions, self._versions = self._versions, set()
+        budget = INLINE_NS
         for served in versions:
-            if served.start():
-                self._sink.drain()
+            budget -= served.start(budget)
+        if budget < INLINE_NS:
+            self._sink.drain()

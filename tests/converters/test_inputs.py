@@ -65,7 +65,7 @@ def test_whole_numbers_that_float32_cannot_hold_are_told(logistic):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda rows: rows.drop(columns="age"), "lacks the model's columns age"),
+        (lambda rows: rows.drop(columns="age"), "lacks these columns of the model: age"),
         (lambda rows: rows.assign(**{"card type": None}), "text column 'card type' has missing values"),
         (lambda rows: rows.iloc[:0], "no rows"),
         (lambda rows: rows.assign(age=pd.Timestamp(0)), "expected numbers or text"),

@@ -102,6 +102,20 @@ def test_a_private_server_ends_with_its_process_however_that_ends(end):
         eventually(lambda: not servers_of(folder) and not folder.exists())
 
 
+def test_a_server_whose_user_goes_before_it_listens_to_signals_ends_too(tmp_path, monkeypatch):
+    """Otherwise Ctrl-C at a bad moment would leave a server that nobody can join and that keeps the folder locked."""
+    slow, folder = tmp_path / "slow-redis-server", tmp_path / "store"
+    slow.write_text(f'#!/bin/sh\nsleep 0.5\nexec {embedded.find_executable()} "$@"\n')
+    slow.chmod(0o755)
+    monkeypatch.setattr(embedded, "find_executable", lambda: str(slow))
+    monkeypatch.setattr(embedded, "START_S", 0.2)
+    server = embedded.Server(folder)
+    with pytest.raises(StoreUnavailable, match="no redis-server answers"):
+        server.ensure()
+    server.leave()
+    eventually(lambda: not servers_of(folder))
+
+
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs util-linux")
 def test_a_server_ends_even_when_its_guard_is_killed(tmp_path):
     with closing(open_store(f"embedded://{tmp_path}")) as store:

@@ -616,6 +616,12 @@ REFUSALS = [
     ),
     ("WRONG_CONTENTS_COUNT", texts, body_of(("x", "BYTES", [2], None), raws=[raw_texts(b"a")]), "Expected 2, got 1."),
     (
+        "TOO_MANY_TEXTS",
+        texts,
+        body_of(("x", "BYTES", [2**20 + 1], None), raws=[b""]),
+        "input 'x' has 1048577 values for model 'fraud'; at most 1048576 are served at once: send fewer rows",
+    ),
+    (
         "VALUE_OUT_OF_RANGE",
         int8,
         body_of(("x", "INT8", [1], {"int_contents": [128]})),

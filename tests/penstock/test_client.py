@@ -309,3 +309,9 @@ def test_both_clients_offer_the_same_calls_with_the_same_arguments():
         return {name: list(inspect.signature(getattr(cls, name)).parameters) for name in public}
 
     assert faces(Client) == faces(AsyncClient)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:99999", "127.0.0.1", "127.0.0.1:", ":8001", "localhost:http"])
+def test_an_address_without_a_usable_port_is_refused_at_once(address):
+    with pytest.raises(errors.InvalidRequest, match="is not HOST:PORT"):
+        Client(address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import joblib
 import numpy as np
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 from penstock.commands.convert import convert
 from penstock.converters import GateFailed, UntrustedModel
 from penstock.converters import gate as gate_module
+from penstock.errors import PenstockError
 from penstock.registry import Registry
 
 app = typer.Typer()
@@ -109,3 +111,20 @@ def test_labels_may_be_any_column_order(files):
 def test_the_gate_is_the_only_way(files, monkeypatch):
     monkeypatch.setattr(gate_module, "convert_estimator", lambda *_: (_ for _ in ()).throw(AssertionError("asked")))
     assert isinstance(invoke(*arguments(files)).exception, AssertionError)
+
+
+@pytest.mark.parametrize(("option", "what"), [("MODEL", "model"), ("--sample", "sample")])
+def test_a_missing_file_is_named_before_anything_is_loaded(files, monkeypatch, option, what):
+    monkeypatch.setitem(sys.modules, "penstock.converters", None)  # cannot be imported
+    args = arguments(files)
+    args[1 if option == "MODEL" else args.index(option) + 1] = "none.parquet"
+    refused = invoke(*args)
+    assert isinstance(refused.exception, PenstockError)
+    assert str(refused.exception) == f"there is no {what} file none.parquet"
+
+
+def test_transforms_that_do_not_parse_are_named(files):
+    (files / "steps.json").write_text("{")
+    assert "steps.json: transforms cannot be read" in str(
+        invoke(*arguments(files, "--transforms", str(files / "steps.json"))).exception
+    )

@@ -6,7 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from penstock.commands.features import app
-from penstock.features import InvalidView, SchemaChanged, UnknownView
+from penstock.errors import PenstockError
+from penstock.features import InvalidData, InvalidView, SchemaChanged, StoreUnavailable, UnknownView
 
 YAML = """
 name: activity
@@ -102,3 +103,47 @@ def test_help_has_an_example_and_names_the_default_store(command):
     assert f"Example: penstock features {command}" in shown
     assert "PENSTOCK_FEATURES" in shown
     assert "penstock-features" in shown
+
+
+def test_commands_that_only_read_make_no_store(run, tmp_path):
+    assert "penstock features apply FILE" in run("list")
+    assert json.loads(run("list", "--json")) == []
+    for words in (("get", "activity", "17"), ("ingest", "activity", "rows.csv")):
+        with pytest.raises(PenstockError, match=r"no feature store in .*penstock features apply FILE.*--features URL"):
+            run(*words)
+    assert not (tmp_path / "penstock-features").exists()
+
+
+def test_many_entities_are_shown_a_few_at_a_time_with_names_and_values_whole(run, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-groups")
+    monkeypatch.setenv("COLUMNS", "80")
+    run("apply", "view.yaml")
+    run("ingest", "activity", "rows.csv", "--time", "at")
+    lines = [line.replace("│", " ").replace("┃", " ").split() for line in run("get", "activity", *"abcde").splitlines()]
+    assert [line[1:] for line in lines if line[:1] == ["customer"]] == [["a", "b", "c"], ["d", "e"]]
+
+
+def test_a_store_that_cannot_be_reached_is_told_with_how_to_name_another(run):
+    with pytest.raises(StoreUnavailable, match=r"refused; --features URL or PENSTOCK_FEATURES says where"):
+        run("list", "--features", "redis://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: [1,2\n", r"not YAML: line 2, column 1: expected"),
+        ("", "no view: expected name, entity and columns"),
+        ("[1, 2]", "no view: expected name, entity and columns"),
+    ],
+)
+def test_a_file_that_holds_no_view_is_told_in_plain_words(run, tmp_path, text, told):
+    (tmp_path / "view.yaml").write_text(text)
+    with pytest.raises(InvalidView, match=told):
+        run("apply", "view.yaml")
+
+
+def test_a_missing_table_is_named(run, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-table")
+    run("apply", "view.yaml")
+    with pytest.raises(InvalidData, match=r"there is no file none\.csv"):
+        run("ingest", "activity", "none.csv")

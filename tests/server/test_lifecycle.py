@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from penstock.registry import Draft, Registry
+from penstock.server.config import Config
+from penstock.server.lifecycle import Models
 
 
 def scaled(graphs, factor):
@@ -148,9 +150,6 @@ def test_a_model_published_while_serving_is_taken_up(caller, publish, eventually
 
 def test_a_version_wanted_again_before_it_is_drained_goes_on(publish, registry, graphs):
     """Promote and roll back between two looks: counters go on, nothing is loaded twice."""
-    from penstock.server.config import Config
-    from penstock.server.lifecycle import Models
-
     publish(1)
     publish(2)
     models = Models(registry, Config(), None)
@@ -193,3 +192,33 @@ def test_a_registry_that_cannot_be_read_leaves_everything_as_it_is(caller, regis
     models.unlink()
     hidden.rename(models)
     assert answer(caller) == 1
+
+
+class CountingRegistry(Registry):
+    """Counts how often each version is read from disk."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.loads: list[int] = []
+
+    def load(self, name, version):
+        self.loads.append(version)
+        return super().load(name, version)
+
+
+def test_a_version_that_does_not_load_is_tried_ever_less_often_until_an_alias_moves(publish, registry):
+    publish(1)
+    publish(2)
+    registry.promote("scaled", 2)
+    corrupt(registry, "scaled", 2)
+    counting = CountingRegistry(registry.root)
+    models = Models(counting, Config(registry=registry.root), None)
+    try:
+        for _ in range(16):
+            models.refresh()
+        assert counting.loads == [2, 1, 2, 2, 2, 2]  # looks 1, 2, 4, 8 and 16; version 1 answers meanwhile
+        registry.promote("scaled", 1, alias="challenger")
+        models.refresh()
+        assert counting.loads[6:] == [2]
+    finally:
+        models.close(5)

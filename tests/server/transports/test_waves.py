@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from penstock.server.transports.waves import LONELY, PATIENCE, PROBE, Patience, Waves
+from penstock.server.transports.waves import INLINE_NS, LONELY, PATIENCE, PROBE, Patience, Waves
+
+COST_NS = 50_000.0
 
 
 class Version:
@@ -13,16 +15,18 @@ class Version:
     def __init__(self, *, inline: bool = False) -> None:
         self.waiting = 0
         self.runs: list[int] = []
+        self.budgets: list[float] = []
         self.inline = inline
 
     @property
     def full(self) -> bool:
         return self.waiting >= 64
 
-    def start(self) -> bool:
+    def start(self, budget_ns: float) -> float:
         self.runs.append(self.waiting)
+        self.budgets.append(budget_ns)
         self.waiting = 0
-        return self.inline
+        return COST_NS if self.inline else 0.0
 
 
 class Sink:
@@ -97,3 +101,13 @@ async def test_answers_of_an_inline_run_are_given_at_once():
     submit(waves, Version(inline=False))
     await passes(PATIENCE + 3)
     assert sink.drains == 1
+
+
+async def test_the_versions_of_a_wave_share_one_budget():
+    waves = Waves(asyncio.get_running_loop(), Sink())
+    versions = [Version(inline=True) for _ in range(3)]
+    for version in versions:
+        submit(waves, version)
+    await passes(PATIENCE + 3)
+    budgets = sorted(budget for version in versions for budget in version.budgets)
+    assert budgets == [INLINE_NS - 2 * COST_NS, INLINE_NS - COST_NS, INLINE_NS]
