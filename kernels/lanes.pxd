@@ -105,4 +105,5 @@ cdef class Batch:
     cdef object memory
     cdef void give_back(self)
     cdef int check_open(self) except -1
+    cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil
     cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1

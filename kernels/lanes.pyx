@@ -46,7 +46,9 @@ cdef enum Admission:
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
 cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kept
-cdef int64_t RELEASE_GIL_BYTES = 1 << 18   # copying more than this is worth handing the GIL over
+# Work on more bytes than this is worth handing the GIL over; on fewer, getting it back would cost more than the work.
+# No lock is ever held by a thread that waits for the GIL, so that a thread with the GIL may take any of them.
+cdef int64_t RELEASE_GIL_BYTES = 1 << 18
 
 cdef extern from *:
     """
@@ -299,11 +301,10 @@ cdef class EventSink:
         cdef Call* following
         error = None
         event_clear(self.fd)
-        with nogil:
-            lock_acquire(self.lock)
-            call = self.head
-            self.head = self.tail = NULL
-            lock_release(self.lock)
+        lock_acquire(self.lock)
+        call = self.head
+        self.head = self.tail = NULL
+        lock_release(self.lock)
         while call != NULL:
             following = call.next
             try:
@@ -585,8 +586,11 @@ cdef class Lane:
         cdef bint blocking = block
         cdef Batch batch = None
         while batch is None:
-            with nogil:
-                calls = self.wait(blocking, &now, &rows)
+            if blocking:
+                with nogil:
+                    calls = self.wait(True, &now, &rows)
+            else:
+                calls = self.wait(False, &now, &rows)
             if calls == NULL:
                 return None
             batch = self.gather(calls, rows, now)
@@ -864,34 +868,33 @@ cdef class Batch:
         self.answer(blocks, lookup_ns, compute_ns)
 
     cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1:
+        if output_bytes(self.lane.plan, blocks, self.rows) > RELEASE_GIL_BYTES:
+            with nogil:
+                self.write_answers(blocks, lookup_ns, compute_ns)
+        else:
+            self.write_answers(blocks, lookup_ns, compute_ns)
+        self.give_back()
+        return 0
+
+    cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
+        """Write the reply of every call that has no status yet, count the batch and deliver it."""
         cdef Call* calls = self.calls
-        cdef Call* call
+        cdef Call* call = calls
         cdef Timing timing
         cdef Timing* told
-        cdef int64_t started
-        cdef Plan plan = self.lane.plan
+        cdef int64_t started = monotonic_ns()
         timing.batch_rows = self.rows
         timing.lookup_us = lookup_ns // 1000
         timing.compute_us = compute_ns // 1000
-        with nogil:
-            started = monotonic_ns()
-            call = calls
-            while call != NULL:
-                if call.status == STATUS_OK:
-                    timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
-                    told = &timing if call.request.timing else NULL
-                    call.answer_size = write_response(plan, &call.request, blocks.blocks, call.first_row, told, NULL)
-                    call.answer = <uint8_t*>malloc(call.answer_size)
-                    if call.answer == NULL:
-                        set_answer(call, STATUS_RESOURCE_EXHAUSTED, b"no memory for the answer", 24)
-                    else:
-                        write_response(plan, &call.request, blocks.blocks, call.first_row, told, call.answer)
-                call = call.next
-            self.lane.note_answers(self, lookup_ns, compute_ns, started, monotonic_ns())
-            self.calls = NULL
-            deliver(calls)
-        self.give_back()
-        return 0
+        while call != NULL:
+            if call.status == STATUS_OK:
+                timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
+                told = &timing if call.request.timing else NULL
+                write_answer(self.lane.plan, blocks, call, told)
+            call = call.next
+        self.lane.note_answers(self, lookup_ns, compute_ns, started, monotonic_ns())
+        self.calls = NULL
+        deliver(calls)
 
     def refuse(self, int64_t row, int status, str message not None):
         """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
@@ -910,10 +913,9 @@ cdef class Batch:
         self.check_open()
         text = message.encode()
         fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-        with nogil:
-            self.lane.note_answers(self, 0, 0, 0, monotonic_ns())
-            self.calls = NULL
-            deliver(calls)
+        self.lane.note_answers(self, 0, 0, 0, monotonic_ns())
+        self.calls = NULL
+        deliver(calls)
         self.give_back()
 
     cdef void give_back(self):
@@ -954,6 +956,28 @@ cdef int check_status(int status) except -1:
     if not 0 < status <= 16:
         raise ValueError(f"{status} is not the gRPC status code of a failure")
     return 0
+
+
+cdef int64_t output_bytes(Plan plan, Blocks blocks, int64_t rows) noexcept nogil:
+    """Bytes of all outputs of a batch."""
+    cdef int64_t total = 0
+    cdef int index
+    for index in range(plan.n_outputs):
+        if blocks.blocks[index].offsets != NULL:
+            total += blocks.blocks[index].offsets[rows * blocks.blocks[index].item_bytes]
+        else:
+            total += rows * blocks.blocks[index].item_bytes
+    return total
+
+
+cdef void write_answer(Plan plan, Blocks blocks, Call* call, const Timing* timing) noexcept nogil:
+    """Write the reply of one call."""
+    call.answer_size = write_response(plan, &call.request, blocks.blocks, call.first_row, timing, NULL)
+    call.answer = <uint8_t*>malloc(call.answer_size)
+    if call.answer == NULL:
+        set_answer(call, STATUS_RESOURCE_EXHAUSTED, b"no memory for the answer", 24)
+    else:
+        write_response(plan, &call.request, blocks.blocks, call.first_row, timing, call.answer)
 
 
 cdef void fail_all(Call* call, int status, const char* text, size_t size) noexcept nogil:

@@ -23,6 +23,8 @@ cdef enum:
     BLOCK = 256            # values of a column at a time: 2 kB, well inside the first cache
     MAX_INDEX = 1 << 24    # an index above is not exact in float32
 
+cdef Py_ssize_t SMALL_BATCH = 4096   # values; handing the GIL over would cost more than transforming fewer
+
 cdef enum Code:
     IMPUTE = 0
     CLIP = 1
@@ -194,9 +196,11 @@ cdef class Program:
 
     def run(self, const float[:, ::1] x not None, float[:, ::1] out not None):
         self.check_shapes(x.shape[0], x.shape[1], out.shape[0], out.shape[1])
-        if x.shape[0] > 0:
+        if x.shape[0] * x.shape[1] > SMALL_BATCH:
             with nogil:
                 self.pass_over(&x[0, 0], &out[0, 0], x.shape[0])
+        elif x.shape[0] > 0:
+            self.pass_over(&x[0, 0], &out[0, 0], x.shape[0])
 
     def run_exact(self, const double[:, ::1] x not None, double[:, ::1] out not None):
         self.check_shapes(x.shape[0], x.shape[1], out.shape[0], out.shape[1])
