@@ -218,7 +218,7 @@ class RedisStore:
 def connector(url: str) -> tuple[Callable[[], Any], str]:
     """What makes one connection to `url`, and the store's name without its password; `StoreMisconfigured`."""
     try:
-        options: dict[str, Any] = dict(parse_url(url))
+        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]  # redis-py forgot to annotate it
     except ValueError as error:
         raise StoreMisconfigured("a Redis URL is redis://[user:password@]host[:port][/db]; this one is not") from error
     for option in OURS:
