@@ -18,6 +18,10 @@ from penstock.kernels.drift import bin_counts
 from penstock.monitoring.profile import Profile
 
 
+LARGE = 65_536
+"""Values whose counting is worth an array of its own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Window:
     """Counts of one period `[start, end)`, over the bins of one profile."""
@@ -68,9 +72,15 @@ class DriftCounter:
             ValueError: the matrix is not of that kind or has another number of columns; nothing was counted.
         """
         layout = self.reference.layout
+        if matrix.size > LARGE:  # counted apart, so that nobody waits for the lock meanwhile
+            counts = layout.counters()
+            bin_counts(matrix, layout.edges, layout.offsets, counts)
         with self._lock:
             self._rotate(now)
-            bin_counts(matrix, layout.edges, layout.offsets, self._counts)
+            if matrix.size > LARGE:
+                self._counts += counts
+            else:
+                bin_counts(matrix, layout.edges, layout.offsets, self._counts)
             self._rows += len(matrix)
 
     def last(self, now: float) -> Window:

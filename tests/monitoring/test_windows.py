@@ -144,3 +144,13 @@ def test_many_threads_lose_no_row():
     window = watched.current(now=100)
     assert window.rows == 4 * 200 * 6002
     assert window.counts.tolist() == [0, window.rows // 2, window.rows // 2, 0, 0]
+
+
+def test_a_very_large_batch_counts_as_its_parts_do():
+    values = np.random.default_rng(3).integers(0, 3, (70_000, 1)).astype(np.float32)
+    at_once, in_parts = counter(), counter()
+    at_once.add(values, now=101)
+    for part in np.array_split(values, 10):
+        in_parts.add(np.ascontiguousarray(part), now=101)
+    assert at_once.current(now=101).counts.tolist() == in_parts.current(now=101).counts.tolist()
+    assert at_once.current(now=101).rows == 70_000
