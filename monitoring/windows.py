@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from penstock.kernels.drift import bin_counts
 from penstock.monitoring.profile import Profile
 
-
 LARGE = 65_536
 """Values whose counting is worth an array of its own."""
 
