@@ -22,6 +22,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, RobustScaler, StandardScaler
 
 from penstock.converters.inputs import Inputs
+from penstock.converters.operators import HISTOGRAM
 from penstock.converters.sklearn import split_rule
 
 MAX_ROWS = 16_384
@@ -37,7 +38,6 @@ FORESTS = (
     ensemble.GradientBoostingRegressor,
 )
 TREES = (tree.DecisionTreeClassifier, tree.DecisionTreeRegressor)
-HISTOGRAM = (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor)
 
 
 @dataclass(frozen=True)

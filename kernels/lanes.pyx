@@ -319,20 +319,16 @@ cdef class EventSink:
 cdef void collect(void* owner, Call* finished) noexcept nogil:
     """The deliver function of an EventSink; every call's ticket keeps the sink alive."""
     cdef Call* last = finished
-    while last.next != NULL:
-        last = last.next
-    add_finished(owner, finished, last)
-
-
-cdef void add_finished(void* owner, Call* first, Call* last) noexcept nogil:
     cdef void* lock = (<EventSink>owner).lock
     cdef bint was_empty
+    while last.next != NULL:
+        last = last.next
     lock_acquire(lock)
     was_empty = (<EventSink>owner).head == NULL
     if was_empty:
-        (<EventSink>owner).head = first
+        (<EventSink>owner).head = finished
     else:
-        (<EventSink>owner).tail.next = first
+        (<EventSink>owner).tail.next = finished
     (<EventSink>owner).tail = last
     if was_empty:
         event_raise((<EventSink>owner).fd)
@@ -766,17 +762,17 @@ cdef class Batch:
     def open_rows(self):
         """Rows of the calls that were not refused, as an index array; None where that is all of them."""
         cdef Call* call = self.calls
-        rows = []
-        all_open = True
+        while call != NULL and call.status == STATUS_OK:   # the usual batch: nothing is made for it
+            call = call.next
+        if call == NULL:
+            return None
+        rows = [np.zeros(0, np.int64)]
+        call = self.calls
         while call != NULL:
             if call.status == STATUS_OK:
                 rows.append(np.arange(call.first_row, call.first_row + call.request.rows))
-            else:
-                all_open = False
             call = call.next
-        if all_open:
-            return None
-        return np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        return np.concatenate(rows)
 
     def wants(self, int output):
         """Whether any caller wants output number `output` of the plan."""

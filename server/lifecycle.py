@@ -16,13 +16,13 @@ from threading import Event, Lock, Thread
 from penstock.errors import PenstockError
 from penstock.features.store import FeatureStore
 from penstock.registry import Registry, RegistryError
+from penstock.registry.names import CHAMPION
 from penstock.server.config import Config
 from penstock.server.errors import UnknownModel
 from penstock.server.version import Served
 
 _log = logging.getLogger("penstock.server")
 
-CHAMPION = "champion"
 LONGEST_WAIT = 32
 """Looks between two attempts to load a version that does not; they double up to this."""
 Routes = dict[tuple[bytes, bytes], Served]

@@ -15,9 +15,10 @@ from penstock.proto import inference_pb2 as pb
 from penstock.proto import penstock_pb2 as penstock_pb
 from penstock.server import messages
 from penstock.server.config import Config
-from penstock.server.errors import InvalidRequest, NotServed, UnknownModel
+from penstock.server.errors import InvalidRequest, NotServed
 from penstock.server.health import Health
 from penstock.server.lifecycle import Models
+from penstock.server.version import Served
 
 INFERENCE = "inference.GRPCInferenceService"
 PENSTOCK = "penstock.Penstock"
@@ -96,10 +97,12 @@ class Service:
         if request.name and request.version:
             found = [self._models.find(request.name, request.version)]
         else:
-            found = self._models.of(request.name)
-        if request.name and not found:
-            self._models.find(request.name)
+            found = self._every(request.name)
         return pb.ModelStatisticsResponse(model_stats=[messages.statistics(served, self._config) for served in found])
+
+    def _every(self, name: str) -> list[Served]:
+        """Every served version of a model, or of all where the name is empty; an unknown one is NOT_FOUND."""
+        return self._models.of(name) or ([self._models.find(name)] if name else [])
 
     def RepositoryIndex(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:  # noqa: N802
         """Every version that is served or should be, and why it is not."""
@@ -114,9 +117,7 @@ class Service:
         if request.version:
             found = [self._models.find(request.model_name, request.version)]
         else:
-            found = self._models.of(request.model_name)
-        if not found and request.model_name:
-            raise UnknownModel(f"Request for unknown model: '{request.model_name[:128]}' is not found")
+            found = self._every(request.model_name)
         answer = penstock_pb.DriftStatusResponse()
         for served in found:
             if served.pipeline.watch is not None:
