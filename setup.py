@@ -5,7 +5,10 @@ the project is in pyproject.toml. Environment switches, for developers only:
 
 - ``PENSTOCK_DEBUG=1``      bounds checks, ``-O0 -g`` and annotated HTML in build/cython;
 - ``PENSTOCK_KERNELS=wire,lanes``  only these kernels are built;
-- ``PENSTOCK_SANITIZE=address,undefined``  kernels compiled under those sanitizers.
+- ``PENSTOCK_SANITIZE=address,undefined``  kernels compiled under those sanitizers (or ``thread``);
+- ``PENSTOCK_WITHOUT_NATIVE=1``  the native transport is left out, as where its libraries are missing.
+
+``CC``, ``CFLAGS`` and ``LDFLAGS`` are honoured.
 """
 
 from __future__ import annotations
@@ -13,11 +16,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+
+# setuptools brings its own distutils and puts it in place once it is imported: this stays below it.
+from distutils.ccompiler import new_compiler  # isort: skip
+from distutils.sysconfig import customize_compiler  # isort: skip
 
 ROOT = Path(__file__).parent.resolve()
 ROOMS = ("proto", "kernels", "registry", "features", "monitoring", "converters", "training", "server", "benchmarks")
@@ -26,14 +36,51 @@ PACKAGES |= {f"penstock.{room}": room for room in ROOMS}
 PACKAGES |= {"penstock.server.transports": "server/transports", "penstock.examples": "examples"}
 PACKAGES |= {"penstock.examples.fraud": "examples/fraud", "penstock.kernels.reference": "kernels/reference"}
 
-# Each kernel and the system libraries it links against.
-KERNELS: dict[str, tuple[str, ...]] = {
-    "wire": (),
-    "lanes": ("pthread",),
-    "rows": (),
-    "transforms": ("m",),
-    "drift": ("m",),
+
+class Kernel(NamedTuple):
+    """One kernel: the system libraries it links against, and whether a build may go on without it."""
+
+    libraries: tuple[str, ...] = ()
+    optional: bool = False
+
+
+KERNELS = {
+    "wire": Kernel(),
+    "lanes": Kernel(("pthread",)),
+    "rows": Kernel(),
+    "transforms": Kernel(("m",)),
+    "drift": Kernel(("m",)),
+    "routes": Kernel(),
+    "exchanges": Kernel(("pthread",)),
+    "tls": Kernel(("ssl", "crypto"), optional=True),
+    "http2": Kernel(("nghttp2", "pthread"), optional=True),
 }
+
+# The optional kernels are the native transport. Each program must compile and link, or all of them are left out.
+NEEDED = {
+    "nghttp2 1.43 or newer": (
+        "nghttp2",
+        """#include <nghttp2/nghttp2.h>
+        #if NGHTTP2_VERSION_NUM < 0x012b00
+        #error too old
+        #endif
+        int main(void) { return nghttp2_version(0) == 0; }""",
+    ),
+    "OpenSSL 1.1.1 or newer": (
+        "ssl",
+        """#include <openssl/ssl.h>
+        #if OPENSSL_VERSION_NUMBER < 0x10101000L
+        #error too old
+        #endif
+        int main(void) { return SSL_CTX_set_num_tickets(0, 0) == 0; }""",
+    ),
+}
+# What newer nghttp2 have, and distributions put into older ones: a macro tells the kernel that it is there.
+OPTIONS = {
+    "PENSTOCK_NGHTTP2_RESET_LIMIT": "nghttp2_option_set_stream_reset_rate_limit(0, 0, 0)",
+    "PENSTOCK_NGHTTP2_MAX_CONTINUATIONS": "nghttp2_option_set_max_continuations(0, 0)",
+}
+PACKAGES_TO_INSTALL = "libnghttp2-dev libssl-dev (Debian, Ubuntu) or libnghttp2-devel openssl-devel (Fedora)"
 
 DEBUG = os.environ.get("PENSTOCK_DEBUG") == "1"
 SANITIZE = os.environ.get("PENSTOCK_SANITIZE", "")
@@ -81,6 +128,45 @@ def flags() -> tuple[list[str], list[str]]:
     return compile_args, link_args
 
 
+@cache
+def links(program: str, library: str) -> bool:
+    """Whether the build's compiler makes a program of this C text with the library."""
+    compiler = new_compiler()
+    customize_compiler(compiler)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.c")
+        source.write_text(program)
+        # An undeclared function is only a warning in older compilers, and then missing when linked.
+        command = [*compiler.compiler, str(source), "-o", f"{folder}/probe", f"-l{library}", *compiler.linker_exe[1:]]
+        return not subprocess.run(command, capture_output=True, check=False).returncode
+
+
+def left_out() -> str:
+    """Why the optional kernels are not built; empty where they are."""
+    if os.environ.get("PENSTOCK_WITHOUT_NATIVE") == "1":
+        return "as PENSTOCK_WITHOUT_NATIVE=1 asks for"
+    missing = [name for name, (library, program) in NEEDED.items() if not links(program, library)]
+    return f"no {' and no '.join(missing)} to build with; install {PACKAGES_TO_INSTALL}" if missing else ""
+
+
+def chosen() -> dict[str, Kernel]:
+    """The kernels of this build."""
+    wanted = os.environ.get("PENSTOCK_KERNELS", ",".join(KERNELS)).split(",")
+    table = {name: kernel for name, kernel in KERNELS.items() if name in wanted}
+    if any(kernel.optional for kernel in table.values()) and (why := left_out()):
+        print(f"penstock: built without the native transport: {why}", flush=True)
+        table = {name: kernel for name, kernel in table.items() if not kernel.optional}
+    return table
+
+
+def macros(kernel: Kernel) -> list[tuple[str, str | None]]:
+    """What the library of a kernel has beyond what every version of it has."""
+    if "nghttp2" not in kernel.libraries:
+        return []
+    program = "#include <nghttp2/nghttp2.h>\nint main(void) {{ {}; return 0; }}"
+    return [(macro, "1") for macro, call in OPTIONS.items() if links(program.format(call), "nghttp2")]
+
+
 def extensions() -> list[Extension]:
     """The kernels, compiled from Cython."""
     from Cython.Build import cythonize  # only a build needs Cython
@@ -90,12 +176,12 @@ def extensions() -> list[Extension]:
         Extension(
             f"penstock.kernels.{name}",
             [f"kernels/{name}.pyx"],
-            libraries=list(libraries),
+            libraries=list(kernel.libraries),
+            define_macros=macros(kernel),
             extra_compile_args=compile_args,
             extra_link_args=link_args,
         )
-        for name, libraries in KERNELS.items()
-        if name in os.environ.get("PENSTOCK_KERNELS", ",".join(KERNELS)).split(",")
+        for name, kernel in chosen().items()
     ]
     built: list[Extension] = cythonize(
         table,

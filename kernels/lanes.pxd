@@ -1,8 +1,9 @@
 """The face of the lanes: what a transport cimports to submit calls and be answered, with or without the GIL.
 
-A transport fills in a `Call` from `new_call`, offers it to a lane, and is answered through its `Sink`: a function that
-gets a list of finished calls, from any thread, without the GIL. From `offer` returning 0 until `deliver` the call
-belongs to the lane; before and after it belongs to the transport, which frees it with `free_call`.
+A transport fills in a `Call` from `new_call`, parses it, asks the lane whether it `takes` it and has it queued by
+`enqueue`; it is answered through its `Sink`: a function that gets a list of finished calls, from any thread, without the
+GIL. From ADMIT until `deliver` the call belongs to the lane; before and after it belongs to the transport, which frees
+it with `free_call`.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
@@ -11,6 +12,12 @@ from penstock.kernels.wire cimport Blocks, Fault, Plan, Request
 
 cdef enum:
     BUCKETS = 128            # of a latency histogram, four an octave
+
+cdef enum Admission:         # what a lane says to a call
+    ADMIT = 0
+    QUEUE_FULL = 1
+    NEVER_FITS = 2
+    DRAINING = 3
 
 ctypedef void (*deliver_function)(void* owner, Call* finished) noexcept nogil
 
@@ -83,6 +90,9 @@ cdef class Lane:
     cdef list spare                  # memory of finished batches
     cdef void* lock                  # pthread mutex and condition
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil
+    cdef bint takes(self, Call* call) noexcept nogil
+    cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil
+    cdef void wake_worker(self) noexcept nogil
     cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil
     cdef void unlink(self) noexcept nogil
     cdef str reason(self, Call* call, Fault* fault, int status)

@@ -19,6 +19,10 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from penstock.kernels._datatypes cimport DT_BYTES, item_size
+from penstock.kernels._system cimport (
+    aligned_new, close, epoch_ms, event_clear, event_new, event_raise, flag_raise, flag_raised, lock_acquire,
+    lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
+)
 from penstock.kernels.wire cimport (
     KIND_ENTITY, OK, OUT_OF_MEMORY, Blocks, Fault, Plan, Request, Slot, Timing, explain, fill_numbers, free_request,
     init_request, match_request, parse_request, read_texts, same_shapes, write_response,
@@ -38,12 +42,6 @@ cdef enum:
     STATUS_INTERNAL = 13
     STATUS_UNAVAILABLE = 14
 
-cdef enum Admission:
-    ADMIT = 0
-    QUEUE_FULL = 1
-    NEVER_FITS = 2
-    DRAINING = 3
-
 cdef int64_t MAX_DELAY_US = 3_600_000_000
 cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kept
 # Work on more bytes than this is worth handing the GIL over; on fewer, getting it back would cost more than the work.
@@ -51,77 +49,6 @@ cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kep
 cdef int64_t RELEASE_GIL_BYTES = 1 << 18
 
 cdef extern from *:
-    """
-    #include <errno.h>
-    #include <pthread.h>
-    #include <stdlib.h>
-    #include <sys/eventfd.h>
-    #include <time.h>
-    #include <unistd.h>
-
-    typedef struct { pthread_mutex_t mutex; pthread_cond_t ready; } penstock_lock;
-
-    static penstock_lock *lock_new(void) {
-        penstock_lock *lock = malloc(sizeof *lock);
-        pthread_condattr_t attributes;
-        if (!lock) return NULL;
-        pthread_mutex_init(&lock->mutex, NULL);
-        pthread_condattr_init(&attributes);
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-        pthread_cond_init(&lock->ready, &attributes);
-        pthread_condattr_destroy(&attributes);
-        return lock;
-    }
-    static void lock_free(penstock_lock *lock) {
-        if (!lock) return;
-        pthread_cond_destroy(&lock->ready);
-        pthread_mutex_destroy(&lock->mutex);
-        free(lock);
-    }
-    static void lock_acquire(void *lock) { pthread_mutex_lock(&((penstock_lock *)lock)->mutex); }
-    static void lock_release(void *lock) { pthread_mutex_unlock(&((penstock_lock *)lock)->mutex); }
-    static void lock_signal(void *lock) { pthread_cond_signal(&((penstock_lock *)lock)->ready); }
-    static void lock_broadcast(void *lock) { pthread_cond_broadcast(&((penstock_lock *)lock)->ready); }
-    /* Wait to be signalled, at most until the CLOCK_MONOTONIC time `until` (0: for ever). */
-    static void lock_wait(void *lock, long long until) {
-        penstock_lock *l = lock;
-        struct timespec at = {until / 1000000000, until % 1000000000};
-        if (until) pthread_cond_timedwait(&l->ready, &l->mutex, &at);
-        else pthread_cond_wait(&l->ready, &l->mutex);
-    }
-    static long long clock_ns(clockid_t clock) {
-        struct timespec now;
-        clock_gettime(clock, &now);
-        return now.tv_sec * 1000000000LL + now.tv_nsec;
-    }
-    static long long monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
-    static long long epoch_ms(void) { return clock_ns(CLOCK_REALTIME) / 1000000; }
-    static void flag_raise(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
-    static int flag_raised(const int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
-    static int event_new(void) { return eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
-    static void event_raise(int fd) { eventfd_write(fd, 1); }
-    static void event_clear(int fd) { eventfd_t value; eventfd_read(fd, &value); }
-    static void *aligned_new(size_t size) {
-        void *memory = NULL;
-        return posix_memalign(&memory, 64, size ? size : 64) ? NULL : memory;
-    }
-    """
-    void* lock_new() nogil
-    void lock_free(void* lock) nogil
-    void lock_acquire(void* lock) nogil
-    void lock_release(void* lock) nogil
-    void lock_signal(void* lock) nogil
-    void lock_broadcast(void* lock) nogil
-    void lock_wait(void* lock, int64_t until) nogil
-    int64_t monotonic_ns() nogil
-    int64_t epoch_ms() nogil
-    void flag_raise(int* flag) nogil
-    int flag_raised(const int* flag) nogil
-    int event_new() nogil
-    void event_raise(int fd) nogil
-    void event_clear(int fd) nogil
-    void* aligned_new(size_t size) nogil
-    int close(int fd) nogil
     int __builtin_clzll(unsigned long long value) nogil
 
 
@@ -148,6 +75,12 @@ cdef inline Admission admit(const Limits* limits, int64_t queued_rows, int64_t q
     if queued_rows + rows > limits.max_queue_rows or queued_bytes + size > limits.max_queue_bytes:
         return QUEUE_FULL
     return ADMIT
+
+
+cdef inline int status_of_admission(Admission admission) noexcept nogil:
+    if admission == ADMIT:
+        return STATUS_OK
+    return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
 
 
 cdef inline bint is_expired(int64_t deadline, int64_t now) noexcept nogil:
@@ -474,20 +407,32 @@ cdef class Lane:
 
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil:
         """Parse, check and queue a call. Returns its status; any but 0 leaves the call with the transport."""
-        cdef Admission admission
-        cdef int64_t until
         fault.code = parse_request(call.body, call.size, &call.request)
         if fault.code == OK:
             match_request(self.plan, &call.request, fault)
-        call.arrived_ns = now
+        if fault.code == OK:
+            return status_of_admission(self.enqueue(call, now, wake))
         lock_acquire(self.lock)
-        if fault.code != OK:
-            self.statistics.invalid += 1
-            lock_release(self.lock)
-            return STATUS_RESOURCE_EXHAUSTED if fault.code == OUT_OF_MEMORY else STATUS_INVALID_ARGUMENT
+        self.statistics.invalid += 1
+        lock_release(self.lock)
+        return STATUS_RESOURCE_EXHAUSTED if fault.code == OUT_OF_MEMORY else STATUS_INVALID_ARGUMENT
+
+    cdef bint takes(self, Call* call) noexcept nogil:
+        """Whether a call that is parsed fits the plan. Where it does not, `offer` has the words for it."""
+        cdef Fault fault
+        fault.code = OK
+        match_request(self.plan, &call.request, &fault)
+        return fault.code == OK
+
+    cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil:
+        """Queue a call that is parsed and fits. Anything but ADMIT leaves the call with the transport."""
+        cdef Admission admission
+        cdef int64_t until
+        call.arrived_ns = now
         until = now + call.request.timeout_us * 1000
         if call.request.timeout_us and (call.deadline_ns == 0 or until < call.deadline_ns):
             call.deadline_ns = until
+        lock_acquire(self.lock)
         admission = admit(&self.limits, self.rows, self.bytes, call.request.rows, <int64_t>call.size, self.draining)
         if admission == ADMIT:
             call.next = NULL
@@ -503,16 +448,18 @@ cdef class Lane:
         else:
             self.statistics.refused += 1
         lock_release(self.lock)
-        if admission == ADMIT:
-            return STATUS_OK
-        return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
+        return admission
 
-    def wake(self):
-        """Tell an idle worker that calls were submitted with `wake` off."""
+    cdef void wake_worker(self) noexcept nogil:
+        """Tell an idle worker that calls were queued with `wake` off."""
         lock_acquire(self.lock)
         if self.waiting and self.head != NULL:
             lock_signal(self.lock)
         lock_release(self.lock)
+
+    def wake(self):
+        """Tell an idle worker that calls were submitted with `wake` off."""
+        self.wake_worker()
 
     cdef int64_t wait_ns(self, int64_t now) noexcept nogil:
         """-1: nothing is queued; 0: take now; else nanoseconds to wait for company. The lock is held."""

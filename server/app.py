@@ -12,9 +12,8 @@ import json
 import logging
 import os
 import signal
-import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.features.errors import FeatureError
@@ -25,8 +24,10 @@ from penstock.server import metrics
 from penstock.server.config import Config
 from penstock.server.errors import BadConfig
 from penstock.server.health import Health
+from penstock.server.infer import Inference
 from penstock.server.lifecycle import Models
 from penstock.server.service import Service
+from penstock.server.transports import Transport
 from penstock.server.transports.aio import AioTransport, check_version
 
 _log = logging.getLogger("penstock.server")
@@ -116,33 +117,58 @@ async def serve(
     grpc_address = config.address("grpc")
     metrics_address = config.address("metrics")
     assert grpc_address is not None
-    check_version()
     store: FeatureStore | None = open_store(config.features) if config.features else None
     health = Health()
     models = Models(Registry(config.registry), config, store, health.set_models)
-    transport = AioTransport(models, Service(models, health, config, version), health, config)
-    scraped = None
+    inference = Inference(asyncio.get_running_loop(), models, config)
+    service = Service(models, health, config, version, inference)
+    transport = scraped = None
     try:
-        _require_free(*grpc_address)
+        transport = _make_transport(config, models, service, inference)
+        grpc_address.claim()
         await asyncio.to_thread(models.refresh)
         await asyncio.to_thread(_greet, store)
-        scraped = metrics.serve(models, *metrics_address) if metrics_address else None
-        port = await transport.start(*grpc_address)
+        scraped = metrics.serve(models, metrics_address.host, metrics_address.port) if metrics_address else None
+        bound = await transport.start(grpc_address)
         models.start_polling()
-        scraped_at = f"{metrics_address[0]}:{scraped[0].server_port}" if metrics_address and scraped else ""
-        on_ready(Addresses(f"{grpc_address[0]}:{port}", scraped_at, dict(models.defaults)))
+        scraped_at = replace(metrics_address, port=scraped[0].server_port) if metrics_address and scraped else ""
+        on_ready(Addresses(str(bound), str(scraped_at), dict(models.defaults)))
         await ending.asked.wait()
         _log.info("draining")
         health.drain()
         await ending.unless_hurried(asyncio.sleep(config.drain_delay_s))
     finally:
         health.drain()
+        service.close()
         await _finish(transport, models, ending, config.drain_grace_s)
+        inference.close()
         if scraped is not None:
             await asyncio.to_thread(scraped[0].shutdown)
             scraped[0].server_close()
         if store is not None:
             await asyncio.to_thread(store.close)
+
+
+def _make_transport(config: Config, models: Models, service: Service, inference: Inference) -> Transport:
+    """The one place where a transport is chosen.
+
+    Raises:
+        BadConfig: the one asked for is not here, or the files of TLS cannot be used.
+    """
+    if config.transport != "grpcio":
+        try:
+            from penstock.server.transports.native import NativeTransport
+
+            return NativeTransport(models, inference, service, config)
+        except ImportError as error:
+            if config.transport == "native":
+                raise BadConfig(
+                    "transport: the native transport was not built; penstock doctor says why, and --transport grpcio "
+                    "works without it"
+                ) from error
+            _log.info("the native transport was not built; penstock doctor says why. Serving on grpcio")
+    check_version()
+    return AioTransport(inference, service, config)
 
 
 def _greet(store: FeatureStore | None) -> None:
@@ -154,18 +180,9 @@ def _greet(store: FeatureStore | None) -> None:
         _log.warning("%s; until it answers, each view's on_outage says what is done", error)
 
 
-def _require_free(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on, in our words and before any model is loaded."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OSError as error:
-        raise BadConfig(f"grpc: {host}:{port} cannot be listened on: {error.strerror}") from error
-
-
-async def _finish(transport: AioTransport, models: Models, ending: Ending, grace_s: float) -> None:
+async def _finish(transport: Transport | None, models: Models, ending: Ending, grace_s: float) -> None:
     """Let what is in flight and queued end by itself for so long, or until somebody is in a hurry."""
-    if not await ending.unless_hurried(transport.stop(grace_s)):
+    if transport is not None and not await ending.unless_hurried(transport.stop(grace_s)):
         await transport.stop(0)
     if not await asyncio.to_thread(models.close, 0.0 if ending.hurry.is_set() else grace_s):
         _log.warning("some calls were cut off")

@@ -5,16 +5,19 @@ Read from `penstock serve --config FILE` (YAML with these names) and overridden 
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from penstock.server.address import Address
+from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 
 MIB = 1 << 20
+LONGEST_S = 1_000_000
+"""Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
 
 
 class Config(BaseModel):
@@ -24,10 +27,14 @@ class Config(BaseModel):
 
     registry: Path = Field(default=Path("penstock-models"), description="folder of published models")
     features: str = Field(default="", description="URL of the feature store; needed by versions that join features")
-    grpc: str = Field(default="127.0.0.1:8001", description="HOST:PORT of gRPC; port 0 picks a free one")
+    grpc: str = Field(default="127.0.0.1:8001", description="HOST:PORT (0 picks a free port) or unix:/path of gRPC")
     metrics: str = Field(default="127.0.0.1:8002", description="HOST:PORT of Prometheus metrics, or off")
-    transport: Literal["auto", "grpcio"] = Field(default="auto", description="which transport serves gRPC")
+    transport: Literal["auto", "native", "grpcio"] = Field(default="auto", description="which transport serves gRPC")
+    io_threads: int = Field(default=0, ge=0, le=64, description="of the native transport; 0: 1, or cores/4 over 4")
     allow_remote: bool = Field(default=False, description="allow addresses that other machines can reach")
+    tls_certificate: Path | None = Field(default=None, description="PEM chain of the server; makes gRPC speak TLS only")
+    tls_key: Path | None = Field(default=None, description="PEM key of that certificate, without a password")
+    tls_client_ca: Path | None = Field(default=None, description="PEM; callers must show a certificate signed by it")
 
     max_batch_rows: int = Field(default=256, ge=1, le=65536, description="rows a worker takes at once")
     max_queue_rows: int = Field(default=65536, ge=1, description="rows that may wait, for each version")
@@ -37,8 +44,26 @@ class Config(BaseModel):
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="ONNX Runtime threads of one run")
 
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")
-    max_streams: int = Field(default=1024, ge=1, description="calls in flight on one connection")
-    max_connections: int = Field(default=4096, ge=1, description="open connections")
+    max_in_flight_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of requests and answers held; native")
+    max_header_bytes: int = Field(default=16384, ge=1024, le=1 << 20, description="metadata of one call")
+    max_streams: int = Field(default=1024, ge=1, le=1 << 30, description="calls in flight on one connection")
+    max_connections: int = Field(default=4096, ge=1, le=1 << 30, description="open connections")
+    handshake_timeout_s: float = Field(default=10.0, gt=0, le=LONGEST_S, description="for TLS and the HTTP/2 preface")
+    header_timeout_s: float = Field(default=10.0, gt=0, le=LONGEST_S, description="for the headers of a call; native")
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, le=LONGEST_S, description="for a request's body, and for an answer to be read; native"
+    )
+    idle_timeout_s: float = Field(default=900.0, gt=0, le=LONGEST_S, description="of a connection without calls")
+    keepalive_s: float = Field(default=60.0, gt=0, le=LONGEST_S, description="a peer silent for so long is sent a PING")
+    keepalive_timeout_s: float = Field(default=20.0, gt=0, le=LONGEST_S, description="for the answer to that PING")
+    max_connection_age_s: float = Field(
+        default=3600.0, gt=0, le=LONGEST_S, description="then it is told to leave; 10 % more or less, by chance"
+    )
+    max_connection_age_grace_s: float = Field(default=60.0, gt=0, le=LONGEST_S, description="for its calls to finish")
+    max_resets_per_s: int = Field(default=1000, ge=1, le=1 << 20, description="calls cancelled by a connection; native")
+    max_pings_per_s: int = Field(default=10, ge=1, le=1 << 20, description="PING frames of a connection; native")
+    max_settings_per_s: int = Field(default=10, ge=1, le=1 << 20, description="SETTINGS frames of one; native")
+    max_empty_frames_per_s: int = Field(default=100, ge=1, le=1 << 20, description="frames without content; native")
     default_deadline_s: float = Field(default=30.0, gt=0, le=1e6, description="for callers who send no deadline")
     drain_delay_s: float = Field(default=0.0, ge=0, description="between NOT_SERVING and closing the listener")
     drain_grace_s: float = Field(default=10.0, gt=0, description="how long calls in flight may take to finish")
@@ -75,31 +100,39 @@ class Config(BaseModel):
                 told = "there is no such setting; penstock serve --help and docs/reference.md list them"
             raise BadConfig(f"setting {name!r}{where}: {told}") from error
 
-    def address(self, name: Literal["grpc", "metrics"]) -> tuple[str, int] | None:
-        """Host and port of a listener; None where it is off.
+    def address(self, name: Literal["grpc", "metrics"]) -> Address | None:
+        """Where a listener is to be; None where it is off. Metrics are never on a unix socket.
 
         Raises:
-            BadConfig: not HOST:PORT, or an address other machines can reach without `allow_remote`.
+            BadConfig: not an address, or one that other machines can reach where nobody is asked who calls and
+                `allow_remote` is not set.
         """
         value: str = getattr(self, name)
         if value == "off" and name != "grpc":
             return None
-        host, separator, port = value.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        try:
+            address = Address.parse(value)
+        except BadConfig as error:
+            raise BadConfig(f"{name}: {error}") from error
+        if address.path and name != "grpc":
             raise BadConfig(f"{name}: {value!r} is not HOST:PORT")
-        if not self.allow_remote and not _is_loopback(host):
+        asked = name == "grpc" and self.tls_client_ca is not None
+        if not (address.local or asked or self.allow_remote):
             raise BadConfig(
-                f"{name}: {host!r} can be reached from other machines and nothing here asks who calls; "
+                f"{name}: {address.host!r} can be reached from other machines and nothing here asks who calls; "
                 "say --allow-remote if that is meant"
             )
-        return host, int(port)
+        return address
 
+    def certificates(self) -> Certificates | None:
+        """The files of TLS; None where gRPC is served in the clear. They are not looked at here.
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        Raises:
+            BadConfig: some are given and others that they need are not.
+        """
+        if self.tls_certificate is not None and self.tls_key is not None:
+            return Certificates(self.tls_certificate, self.tls_key, self.tls_client_ca)
+        given = [name for name in ("tls_certificate", "tls_key", "tls_client_ca") if getattr(self, name) is not None]
+        if given:
+            raise BadConfig(f"{given[0]}: TLS needs both tls_certificate and tls_key")
+        return None

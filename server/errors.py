@@ -6,6 +6,7 @@
         ├── the caller must mend the request
         │   ├── InvalidRequest      INVALID_ARGUMENT
         │   ├── UnknownModel        NOT_FOUND
+        │   ├── UnknownService      NOT_FOUND, a health check of what is no model
         │   ├── UnknownEntity       NOT_FOUND, a view whose policy is to answer nothing then
         │   └── NotServed           UNIMPLEMENTED
         ├── the caller may try again, elsewhere or later
@@ -56,6 +57,12 @@ class InvalidRequest(ServerError):
 
 class UnknownModel(ServerError):
     """No such model or version is served."""
+
+    status = 5
+
+
+class UnknownService(ServerError):
+    """Health is asked of what is neither the server nor a model."""
 
     status = 5
 

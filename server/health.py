@@ -1,13 +1,19 @@
 """Health as grpc.health.v1 means it: a status for each service name, and who wants to hear of changes.
 
-"" is the server, a model's name is that model. Plain state with listeners; transports put it on the wire. Changes may
-come from any thread.
+"" is the server, a model's name is that model. Plain state with listeners, and its two messages; Check stands in
+`server/service.py`, Watch in `server/streams.py`. Changes may come from any thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from threading import Lock
+from typing import Any, cast
+
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health_pb2
+
+from penstock.server.errors import InvalidRequest
 
 SERVING, NOT_SERVING, SERVICE_UNKNOWN = 1, 2, 3
 
@@ -62,3 +68,20 @@ class Health:
             listeners = list(self._listeners)
         for listener in listeners:
             listener()
+
+
+def requested_service(body: bytes) -> str:
+    """The name in a HealthCheckRequest.
+
+    Raises:
+        InvalidRequest: the body is none.
+    """
+    try:
+        return health_pb2.HealthCheckRequest.FromString(body).service
+    except DecodeError as error:
+        raise InvalidRequest("not a well-formed HealthCheckRequest") from error
+
+
+def told_status(status: int) -> bytes:
+    """The HealthCheckResponse of a status."""
+    return health_pb2.HealthCheckResponse(status=cast("Any", status)).SerializeToString()

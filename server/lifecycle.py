@@ -69,6 +69,7 @@ class Models:
         self.served: dict[tuple[str, int], Served] = {}
         self.states: dict[tuple[str, int], State] = {}
         self.routes: Routes = {}
+        self._followers: list[Callable[[Routes], None]] = []
         self.defaults: dict[str, int] = {}
         self.unrouted = 0  # calls for what is not served
 
@@ -102,6 +103,12 @@ class Models:
             f"{', '.join(known)}, and a version is served once an alias points at it"
         )
 
+    def follow(self, follower: Callable[[Routes], None]) -> None:
+        """Have the routes told now and after every change, before anything they no longer lead to is let go of."""
+        with self._refreshing:
+            self._followers.append(follower)
+            follower(self.routes)
+
     def refresh(self) -> None:
         """Look at the registry and make what is served what its aliases say."""
         with self._refreshing:
@@ -117,6 +124,8 @@ class Models:
             for name in sorted(names | {model for model, _ in self.served}):
                 self._refresh_model(name, routes, defaults)
             self.routes, self.defaults = routes, defaults
+            for follower in self._followers:
+                follower(routes)
             self._retire()
             self._on_change(set(defaults))
 

@@ -1,12 +1,11 @@
-"""The slow lane: every RPC but ModelInfer, as ordinary functions from bytes to bytes in one table.
+"""The slow lane: every RPC but ModelInfer, as ordinary functions from bytes to bytes in two tables.
 
-Transports look a method up by its full path and call it in a thread; what it raises becomes a status. Streams (health
-Watch, reflection) are the transport's own business.
+Transports look a method up by its full path and call it in a thread; what it raises becomes a status. Streams stand in
+a table of their own (`server/streams.py`) and run on the event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
@@ -14,38 +13,55 @@ from google.protobuf.message import DecodeError, Message
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import penstock_pb2 as penstock_pb
 from penstock.server import messages
+from penstock.server.caller import Caller, Handler
 from penstock.server.config import Config
-from penstock.server.errors import InvalidRequest, NotServed
-from penstock.server.health import Health
+from penstock.server.errors import InvalidRequest, NotServed, UnknownService
+from penstock.server.health import SERVICE_UNKNOWN, Health, requested_service, told_status
+from penstock.server.infer import Inference
 from penstock.server.lifecycle import Models
+from penstock.server.streams import Streams
 from penstock.server.version import Served
 
 INFERENCE = "inference.GRPCInferenceService"
 PENSTOCK = "penstock.Penstock"
 INFER = f"/{INFERENCE}/ModelInfer"
+CHECK = "/grpc.health.v1.Health/Check"
 EXTENSIONS = ("model_configuration", "binary_tensor_data", "parameters", "statistics", "model_repository")
-
-Handler = Callable[[bytes], bytes]
 
 
 class Service:
-    """Answers about the server and its models.
+    """Answers about the server and its models. Make it inside the event loop.
 
     Attributes:
-        table: full method path to handler.
+        table: full method path to handler, for unary calls.
+        streams: full method path to handler, for streams.
     """
 
-    def __init__(self, models: Models, health: Health, config: Config, version: str) -> None:
+    def __init__(self, models: Models, health: Health, config: Config, version: str, inference: Inference) -> None:
         self._models = models
         self._health = health
         self._config = config
         self._version = version
-        self.table: dict[str, Handler] = {}
+        self._streams = Streams(health, inference, config.max_message_bytes)
+        self.streams = self._streams.table
+        self.table: dict[str, Handler] = {CHECK: self._check}
         for method in pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods:
             if method.name not in {"ModelInfer", "ModelStreamInfer"}:
                 self._add(INFERENCE, method)
         for method in penstock_pb.DESCRIPTOR.services_by_name["Penstock"].methods:
             self._add(PENSTOCK, method)
+
+    def close(self) -> None:
+        """End the streams once what was read from them is answered. Call it in the event loop."""
+        self._streams.close()
+
+    def _check(self, body: bytes, _: Caller) -> bytes:
+        """Health Check: NOT_FOUND for a name that is no model."""
+        service = requested_service(body)
+        status = self._health.status(service)
+        if status == SERVICE_UNKNOWN:
+            raise UnknownService("unknown service")
+        return told_status(status)
 
     def _add(self, service: str, method: Any) -> None:
         """Put the handler called like the method into the table, behind decoding and encoding."""
@@ -53,7 +69,7 @@ class Service:
         answer = getattr(self, method.name, None)
         path = f"/{service}/{method.name}"
 
-        def handler(body: bytes) -> bytes:
+        def handler(body: bytes, _: Caller) -> bytes:
             if answer is None:
                 raise NotServed(f"{method.name} is not served by Penstock")
             try:

@@ -82,6 +82,29 @@ def redis_url(redis_server: str) -> str:
     return redis_server
 
 
+def _issue(folder: Path, name: str, issuer: str = "", alternatives: str = "") -> None:
+    """Write NAME.pem and NAME.key: signed by the issuer, or an authority of its own."""
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-days", "2"]
+    words += ["-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.pem"]
+    if issuer:
+        words += ["-CA", f"{issuer}.pem", "-CAkey", f"{issuer}.key", "-addext", "basicConstraints=critical,CA:FALSE"]
+    if alternatives:
+        words += ["-addext", f"subjectAltName={alternatives}"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of PEM files: ca, server (of this machine) and client, both signed by it, and another_ca; each .pem has
+    its .key."""
+    folder = tmp_path_factory.mktemp("certificates")
+    _issue(folder, "ca")
+    _issue(folder, "another_ca")
+    _issue(folder, "server", "ca", "DNS:localhost,IP:127.0.0.1,IP:::1")
+    _issue(folder, "client", "ca")
+    return folder
+
+
 class ServerProcess:
     """`penstock serve` as a child process on free ports; used as a context manager.
 

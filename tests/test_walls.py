@@ -25,6 +25,8 @@ FLOORS = {
 ROOMS = [room for room in FLOORS if (ROOT / room).is_dir()]
 ONLY_IN = {
     "grpc": ("server/transports/aio.py", "penstock/client.py", "penstock/_", "benchmarks/", "proto/", "examples/"),
+    "grpc_reflection": ("server/streams.py",),
+    "grpc_health": ("server/streams.py", "server/health.py"),
     "redis": ("features/redis.py",),
     "onnxruntime": ("server/session.py", "converters/"),
 }

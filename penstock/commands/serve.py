@@ -21,10 +21,18 @@ def serve(
         str | None,
         typer.Option(metavar="URL", envvar="PENSTOCK_FEATURES", help="Feature store: redis://, unix://, embedded://."),
     ] = None,
-    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where to serve gRPC.")] = None,
+    grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT|unix:/PATH", help="Where to serve gRPC.")] = None,
     http: Annotated[str, typer.Option(metavar="HOST:PORT|off", help="REST gateway; not built yet, so off.")] = "off",
     metrics: Annotated[str | None, typer.Option(metavar="HOST:PORT|off", help="Where Prometheus scrapes.")] = None,
-    transport: Annotated[str | None, typer.Option(metavar="auto|grpcio", help="What serves gRPC.")] = None,
+    transport: Annotated[str | None, typer.Option(metavar="auto|native|grpcio", help="What serves gRPC.")] = None,
+    io_threads: Annotated[int | None, typer.Option(help="Threads of the native transport; 0 chooses.")] = None,
+    tls_certificate: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The server's certificate chain, PEM; with --tls-key.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key, PEM, without a password.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Callers must show a certificate signed by it, PEM.")
+    ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="Rows run at once.")] = None,
     max_queue_delay_us: Annotated[int | None, typer.Option(help="How long a batch may wait for company.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads for each version; 0 chooses.")] = None,
@@ -66,6 +74,10 @@ def serve(
         grpc=grpc,
         metrics=metrics,
         transport=transport,
+        io_threads=io_threads,
+        tls_certificate=tls_certificate,
+        tls_key=tls_key,
+        tls_client_ca=tls_client_ca,
         max_batch_rows=max_batch_rows,
         max_queue_delay_us=max_queue_delay_us,
         workers=workers,

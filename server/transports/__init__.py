@@ -1,1 +1,21 @@
-"""server/transports."""
+"""What turns connections into bodies and answers. `app.py` chooses one and knows it as a `Transport`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from penstock.server.address import Address
+
+
+class Transport(Protocol):
+    """A listener over lanes and the slow-lane tables, made and used inside the event loop."""
+
+    async def start(self, address: Address) -> Address:
+        """Listen; the address with the port that was bound.
+
+        Raises:
+            BadConfig: it cannot be listened on.
+        """
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the listener, let calls in flight finish for so long, then end what is left."""

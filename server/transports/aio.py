@@ -1,40 +1,38 @@
 """The grpcio transport: grpc.aio with identity serializers, so that bytes reach the same codec and lanes as any other.
 
-Per call it makes one future and one ticket; answers come back through an eventfd once a batch. Everything it knows of
-models is a routing table from (name, version) to what serves it.
+It knows what is gRPC's and nothing of models: calls come from `server/infer.py` and the two tables of
+`server/service.py`, errors leave as statuses. grpcio decompresses requests by itself and does not tell that it did, so
+answers are never compressed here.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
 from importlib.metadata import version as installed_version
-from time import monotonic_ns
 from typing import Any, NoReturn, cast
+from urllib.parse import unquote
 
 import grpc
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 
-from penstock.kernels import wire
-from penstock.kernels.lanes import DEADLINE_EXCEEDED, EventSink, Refused
+from penstock.server.address import Address
+from penstock.server.caller import Caller, Handler, StreamHandler
+from penstock.server.certificates import Certificates, Pems, Renewal
 from penstock.server.config import Config
-from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, InvalidRequest, status_of
-from penstock.server.health import Health
-from penstock.server.lifecycle import Models
-from penstock.server.service import INFER, INFERENCE, PENSTOCK, Service
-from penstock.server.transports.waves import Waves
+from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, status_of
+from penstock.server.infer import Inference
+from penstock.server.service import INFER, Service
 
 MINIMUM = (1, 84)
 """Older grpcio buffers a whole message before it looks at the size limit."""
-HEALTH = "grpc.health.v1.Health"
 CODES = {code.value[0]: code for code in grpc.StatusCode}
-LONGEST_S = 1e9
-"""Thirty years: a grpc-timeout may say more than nanoseconds can."""
 PUSHBACK = (("grpc-retry-pushback-ms", RETRY_PUSHBACK_MS),)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Unary = Callable[[bytes, Context], Awaitable[bytes]]
+Stream = Callable[[AsyncIterator[bytes], Context], Awaitable[None]]
 
 
 def check_version() -> None:
@@ -49,132 +47,95 @@ def check_version() -> None:
 
 
 class AioTransport:
-    """A grpc.aio server over lanes and the slow-lane table. Make and use it inside the event loop."""
+    """A grpc.aio server over lanes and the slow-lane tables. Make and use it inside the event loop.
 
-    def __init__(self, models: Models, service: Service, health: Health, config: Config) -> None:
-        self._models = models
-        self._health = health
-        self._limit = config.max_message_bytes
-        self._default_deadline_s = config.default_deadline_s
-        self._loop = asyncio.get_running_loop()
-        self._sink = EventSink()
-        self._waves = Waves(self._loop, self._sink)
-        self._loop.add_reader(self._sink.fileno(), self._sink.drain)
+    Raises:
+        BadConfig: the files of TLS cannot be used.
+    """
+
+    def __init__(self, inference: Inference, service: Service, config: Config) -> None:
+        self._inference = inference
+        certificates = config.certificates()
+        self._credentials = _credentials(certificates) if certificates else None
         self._server = grpc.aio.server(options=_options(config))
         self._server.add_generic_rpc_handlers(tuple(self._handlers(service)))
-        reflection.enable_server_reflection((INFERENCE, PENSTOCK, HEALTH, reflection.SERVICE_NAME), self._server)
 
     def _handlers(self, service: Service) -> list[grpc.GenericRpcHandler]:
-        methods: dict[str, Any] = {path: _unary(self._slow(handler)) for path, handler in service.table.items()}
-        methods[INFER] = _unary(self._infer)
-        methods[f"/{HEALTH}/Check"] = _unary(self._check)
-        methods[f"/{HEALTH}/Watch"] = grpc.unary_stream_rpc_method_handler(self._watch)
+        # no serializers: bytes in, bytes out
+        methods: dict[str, Any] = {INFER: grpc.unary_unary_rpc_method_handler(self._infer)}
+        methods |= {p: grpc.unary_unary_rpc_method_handler(_slow(handler)) for p, handler in service.table.items()}
+        methods |= {p: grpc.stream_stream_rpc_method_handler(_stream(h)) for p, h in service.streams.items()}
         grouped: dict[str, dict[str, Any]] = {}
         for path, handler in methods.items():
             name, method = path[1:].split("/")
             grouped.setdefault(name, {})[method] = handler
         return [grpc.method_handlers_generic_handler(name, table) for name, table in grouped.items()]
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; the port that was bound.
+    async def start(self, address: Address) -> Address:
+        """Listen; the address with the port that was bound.
 
         Raises:
-            BadConfig: the address cannot be bound.
+            BadConfig: it cannot be listened on.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if address.path:
+            address.claim()  # gRPC would take the socket from another server
         try:
-            bound = self._server.add_insecure_port(address)
+            bound = self._bind(str(address))
         except RuntimeError as error:
             raise BadConfig(f"grpc: {address} cannot be listened on; is another server there?") from error
+        address.protect()
         await self._server.start()
-        return bound
+        return address if address.path else replace(address, port=bound)
+
+    def _bind(self, address: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
 
     async def stop(self, grace_s: float) -> None:
         """Close the listener, let calls in flight finish for `grace_s`, then end what is left."""
-        await self._server.stop(grace_s)
-        self._loop.remove_reader(self._sink.fileno())
+        await self._server.stop(grace_s)  # which removes a unix socket's file, too
 
     async def _infer(self, body: bytes, context: Context) -> bytes:
-        """ModelInfer: into the lane, and wait for the answer."""
-        told = cast("float | None", context.time_remaining())  # the stubs forget None
-        remaining = self._default_deadline_s if told is None else min(told, LONGEST_S)
-        future = self._loop.create_future()
         try:
-            served = self._models.route(wire.peek(body))
-            ticket = served.lane.submit(body, self._sink, future, monotonic_ns() + int(remaining * 1e9), wake=False)
-            self._waves.submitted(served)
-        except wire.WireError as error:
-            await _abort(context, InvalidRequest(str(error)))
+            return await self._inference.answer(body, _remaining_s(context))
         except Exception as error:  # noqa: BLE001
             await _abort(context, error)
-        # gRPC itself ends a call at its own deadline; the default one is ours to keep, whatever the lane is busy with
-        expiry = self._loop.call_later(remaining, _expire, future) if told is None else None
+
+
+def _slow(handler: Handler) -> Unary:
+    """A slow-lane handler, run in a thread so that it never holds up the loop."""
+
+    async def answer(body: bytes, context: Context) -> bytes:
         try:
-            answer: bytes = await future
-        except asyncio.CancelledError:
-            ticket.cancel()
-            raise
+            return await asyncio.to_thread(handler, body, _caller(context))
         except Exception as error:  # noqa: BLE001
             await _abort(context, error)
-        finally:
-            if expiry is not None:
-                expiry.cancel()
-        if len(answer) > self._limit:
-            message = f"the answer has {len(answer)} bytes, the limit is {self._limit}: ask for fewer rows or outputs"
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, message)
-        return answer
 
-    def _slow(self, handler: Callable[[bytes], bytes]) -> Unary:
-        """A slow-lane handler, run in a thread so that it never holds up the loop."""
+    return answer
 
-        async def answer(body: bytes, context: Context) -> bytes:
-            try:
-                return await asyncio.to_thread(handler, body)
-            except Exception as error:  # noqa: BLE001
-                await _abort(context, error)
 
-        return answer
+def _stream(handler: StreamHandler) -> Stream:
+    """A stream, closed as soon as its caller is gone."""
 
-    async def _check(self, body: bytes, context: Context) -> bytes:
-        """Health Check: NOT_FOUND for a name that is no model."""
-        status = self._health.status(await _service_name(body, context))
-        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown service")
-        return _health_answer(status)
-
-    async def _watch(self, body: bytes, context: Context) -> AsyncIterator[bytes]:
-        """Health Watch: the status now and after every change; the stream ends when the server drains."""
-        service = await _service_name(body, context)
-        changed = asyncio.Event()
-
-        def tell() -> None:
-            self._loop.call_soon_threadsafe(changed.set)
-
-        self._health.listen(tell)
+    async def answer(bodies: AsyncIterator[bytes], context: Context) -> None:
         try:
-            last = None
-            while True:
-                changed.clear()
-                draining = self._health.draining  # read before the status, so that the last one told is NOT_SERVING
-                status = self._health.status(service)
-                if status != last:
-                    last = status
-                    yield _health_answer(status)
-                if draining:
-                    return
-                await changed.wait()
-        finally:
-            self._health.forget(tell)
+            async with aclosing(handler(bodies, _caller(context))) as answers:
+                async for message in answers:
+                    await context.write(message)
+        except Exception as error:  # noqa: BLE001
+            await _abort(context, error)
+
+    return answer
 
 
-def _unary(handler: Unary) -> grpc.RpcMethodHandler[Any, Any]:
-    return grpc.unary_unary_rpc_method_handler(handler)  # no serializers: bytes in, bytes out
+def _caller(context: Context) -> Caller:
+    metadata = tuple((key, value) for key, value in context.invocation_metadata() or ())
+    return Caller(metadata, unquote(context.peer()), _remaining_s(context))
 
 
-def _expire(future: asyncio.Future[bytes]) -> None:
-    """End a call that sent no deadline of its own; the lane drops it when it comes to it."""
-    if not future.done():
-        future.set_exception(Refused(DEADLINE_EXCEEDED, "no answer within the server's default deadline"))
+def _remaining_s(context: Context) -> float | None:
+    return cast("float | None", context.time_remaining())  # the stubs forget None
 
 
 async def _abort(context: Context, error: Exception) -> NoReturn:
@@ -184,15 +145,23 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
     await context.abort(CODES[told.status], told.message, trailing)
 
 
-async def _service_name(body: bytes, context: Context) -> str:
-    try:
-        return health_pb2.HealthCheckRequest.FromString(body).service
-    except Exception:  # noqa: BLE001
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a well-formed HealthCheckRequest")
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """TLS 1.2 or newer; every new connection gets what the files hold then."""
+    renewal = Renewal(certificates)
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        pems = renewal.changed()
+        return _configuration(pems) if pems else None
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(renewal.current),
+        cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch),  # the stubs forget that None means no change
+        require_client_authentication=certificates.client_ca is not None,
+    )
 
 
-def _health_answer(status: int) -> bytes:
-    return health_pb2.HealthCheckResponse(status=status).SerializeToString()
+def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(pems.key, pems.certificate)], pems.client_ca)
 
 
 def _options(config: Config) -> list[tuple[str, Any]]:
@@ -202,12 +171,19 @@ def _options(config: Config) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", config.max_message_bytes),
         ("grpc.max_concurrent_streams", config.max_streams),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
-        ("grpc.max_metadata_size", 16384),
-        ("grpc.absolute_max_metadata_size", 16384),
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.max_metadata_size", config.max_header_bytes),
+        ("grpc.absolute_max_metadata_size", config.max_header_bytes),
+        ("grpc.keepalive_time_ms", _ms(config.keepalive_s)),
+        ("grpc.keepalive_timeout_ms", _ms(config.keepalive_timeout_s)),
         ("grpc.http2.min_ping_interval_without_data_ms", 30_000),
-        ("grpc.server_handshake_timeout_ms", 10_000),
+        ("grpc.server_handshake_timeout_ms", _ms(config.handshake_timeout_s)),
+        ("grpc.max_connection_idle_ms", _ms(config.idle_timeout_s)),
+        ("grpc.max_connection_age_ms", _ms(config.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", _ms(config.max_connection_age_grace_s)),
         ("grpc.so_reuseport", 0),
         ("grpc.enable_channelz", 0),
     ]
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))

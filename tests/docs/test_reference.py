@@ -25,6 +25,8 @@ def rows(title):
 def shown(value):
     if isinstance(value, bool):
         return str(value).lower()
+    if value is None:
+        return "none"
     return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 

@@ -37,34 +37,6 @@ def scraped(server, start):
     return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(start))
 
 
-def test_a_drain_answers_what_is_in_flight_and_ends_watchers(double, penstock_server, calling, eventually):
-    server = penstock_server(double, "--max-queue-delay-us", "1500000", metrics=True)
-    caller = calling(server)
-    watching = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest())
-    assert next(watching).status == SERVING
-    calls = queue(caller, server, 20, eventually)
-    started = time.monotonic()
-    server.terminate()
-    assert next(watching).status == NOT_SERVING
-    assert list(watching) == []
-    for row, call in enumerate(calls):
-        assert caller.answer(call).tolist() == [[2 * row, 2 * row + 1]]
-    server.stop(within_s=10)
-    assert time.monotonic() - started < 8
-
-
-def test_an_idle_server_ends_promptly_even_while_it_is_watched(double, penstock_server, calling):
-    server = penstock_server(double)
-    caller = calling(server)
-    stub = health_pb2_grpc.HealthStub(caller.channel)
-    watching = [stub.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "double", "nobody")]
-    assert [next(one).status for one in watching] == [1, 1, 3]
-    started = time.monotonic()
-    server.stop()
-    assert time.monotonic() - started < 4
-    assert [[told.status for told in one] for one in watching] == [[NOT_SERVING], [NOT_SERVING], []]
-
-
 def test_a_second_signal_ends_at_once(double, penstock_server, calling, eventually):
     server = penstock_server(double, "--max-queue-delay-us", "10000000", "--drain-delay", "60", metrics=True)
     caller = calling(server)
@@ -99,19 +71,6 @@ def closed(address):
     except OSError:
         return True
     return False
-
-
-def test_during_the_drain_delay_calls_are_still_answered(double, penstock_server, calling):
-    server = penstock_server(double, "--drain-delay", "1")
-    caller = calling(server)
-    watching = health_pb2_grpc.HealthStub(caller.channel).Watch(health_pb2.HealthCheckRequest())
-    assert next(watching).status == SERVING
-    server.terminate()
-    assert next(watching).status == NOT_SERVING
-    assert not caller.client.ready()
-    assert caller.client.live()
-    assert caller.answer(caller.send("double", [[1.0, 2.0]])).tolist() == [[2, 4]]
-    server.stop()
 
 
 def test_ctrl_c_drains_as_well(double, penstock_server, calling):

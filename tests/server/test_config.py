@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from penstock.server.address import Address
 from penstock.server.config import Config
 from penstock.server.errors import BadConfig
 
@@ -40,6 +41,11 @@ def test_what_is_given_beside_the_file_wins_and_none_is_not_given(write):
         ("a: [\n", "penstock.yaml"),
         ("feature_timeout_ms: .nan\n", "feature_timeout_ms"),
         ("default_deadline_s: .inf\n", "default_deadline_s"),
+        ("keepalive_s: 0\n", "keepalive_s"),
+        ("max_connection_age_s: 1e7\n", "max_connection_age_s"),
+        ("max_header_bytes: 100\n", "max_header_bytes"),
+        ("io_threads: -1\n", "io_threads"),
+        ("tls_key: [1]\n", "tls_key"),
     ],
 )
 def test_what_cannot_be_used_is_named_in_one_line(write, text, told):
@@ -68,14 +74,18 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, content):
     ],
 )
 def test_loopback_addresses_are_taken(value, address):
-    assert Config(grpc=value).address("grpc") == address
+    assert Config(grpc=value).address("grpc") == Address(*address)
 
 
-@pytest.mark.parametrize(
-    "value", ["localhost", ":8001", "", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "off", "h:²"]
-)
-def test_what_is_no_address_is_refused(value):
-    with pytest.raises(BadConfig, match="grpc"):
+def test_unix_sockets_are_for_grpc_only():
+    assert Config(grpc="unix:/run/penstock.sock").address("grpc") == Address(path="/run/penstock.sock")
+    with pytest.raises(BadConfig, match=r"metrics: 'unix:/run/penstock\.sock' is not HOST:PORT"):
+        Config(metrics="unix:/run/penstock.sock").address("metrics")
+
+
+@pytest.mark.parametrize("value", ["localhost", "off", "unix:penstock.sock"])
+def test_what_is_no_address_is_refused_by_the_name_of_the_setting(value):
+    with pytest.raises(BadConfig, match=r"^grpc: "):
         Config(grpc=value).address("grpc")
 
 
@@ -83,8 +93,30 @@ def test_what_is_no_address_is_refused(value):
 def test_addresses_others_can_reach_are_taken_only_when_that_is_meant(value):
     with pytest.raises(BadConfig, match="--allow-remote"):
         Config(grpc=value).address("grpc")
-    host, port = Config(grpc=value, allow_remote=True).address("grpc")
-    assert (host in value, port) == (True, 1)
+    assert str(Config(grpc=value, allow_remote=True).address("grpc")) == value
+
+
+def test_callers_who_must_show_a_certificate_may_come_from_other_machines(certificates):
+    pems = {"tls_certificate": certificates / "server.pem", "tls_key": certificates / "server.key"}
+    with pytest.raises(BadConfig, match="--allow-remote"):
+        Config(grpc="0.0.0.0:1", **pems).address("grpc")
+    asking = Config(grpc="0.0.0.0:1", metrics="0.0.0.0:2", **pems, tls_client_ca=certificates / "ca.pem")
+    assert asking.address("grpc") == Address("0.0.0.0", 1)
+    with pytest.raises(BadConfig, match=r"metrics: .*--allow-remote"):
+        asking.address("metrics")
+
+
+@pytest.mark.parametrize(
+    "given", [("tls_certificate",), ("tls_key",), ("tls_client_ca",), ("tls_certificate", "tls_client_ca")]
+)
+def test_tls_needs_a_certificate_and_its_key(given):
+    with pytest.raises(BadConfig, match="TLS needs both tls_certificate and tls_key") as caught:
+        Config(**dict.fromkeys(given, "some.pem")).certificates()
+    assert str(caught.value).startswith(f"{given[0]}: ")
+
+
+def test_without_tls_there_are_no_certificates():
+    assert Config().certificates() is None
 
 
 def test_metrics_may_be_off_and_grpc_may_not():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from penstock.client import AsyncClient
 from penstock.converters import publish_onnx
 from penstock.errors import Internal, InvalidRequest
 from penstock.proto import inference_pb2 as pb
@@ -73,16 +71,6 @@ def test_requests_that_wait_together_are_one_batch_and_each_gets_its_rows(double
     for call, values in zip(calls, sent, strict=True):
         np.testing.assert_array_equal(caller.answer(call), values * 2)
     assert gate.rows == [1, sum(map(len, sent))]
-
-
-async def test_200_concurrent_calls_of_an_async_client_each_get_their_own_answer(double, penstock_server):
-    server = penstock_server(double.root)
-    async with AsyncClient(server.grpc, timeout=30) as client:
-        sent = [np.full((1 + i % 3, 2), i, np.float32) for i in range(200)]
-        told = await asyncio.gather(*(client.predict("double", x, request_id=str(i)) for i, x in enumerate(sent)))
-    for i, (x, answer) in enumerate(zip(sent, told, strict=True)):
-        np.testing.assert_array_equal(answer["y"], 2 * x)
-        assert answer.id == str(i)
 
 
 def test_many_threads_with_clients_of_their_own_get_their_own_answers(double, serving, calling):
