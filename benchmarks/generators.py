@@ -1,14 +1,16 @@
 """Closed-loop load on one method of a gRPC server: so many callers, each asking again as soon as it is answered.
 
-`h2load` where it is installed (5-15 µs of CPU a request), else grpc.aio in a process of its own (about 200 µs). h2load
-sends one body for ever, so several run side by side, each with its own. It does not see the gRPC status either, which
-whoever calls must check (`overhead.py` compares the server's own count of successes).
+`h2load` where it is installed (2-15 µs of CPU a request), else grpc.aio in a process of its own (about 200 µs). h2load
+sends one body for ever, so several run side by side, each with its own; more than a few at once cost more than they
+measure, and where many bodies are wanted at full speed `PoolLoad` is the generator. h2load does not see the gRPC status
+either, which whoever calls must check (`sides.py` compares the server's own count of successes).
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,8 +26,10 @@ from typing import Any, Protocol
 import grpc.aio
 
 from penstock._codec import decode_bytes, encode_bytes
-from penstock.benchmarks.processes import pinned
+from penstock.benchmarks.processes import compiled, pinned
 from penstock.errors import PenstockError
+
+PATIENCE_S = "30"  # without a byte from the server, until h2load gives a connection up
 
 
 class LoadFailed(PenstockError):  # noqa: N818 - the house's errors say what happened
@@ -34,7 +38,7 @@ class LoadFailed(PenstockError):  # noqa: N818 - the house's errors say what hap
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a run came to: requests answered, seconds from the first to the last, median latency in µs."""
+    """What a run came to: requests answered, seconds from the first to the last, median latency in µs (0: not told)."""
 
     requests: int
     seconds: float
@@ -57,38 +61,73 @@ class Generator(Protocol):
 
 
 class H2load:
-    """nghttp2's load generator: up to `processes` of it, with one connection and one body each."""
+    """nghttp2's load generator: up to `processes` of it, each with a body of its own.
+
+    Args:
+        processes: at most so many; never more than callers or bodies.
+        connections: in all, and a multiple of the processes; 0 for one each. Callers are spread over them evenly.
+        log: keep a log of every request, which the median latency is read from (0 without it). It is one more system
+            call a request for the generator, so leave it out where the generator is the limit.
+    """
 
     name = "h2load"
 
-    def __init__(self, processes: int) -> None:
+    def __init__(self, processes: int, *, connections: int = 0, log: bool = True) -> None:
         self.processes = processes
+        self.connections = connections
+        self.log = log
 
     def __call__(
         self, address: str, method: str, bodies: Sequence[bytes], *, callers: int, requests: int, cores: str = ""
     ) -> Load:
         count = min(self.processes, callers, len(bodies))
-        streams, each = callers // count, max(requests // count, callers // count)
+        connections = max(self.connections // count, 1)
+        each = max(requests // count, callers // count)
+        streams = callers // count // connections
+        sizes = ["-n", str(each), "-c", str(connections), "-m", str(streams), "-t", "1", "-N", PATIENCE_S]
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            running = [
-                self._start(folder, i, f"http://{address}{method}", bodies[i], streams, each, cores)
-                for i in range(count)
-            ]
-            for process in running:
-                _finish(process, each)
-            return _merge([folder / f"log{i}" for i in range(count)])
+            logs = [Path(name) / f"log{i}" for i in range(count)]
+            running, starts = [], []
+            for log, body in zip(logs, bodies, strict=False):
+                starts.append(time.monotonic())
+                running.append(self._start(log, f"http://{address}{method}", body, sizes, cores))
+            printed = [process.communicate()[0] for process in running]  # all of them end before one is judged
+            seconds = [_finished(output, each) for output in printed]
+            if self.log:
+                return _merge(logs)
+            end = max(start + lasted for start, lasted in zip(starts, seconds, strict=True))
+            return Load(each * count, end - starts[0], 0.0)
 
-    @staticmethod
-    def _start(
-        folder: Path, i: int, url: str, body: bytes, streams: int, requests: int, cores: str
-    ) -> subprocess.Popen[str]:
-        content, log = folder / f"body{i}", folder / f"log{i}"
-        content.write_bytes(b"\0" + len(body).to_bytes(4, "big") + body)
+    def _start(self, log: Path, url: str, body: bytes, sizes: Sequence[str], cores: str) -> subprocess.Popen[str]:
+        content = log.with_suffix(".body")
+        content.write_bytes(_message(body))
         headers = ["-H", "content-type: application/grpc", "-H", "te: trailers"]
-        sizes = ["-n", str(requests), "-c", "1", "-m", str(streams), "-t", "1"]
-        command = [*pinned(cores), "h2load", *sizes, *headers, "-d", str(content), f"--log-file={log}", url]
+        logging = [f"--log-file={log}"] if self.log else []
+        command = [*pinned(cores), "h2load", *sizes, *headers, "-d", str(content), *logging, url]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+class PoolLoad:
+    """`nghttp2_load.c`, compiled into `folder`: bodies in turn over so many connections; it checks every status."""
+
+    name = "nghttp2_load"
+
+    def __init__(self, folder: Path, connections: int) -> None:
+        self._program = compiled(self.name, folder)
+        self.connections = connections
+
+    def __call__(
+        self, address: str, method: str, bodies: Sequence[bytes], *, callers: int, requests: int, cores: str = ""
+    ) -> Load:
+        content = self._program.with_name("bodies")
+        content.write_bytes(b"".join(map(_message, bodies)))
+        port, streams = address.rpartition(":")[2], callers // self.connections
+        sizes = [str(number) for number in (self.connections, streams, max(requests, callers))]
+        command = [*pinned(cores), str(self._program), port, method, *sizes, str(content)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise LoadFailed(done.stderr.strip())
+        return Load(**json.loads(done.stdout))
 
 
 class GrpcAio:
@@ -108,16 +147,24 @@ class GrpcAio:
         return Load(**json.loads(done.stdout))
 
 
+def _message(body: bytes) -> bytes:
+    """`body` as gRPC frames it, not compressed."""
+    return b"\0" + len(body).to_bytes(4, "big") + body
+
+
 def best(processes: int) -> Generator:
     """h2load where it is installed, else grpc.aio."""
     return H2load(processes) if shutil.which("h2load") else GrpcAio()
 
 
-def _finish(process: subprocess.Popen[str], requests: int) -> None:
-    output, _ = process.communicate()
-    if process.returncode or f"{requests} succeeded, 0 failed, 0 errored, 0 timeout" not in output:
+def _finished(output: str, requests: int) -> float:
+    """Seconds an h2load took, by what it printed; raises LoadFailed unless HTTP 200 answered each request."""
+    rate = re.search(r"^finished in .*?, ([\d.]+) req/s", output, re.MULTILINE)
+    answered = f"{requests} succeeded, 0 failed, 0 errored, 0 timeout" in output
+    if not (rate and answered and f"status codes: {requests} 2xx" in output):
         lines = [line for line in output.splitlines() if line.startswith(("requests:", "status codes:"))]
         raise LoadFailed(f"h2load: not every request was answered: {' '.join(lines) or output[-500:]}")
+    return requests / float(rate[1])
 
 
 def _merge(logs: Sequence[Path]) -> Load:

@@ -25,6 +25,25 @@ class ServerFailed(PenstockError):  # noqa: N818 - the house's errors say what h
     """A server under test ended, or did not start in time."""
 
 
+class NotBuilt(PenstockError):  # noqa: N818 - the house's errors say what happened
+    """A program of the benchmarks' own could not be compiled."""
+
+
+def compiled(name: str, folder: Path) -> Path:
+    """Compile `name`.c, which stands beside this file and wants libnghttp2, into `folder`; raises NotBuilt."""
+    source, program = Path(__file__).with_name(f"{name}.c"), folder / name
+    command = [os.environ.get("CC", "cc"), "-O2", "-o", str(program), str(source), "-lnghttp2"]
+    try:
+        subprocess.run(command, capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise NotBuilt(f"{source.name} needs a C compiler, {command[0]!r} not found (apt-get install gcc)") from None
+    except subprocess.CalledProcessError as error:
+        reason = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr[-500:])
+        mend = "nghttp2 and its headers (apt-get install libnghttp2-dev)"
+        raise NotBuilt(f"{source.name} needs {mend}: {reason.strip()}") from None
+    return program
+
+
 class Server:
     """A process that writes its addresses as JSON to a ready file; use it in a `with` block.
 

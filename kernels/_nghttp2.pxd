@@ -93,7 +93,6 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS
         NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE
         NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
-        NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES
 
     nghttp2_info* nghttp2_version(int least_version)
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks** callbacks)

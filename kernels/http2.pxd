@@ -77,6 +77,7 @@ cdef struct Stream:
     bint is_post
     bint is_grpc
     bint too_large           # its headers are
+    bint too_late            # its deadline had passed when it came
     bint begun               # all headers are in
     bint ended               # the client sends no more
     bint refused             # what comes is thrown away

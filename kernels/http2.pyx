@@ -44,6 +44,8 @@ from penstock.kernels.tls cimport (
 )
 from penstock.kernels.wire cimport OK as FAULT_OK, parse_request
 
+from penstock.kernels.tls import openssl_version
+
 cdef enum:                   # gRPC status codes given here
     STATUS_OK = 0
     STATUS_CANCELLED = 1
@@ -60,11 +62,14 @@ cdef enum TimerKind:
 
 cdef enum:
     NO_COPY = 3              # of both name and value
+    SETTINGS_NO_RFC7540_PRIORITIES = 9   # by RFC 9218; older nghttp2 have no name for it and send it all the same
     MAX_FIELDS = 24          # of a response's headers or trailers
-    READS_A_PASS = 16        # of one connection
+    READS_A_PASS = 4         # of one connection
     MAX_SPARE = 4096         # streams kept for reuse
     WINDOW_BYTES = 1 << 20   # a stream's, and four times that a connection's
     FIRST_BYTES = 1 << 16    # of a message's buffer, which doubles as bytes come
+    STREAM_BYTES = 1 << 10   # what the budget is charged for a stream as such, ours and nghttp2's part of it
+    EXCHANGE_BYTES = 1 << 13  # and for one that Python answers
 
 cdef extern from *:
     """
@@ -83,6 +88,9 @@ cdef int64_t SECOND = 1_000_000_000
 cdef int64_t LINGER_NS = SECOND
 cdef const uint8_t* DRAIN_PING = b"drained?"
 cdef const uint8_t* ALIVE_PING = b"stillup?"
+cdef enum:
+    CALM_DOWN_BYTES = 17
+cdef const uint8_t* CALM_DOWN = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x0b"   # GOAWAY, ENHANCE_YOUR_CALM
 cdef const char* HTTP1_ANSWER = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Type: text/plain\r\nConnection: close\r\n"
     b"Content-Length: 47\r\n\r\nthis port speaks gRPC over HTTP/2, not HTTP/1.1"
@@ -131,16 +139,20 @@ cdef Stream* new_stream(Connection* connection, int32_t number) noexcept nogil:
     """A stream in its connection's list, or NULL where there is no memory."""
     cdef Loop* loop = connection.loop
     cdef Stream* stream = loop.spare
+    if not charge(&loop.shared.budget, STREAM_BYTES):
+        return NULL
     if stream != NULL:
         loop.spare = stream.next
         loop.n_spare -= 1
     else:
         stream = <Stream*>malloc(sizeof(Stream))
         if stream == NULL:
+            give_back(&loop.shared.budget, STREAM_BYTES)
             return NULL
     memset(stream, 0, sizeof(Stream))
     stream.connection = connection
     stream.id = number
+    stream.charged = STREAM_BYTES
     stream.timer.owner = stream
     stream.timer.kind = TIMER_STREAM
     stream.next = connection.streams
@@ -261,17 +273,18 @@ cdef void answer_call(Stream* stream, Call* call) noexcept nogil:
 
 cdef void begin_answer(Stream* stream, int encoding) noexcept nogil:
     """Submit the headers of an answer that has at least one message."""
-    cdef nghttp2_nv[3] fields
+    cdef nghttp2_nv[4] fields
     cdef nghttp2_data_provider provider
-    cdef size_t n = 2
+    cdef size_t n = 3
     fields[0] = field(":status", "200", 3)
     fields[1] = field("content-type", "application/grpc", 16)
+    fields[2] = field("grpc-accept-encoding", "identity,deflate,gzip", 21)
     if encoding == ENCODING_GZIP:
-        fields[2] = field("grpc-encoding", "gzip", 4)
-        n = 3
+        fields[3] = field("grpc-encoding", "gzip", 4)
+        n = 4
     elif encoding == ENCODING_DEFLATE:
-        fields[2] = field("grpc-encoding", "deflate", 7)
-        n = 3
+        fields[3] = field("grpc-encoding", "deflate", 7)
+        n = 4
     provider.source.ptr = stream
     provider.read_callback = read_answer
     stream.answered = True
@@ -448,8 +461,10 @@ cdef int on_begin_headers(nghttp2_session* session, const nghttp2_frame* frame, 
         return 0
     connection.phase = PHASE_OPEN
     stream = new_stream(connection, frame.hd.stream_id)
-    if stream == NULL:
-        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+    if stream == NULL:           # refused, which tells the client that it may safely send it again
+        tally(&loop.counters.over_budget)
+        nghttp2_submit_rst_stream(session, NGHTTP2_FLAG_NONE, frame.hd.stream_id, NGHTTP2_REFUSED_STREAM)
+        return 0
     nghttp2_session_set_stream_user_data(session, frame.hd.stream_id, stream)
     set_timer(&loop.wheel, &stream.timer, loop.now + loop.shared.limits.header)
     return 0
@@ -501,6 +516,7 @@ cdef bint note_header(Stream* stream, const uint8_t* name, size_t name_size, con
         stream.is_grpc = is_grpc(value, value_size)
     elif equals(name, name_size, "grpc-timeout", 12):
         stream.timeout = parse_timeout(value, value_size)
+        stream.too_late = stream.timeout == 0
     elif equals(name, name_size, "grpc-encoding", 13):
         stream.encoding = encoding_of(value, value_size)
     elif equals(name, name_size, "grpc-accept-encoding", 20):
@@ -614,6 +630,8 @@ cdef void begin_request(Stream* stream) noexcept nogil:
         refuse_http(stream, "415")
     elif stream.timeout == MALFORMED_TIMEOUT:
         refuse(stream, STATUS_INTERNAL, "grpc-timeout is malformed")
+    elif stream.too_late:
+        refuse(stream, STATUS_DEADLINE_EXCEEDED, "the deadline passed before the call came")
     elif stream.kind == KIND_UNKNOWN:
         refuse(stream, STATUS_UNIMPLEMENTED, "no such method")
     elif stream.encoding == ENCODING_UNKNOWN:
@@ -629,7 +647,7 @@ cdef void begin_request(Stream* stream) noexcept nogil:
 cdef void refuse_encoding(Stream* stream) noexcept nogil:
     """UNIMPLEMENTED, and which encodings are known."""
     cdef nghttp2_nv[5] fields
-    cdef const char* message = "messages compressed so are not understood"
+    cdef const char* message = "this grpc-encoding is not understood; identity, gzip and deflate are"
     fields[0] = field(":status", "200", 3)
     fields[1] = field("content-type", "application/grpc", 16)
     fields[2] = field("grpc-status", "12", 2)
@@ -809,7 +827,11 @@ cdef void wake_workers(Loop* loop) noexcept nogil:
 cdef void begin_exchange(Stream* stream, const uint8_t* message, size_t size, bint compressed) noexcept nogil:
     """Give a call to Python; that of a unary one takes its message along."""
     cdef Loop* loop = stream.connection.loop
-    cdef Exchange* exchange = new_exchange(stream.path.data, stream.path.size, stream.text, stream.text_size)
+    cdef Exchange* exchange = NULL
+    if charge(&loop.shared.budget, EXCHANGE_BYTES):
+        exchange = new_exchange(stream.path.data, stream.path.size, stream.text, stream.text_size)
+        if exchange == NULL:
+            give_back(&loop.shared.budget, EXCHANGE_BYTES)
     if exchange == NULL:
         refuse_over_budget(stream)
         return
@@ -818,6 +840,7 @@ cdef void begin_exchange(Stream* stream, const uint8_t* message, size_t size, bi
     exchange.mailbox = &loop.mailbox
     exchange.events = &loop.shared.events
     exchange.budget = &loop.shared.budget
+    exchange.charged = EXCHANGE_BYTES
     exchange.streaming = stream.kind == KIND_STREAM
     exchange.encoding = stream.encoding
     exchange.accepts = stream.accepts
@@ -896,8 +919,6 @@ cdef void open_connection(Loop* loop, int fd) noexcept nogil:
         connection.next.link = &connection.next
     loop.connections = connection
     set_timer(&loop.wheel, &connection.timer, loop.now + loop.shared.limits.handshake)
-    if not secure:
-        to_write(connection)
     if loop.draining:
         begin_drain(connection)
 
@@ -915,14 +936,17 @@ cdef int64_t aged(const Loop* loop, int fd) noexcept nogil:
 
 
 cdef bint greet(Connection* connection) noexcept nogil:
-    """Our SETTINGS. Priorities of RFC 7540 are declined: they cost, and gRPC clients set none."""
+    """Our SETTINGS, sent once the client has said anything, so that one of HTTP/1.1 can be answered in its own way.
+
+    Priorities of RFC 7540 are declined: they cost, and gRPC clients set none.
+    """
     cdef nghttp2_settings_entry[4] entries
     cdef const Limits* limits = &connection.loop.shared.limits
     entries[0].settings_id, entries[0].value = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, limits.max_streams
     entries[1].settings_id, entries[1].value = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, WINDOW_BYTES
     entries[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
     entries[2].value = <uint32_t>limits.max_header_bytes
-    entries[3].settings_id, entries[3].value = NGHTTP2_SETTINGS_NO_RFC7540_PRIORITIES, 1
+    entries[3].settings_id, entries[3].value = SETTINGS_NO_RFC7540_PRIORITIES, 1
     return (nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, entries, 4) == 0
             and nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, 4 * WINDOW_BYTES) == 0)
 
@@ -946,7 +970,6 @@ cdef bint shake_hands(Connection* connection) noexcept nogil:
     if result == TLS_DONE:
         connection.phase = PHASE_PREFACE
         watch_writing(connection, False)
-        to_write(connection)
         return True
     if result == TLS_WANT_READ or result == TLS_WANT_WRITE:
         watch_writing(connection, result == TLS_WANT_WRITE)
@@ -1012,10 +1035,12 @@ cdef void read_connection(Connection* connection) noexcept nogil:
 
 cdef void give_up(Connection* connection, bint is_http1) noexcept nogil:
     """The peer broke the protocol beyond what nghttp2 can answer. One that speaks HTTP/1.1 is told what this port is."""
-    if is_http1:
-        write_some(connection, <const uint8_t*>HTTP1_ANSWER, strlen(HTTP1_ANSWER))
-    else:
-        flush(connection)
+    if connection.pending == NULL:
+        if is_http1:
+            write_some(connection, <const uint8_t*>HTTP1_ANSWER, strlen(HTTP1_ANSWER))
+        else:
+            tally(&connection.loop.counters.calmed)
+            write_some(connection, CALM_DOWN, CALM_DOWN_BYTES)
     linger(connection)
 
 
@@ -1903,7 +1928,7 @@ _LIMITS = {
 
 def versions():
     """Of the libraries that this transport runs on."""
-    return {"nghttp2": nghttp2_version(0).version_str.decode()}
+    return {"nghttp2": nghttp2_version(0).version_str.decode(), "OpenSSL": openssl_version()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1922,3 +1947,70 @@ def decide_message(bytes text not None):
     cdef uint8_t[::1] view = out
     size = percent_encode(<const uint8_t*>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text), &view[0])
     return bytes(out[:size])
+
+
+def decide_content_type(bytes text not None):
+    """Whether a content-type is gRPC's."""
+    return bool(is_grpc(<const uint8_t*>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text)))
+
+
+def decide_encodings(bytes text not None):
+    """The encodings of a grpc-accept-encoding, a bit for each: 1 identity, 2 gzip, 4 deflate, 8 any other."""
+    return encodings_in(<const uint8_t*>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
+
+
+def decide_prefix(uint32_t size, bint compressed):
+    """The prefix of a message of `size` bytes, and the size that is read from it."""
+    cdef uint8_t[PREFIX_BYTES] prefix
+    write_prefix(prefix, size, compressed)
+    return <bytes>(<char*>prefix)[:PREFIX_BYTES], message_size(prefix)
+
+
+def decide_allowed(double rate, times):
+    """Which of the events at these times, in nanoseconds and ascending, are within `rate` a second."""
+    cdef Bucket bucket
+    memset(&bucket, 0, sizeof(Bucket))
+    return [bool(allowed(&bucket, rate, now)) for now in times]
+
+
+cdef class TimerWheel:
+    """The timers of one loop: `size` of them, known by their numbers. Times are nanoseconds."""
+
+    cdef Wheel wheel
+    cdef Timer* timers
+    cdef int size
+
+    def __cinit__(self, int size, int64_t now):
+        if size < 1:
+            raise ValueError("a wheel for tests has at least one timer")
+        self.timers = <Timer*>calloc(<size_t>size, sizeof(Timer))
+        if self.timers == NULL:
+            raise MemoryError("no memory for timers")
+        self.size = size
+        start_wheel(&self.wheel, now)
+
+    def __dealloc__(self):
+        free(self.timers)
+
+    cdef Timer* at(self, int timer) except NULL:
+        if not 0 <= timer < self.size:
+            raise IndexError(f"there is no timer {timer}")
+        self.timers[timer].kind = timer
+        return &self.timers[timer]
+
+    def set(self, int timer, int64_t due):
+        """Have a timer fire at `due`, wherever it was before."""
+        set_timer(&self.wheel, self.at(timer), due)
+
+    def cancel(self, int timer):
+        """Have a timer not fire."""
+        cancel_timer(&self.wheel, self.at(timer))
+
+    def take_due(self, int64_t now):
+        """A timer that is due; None once there is none."""
+        cdef Timer* timer = take_due(&self.wheel, now)
+        return None if timer == NULL else timer.kind
+
+    def wait_ms(self, int64_t now):
+        """How long a thread may sleep; -1 where no timer is set."""
+        return wait_ms(&self.wheel, now)

@@ -1,6 +1,6 @@
 """TLS for the native transport: what a server shows and asks for. Connections are driven by the kernel `http2`."""
 
-from typing import final
+from typing import Self, final
 
 from penstock.errors import PenstockError
 
@@ -24,7 +24,7 @@ class TlsContext:
     It reads the files once; connections made from it outlive it. Does not change afterwards.
     """
 
-    def __init__(self, certificate: str, key: str, client_ca: str = "") -> None:
+    def __new__(cls, certificate: str, key: str, client_ca: str = "") -> Self:
         """Read the files.
 
         Args:
@@ -41,7 +41,7 @@ class TlsContext:
 class TlsPeer:
     """One connection as the kernel `http2` drives it, but from Python: the tests' way to the functions of tls.pxd."""
 
-    def __init__(self, context: TlsContext, fd: int) -> None:
+    def __new__(cls, context: TlsContext, fd: int) -> Self:
         """Take the server's side of the connected, non-blocking socket `fd`, which stays the caller's."""
 
     def handshake(self) -> int:

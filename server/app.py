@@ -22,7 +22,7 @@ from penstock.features.store import FeatureStore
 from penstock.registry import Registry
 from penstock.server import metrics
 from penstock.server.config import Config
-from penstock.server.errors import BadConfig
+from penstock.server.errors import BadConfig, TransportFailed
 from penstock.server.health import Health
 from penstock.server.infer import Inference
 from penstock.server.lifecycle import Models
@@ -133,7 +133,8 @@ async def serve(
         models.start_polling()
         scraped_at = replace(metrics_address, port=scraped[0].server_port) if metrics_address and scraped else ""
         on_ready(Addresses(str(bound), str(scraped_at), dict(models.defaults)))
-        await ending.asked.wait()
+        if await _first(ending.asked, transport.failed) is transport.failed:
+            raise TransportFailed("the gRPC server ended by itself; start it again (the native transport does not)")
         _log.info("draining")
         health.drain()
         await ending.unless_hurried(asyncio.sleep(config.drain_delay_s))
@@ -169,6 +170,15 @@ def _make_transport(config: Config, models: Models, service: Service, inference:
             _log.info("the native transport was not built; penstock doctor says why. Serving on grpcio")
     check_version()
     return AioTransport(inference, service, config)
+
+
+async def _first(*events: asyncio.Event) -> asyncio.Event:
+    """The event that is set first."""
+    waiting = {asyncio.ensure_future(event.wait()): event for event in events}
+    done, others = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for task in others:
+        task.cancel()
+    return next(event for task, event in waiting.items() if task in done)
 
 
 def _greet(store: FeatureStore | None) -> None:

@@ -2,6 +2,7 @@
 
     PenstockError
     ├── BadConfig               the operator: a setting
+    ├── TransportFailed         the operator: the server must be started again
     └── ServerError
         ├── the caller must mend the request
         │   ├── InvalidRequest      INVALID_ARGUMENT
@@ -36,6 +37,10 @@ RETRY_PUSHBACK_MS = "50"
 
 class BadConfig(PenstockError):
     """A setting that cannot be used."""
+
+
+class TransportFailed(PenstockError):
+    """What listens has ended without being asked to."""
 
 
 class ServerError(PenstockError):

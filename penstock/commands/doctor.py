@@ -30,7 +30,13 @@ OPTIONAL = {
     "skl2onnx": "pip install 'penstock[convert]' to convert models",
     "pyarrow": "pip install 'penstock[tables]' to read Parquet and CSV",
 }
-KERNELS = ("wire", "lanes", "rows", "transforms", "drift")
+KERNELS = ("wire", "lanes", "rows", "transforms", "drift", "routes", "exchanges")
+NATIVE = "penstock.kernels.http2"
+NATIVE_ADVICE = (
+    "built only where nghttp2 and OpenSSL can be compiled against: apt-get install libnghttp2-dev libssl-dev "
+    "(Fedora: dnf install libnghttp2-devel openssl-devel), then reinstall penstock from its source (in a clone: "
+    "scripts/setup); until then --transport auto takes grpcio"
+)
 
 Check = tuple[str, str, str, str]
 
@@ -124,4 +130,17 @@ def _redis() -> Check:
 
 
 def _native() -> Check:
-    return ("native transport", "optional", "", "not part of this release; --transport auto takes grpcio")
+    """The native transport is optional, but one that is here must load: the server would take it."""
+    name = "native transport"
+    try:
+        found = import_module(NATIVE).versions()
+    except ModuleNotFoundError as error:
+        return (name, "optional", "not built", NATIVE_ADVICE) if error.name == NATIVE else _unloadable(error)
+    except ImportError as error:  # a shared library that is gone, or older than the one it was built with
+        return _unloadable(error)
+    return name, "ok", ", ".join(f"{library} {version}" for library, version in found.items()), ""
+
+
+def _unloadable(error: ImportError) -> Check:
+    why = " ".join(str(error).split())[:200]
+    return "native transport", "broken", "", f"cannot be loaded ({why}); install what is missing or reinstall penstock"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from penstock.server.address import Address
 
 
 class Transport(Protocol):
-    """A listener over lanes and the slow-lane tables, made and used inside the event loop."""
+    """A listener over lanes and the slow-lane tables, made and used inside the event loop.
+
+    Attributes:
+        failed: set when it has stopped listening without being asked to.
+    """
+
+    failed: asyncio.Event
 
     async def start(self, address: Address) -> Address:
         """Listen; the address with the port that was bound.

@@ -8,8 +8,9 @@ answers are never compressed here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version as installed_version
 from typing import Any, NoReturn, cast
@@ -25,8 +26,11 @@ from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, status_of
 from penstock.server.infer import Inference
 from penstock.server.service import INFER, Service
 
+_log = logging.getLogger("penstock.server")
+
 MINIMUM = (1, 84)
 """Older grpcio buffers a whole message before it looks at the size limit."""
+WATCH_S = 1.0
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 PUSHBACK = (("grpc-retry-pushback-ms", RETRY_PUSHBACK_MS),)
 
@@ -55,6 +59,9 @@ class AioTransport:
 
     def __init__(self, inference: Inference, service: Service, config: Config) -> None:
         self._inference = inference
+        self.failed = asyncio.Event()
+        self._stopping = False
+        self._watching: asyncio.Task[None] | None = None
         certificates = config.certificates()
         self._credentials = _credentials(certificates) if certificates else None
         self._server = grpc.aio.server(options=_options(config))
@@ -85,16 +92,40 @@ class AioTransport:
             raise BadConfig(f"grpc: {address} cannot be listened on; is another server there?") from error
         address.protect()
         await self._server.start()
-        return address if address.path else replace(address, port=bound)
+        bound_address = address if address.path else replace(address, port=bound)
+        self._watching = asyncio.create_task(self._watch(bound_address))
+        return bound_address
 
     def _bind(self, address: str) -> int:
         if self._credentials is None:
             return self._server.add_insecure_port(address)
         return self._server.add_secure_port(address, self._credentials)
 
+    async def _watch(self, address: Address) -> None:
+        """What grpcio cannot decode, a path that is not UTF-8 for one, ends its server, and nobody is told."""
+        while not self._stopping:
+            await asyncio.sleep(WATCH_S)
+            try:
+                _, caller = await (
+                    asyncio.open_unix_connection(address.path)
+                    if address.path
+                    else asyncio.open_connection(address.host, address.port)
+                )
+                caller.close()
+            except (ConnectionRefusedError, FileNotFoundError):
+                _log.error("grpcio does not listen on %s any more", address)
+                self.failed.set()
+                return
+            except OSError:  # no descriptor left, say: that tells nothing of the server
+                continue
+
     async def stop(self, grace_s: float) -> None:
         """Close the listener, let calls in flight finish for `grace_s`, then end what is left."""
-        await self._server.stop(grace_s)  # which removes a unix socket's file, too
+        self._stopping = True
+        if self._watching is not None:
+            self._watching.cancel()
+        with suppress(Exception) if self.failed.is_set() else nullcontext():  # what ended it is raised once more
+            await self._server.stop(grace_s)  # which removes a unix socket's file, too
 
     async def _infer(self, body: bytes, context: Context) -> bytes:
         try:

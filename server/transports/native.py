@@ -1,7 +1,7 @@
 """The native transport: I/O threads of `kernels/http2.pyx`, and the slow lane on the event loop.
 
-Inference that fits its model goes from an I/O thread into a lane and back, and nothing here hears of it. What comes here
-through one eventfd is every other RPC, and inference that is compressed, or needs words because it fits no model.
+Inference that fits its model goes from an I/O thread into a lane and back, and nothing here hears of it. What comes
+here through one eventfd is every other RPC, and inference that is compressed, or needs words because it fits no model.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class NativeTransport:
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained = asyncio.Event()
+        self.failed = asyncio.Event()
         self._threads: list[Thread] = []
         self._address = Address()
         self._renewing: asyncio.TimerHandle | None = None

@@ -9,8 +9,10 @@ import sys
 import pytest
 
 from penstock.benchmarks.generators import GrpcAio, H2load, LoadFailed
-from penstock.benchmarks.overhead import METHOD, Comparison, Run, Side, compare, measure, vector_bodies
+from penstock.benchmarks.overhead import Comparison, compare
 from penstock.benchmarks.processes import Server, ServerFailed, cpu_s, descendants
+from penstock.benchmarks.seeded import METHOD, vector_bodies
+from penstock.benchmarks.sides import Run, Side, measure
 
 GENERATORS = [
     pytest.param(GrpcAio(), id="grpc.aio"),

@@ -40,19 +40,18 @@ def peer_python():
     return HOME / "bin" / "python"
 
 
-@pytest.fixture
-def identity_server(request, tmp_path):
-    """A server with identity models for all datatypes; BF16 apart, since ONNX Runtime will not run it with strings."""
-    try:
-        start = request.getfixturevalue("penstock_server")
-    except pytest.FixtureLookupError:
-        pytest.skip("needs the fixture penstock_server")
+@pytest.fixture(params=["grpcio", "native"])
+def identity_server(request, tmp_path, penstock_server):
+    """A server of each transport with identity models for all datatypes; BF16 apart, since ONNX Runtime will not run it
+    with strings."""
+    if request.param == "native":
+        pytest.importorskip("penstock.kernels.http2", reason="this build has no native transport")
     identity = runpy.run_path(str(HERE / "identity.py"))
     others = tuple(name for name in identity["DATATYPES"] if name != "BF16")
     registry = Registry(tmp_path / "registry")
     identity["publish_identity"](registry, "identity", others)
     identity["publish_identity"](registry, "identity_bf16", ("BF16",))
-    return start(registry.root).grpc, ("identity", "identity_bf16")
+    return penstock_server(registry.root, "--transport", request.param).grpc, ("identity", "identity_bf16")
 
 
 @pytest.mark.timeout(300)

@@ -56,3 +56,51 @@ def test_a_library_that_is_too_old_or_broken_is_no_good_one(monkeypatch):
 
 def test_this_installation_is_whole():
     assert told(("missing", "too old", "broken")) == (0, {})
+
+
+class Native:
+    """Stands in for the compiled transport."""
+
+    @staticmethod
+    def versions():
+        return {"nghttp2": "1.52.0", "OpenSSL": "3.0.15"}
+
+
+def native(monkeypatch, module):
+    """What is told of the native transport if its import gives or raises this."""
+
+    def load(name):
+        if name != doctor.NATIVE:
+            return __import__(name)
+        if isinstance(module, Exception):
+            raise module
+        return module
+
+    monkeypatch.setattr(doctor, "import_module", load)
+    code, rows = told(("ok", "optional", "broken"))
+    return code, rows["native transport"]
+
+
+def test_a_native_transport_that_was_built_is_told_with_the_libraries_it_runs_on(monkeypatch):
+    code, row = native(monkeypatch, Native)
+    assert (code, row["state"], row["found"], row["advice"]) == (0, "ok", "nghttp2 1.52.0, OpenSSL 3.0.15", "")
+
+
+def test_a_native_transport_that_was_not_built_is_no_fault_and_the_packages_are_named(monkeypatch):
+    code, row = native(monkeypatch, ModuleNotFoundError("No module named x", name=doctor.NATIVE))
+    assert (code, row["state"], row["found"]) == (0, "optional", "not built")
+    assert "apt-get install libnghttp2-dev libssl-dev" in row["advice"]
+    assert "then reinstall penstock" in row["advice"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("libnghttp2.so.14: cannot open shared object file"),
+        ModuleNotFoundError("No module named 'penstock.kernels.tls'", name="penstock.kernels.tls"),
+    ],
+)
+def test_a_native_transport_that_lacks_something_is_broken(monkeypatch, error):
+    code, row = native(monkeypatch, error)
+    assert (code, row["state"]) == (1, "broken")
+    assert f"({error}); install what is missing" in row["advice"]

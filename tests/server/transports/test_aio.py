@@ -22,7 +22,7 @@ from penstock.client import Client, Tls
 from penstock.commands.drift import app
 from penstock.errors import Unavailable
 from penstock.server.config import Config
-from penstock.server.errors import BadConfig
+from penstock.server.errors import BadConfig, TransportFailed
 from penstock.server.service import Service
 from penstock.server.testing import running
 
@@ -263,3 +263,28 @@ def test_calls_of_an_old_connection_may_finish_within_the_grace(start, calling):
     with pytest.raises(grpc.RpcError) as caught:
         next(watching)
     assert caught.value.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+
+
+def test_a_server_that_grpcio_ends_by_itself_says_so_and_exits(registry, graphs, caplog, eventually):
+    """grpcio cannot decode a path that is not UTF-8 and ends its server: nobody should find that out from clients."""
+    graphs.publish(registry, "double", graphs.double())
+    config = Config(registry=registry.root, grpc="127.0.0.1:0", metrics="off", transport="grpcio")
+    headers = [(":method", "POST"), (":scheme", "http"), (":path", b"/x\xff"), (":authority", "localhost")]
+    headers += [("te", "trailers"), ("content-type", "application/grpc")]
+    with pytest.raises(TransportFailed, match="start it again"):  # noqa: PT012, SIM117 - raised where the block ends
+        with running(config) as addresses:
+            host, _, port = addresses.grpc.rpartition(":")
+            with socket.create_connection((host, int(port)), 10) as caller:
+                caller.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+                caller.sendall(frame(1, 5, 1, literal(headers)))
+                eventually(lambda: "does not listen" in caplog.text)
+
+
+def frame(kind, flags, stream, payload):
+    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+
+def literal(headers):
+    """A header block without compression."""
+    texts = [(name.encode(), value.encode() if isinstance(value, str) else value) for name, value in headers]
+    return b"".join(b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value for name, value in texts)
