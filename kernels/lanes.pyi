@@ -172,3 +172,6 @@ def bucket_bounds() -> list[float]:
 
 def decide_bucket(ns: int) -> int:
     """The histogram bucket of a duration in nanoseconds."""
+
+def decide_share(max_batch_rows: int, queued_rows: int, idle: int) -> int:
+    """How many rows a worker takes of those queued, where `idle` others wait for some."""

@@ -42,6 +42,9 @@ cdef enum:
     STATUS_INTERNAL = 13
     STATUS_UNAVAILABLE = 14
 
+cdef enum:
+    MIN_SHARE = 64           # rows
+
 cdef int64_t MAX_DELAY_US = 3_600_000_000
 cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kept
 # Work on more bytes than this is worth handing the GIL over; on fewer, getting it back would cost more than the work.
@@ -87,9 +90,18 @@ cdef inline bint is_expired(int64_t deadline, int64_t now) noexcept nogil:
     return deadline != 0 and now >= deadline
 
 
-cdef inline bint fits(const Limits* limits, int64_t batch_rows, int64_t rows) noexcept nogil:
+cdef inline int64_t share_of(const Limits* limits, int64_t queued_rows, int idle) noexcept nogil:
+    """How many rows a worker takes where `idle` others wait: what is queued is shared with them, so that one waits for
+    the store while another computes; but not in batches so small that they cost more than they overlap."""
+    cdef int64_t fair = (queued_rows + idle) // (idle + 1)
+    if idle == 0 or limits.max_batch_rows <= MIN_SHARE:
+        return limits.max_batch_rows
+    return min(limits.max_batch_rows, max(fair, <int64_t>MIN_SHARE))
+
+
+cdef inline bint fits(int64_t most, int64_t batch_rows, int64_t rows) noexcept nogil:
     """Whether a call joins a batch that has `batch_rows` already; the first one always does."""
-    return batch_rows == 0 or batch_rows + rows <= limits.max_batch_rows
+    return batch_rows == 0 or batch_rows + rows <= most
 
 
 cdef inline bint share(Plan plan, const Request* a, const Request* b) noexcept nogil:
@@ -473,6 +485,7 @@ cdef class Lane:
         cdef Call* last = NULL
         cdef Call* call
         cdef Call** drop_at = dropped
+        cdef int64_t most = share_of(&self.limits, self.rows, self.waiting)
         rows[0] = 0
         dropped[0] = NULL
         while self.head != NULL:
@@ -489,7 +502,7 @@ cdef class Lane:
                 drop_at[0] = call
                 drop_at = &call.next
                 continue
-            if not fits(&self.limits, rows[0], call.request.rows):
+            if not fits(most, rows[0], call.request.rows):
                 break
             if first != NULL and not share(self.plan, &first.request, &call.request):
                 break
@@ -1034,3 +1047,10 @@ cdef int fill_texts(Batch batch) except -1:
 def decide_bucket(int64_t ns):
     """The histogram bucket of a duration in nanoseconds."""
     return bucket_of(ns)
+
+
+def decide_share(int64_t max_batch_rows, int64_t queued_rows, int idle):
+    """How many rows a worker takes of those queued, where `idle` others wait for some."""
+    cdef Limits limits
+    limits.max_batch_rows = max_batch_rows
+    return share_of(&limits, queued_rows, idle)

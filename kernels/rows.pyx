@@ -456,15 +456,6 @@ cdef struct Counts:
     Py_ssize_t missing
 
 
-cdef inline uint8_t place(float value, float default, float* out) noexcept nogil:
-    """The value if there is one, else the default if there is one; says which."""
-    if not isnan(value):
-        out[0] = value
-        return FROM_STORE
-    out[0] = default
-    return FROM_NOWHERE if isnan(default) else FROM_DEFAULT
-
-
 def scatter(
     const float[:, ::1] values not None,
     const uint8_t[::1] status not None,
@@ -495,18 +486,35 @@ def scatter(
             row = row_of[i]
             if row >= 0 and status[row] != OK:
                 row = -1
-            for c in range(n_columns):
-                j = columns[c]
-                if source[i, j] == FROM_REQUEST:
-                    continue
-                came_from = place(
-                    values[row, c] if row >= 0 else NAN, defaults[c] if use_defaults else NAN, &out[i, j]
-                )
-                source[i, j] = came_from
-                counts.store += came_from == FROM_STORE
-                counts.default += came_from == FROM_DEFAULT
-                counts.missing += came_from == FROM_NOWHERE
+            scatter_row(&values[row, 0] if row >= 0 and n_columns else NULL, &columns[0] if n_columns else NULL,
+                        &defaults[0] if use_defaults and n_columns else NULL, n_columns, &out[i, 0], &source[i, 0],
+                        &counts)
     return counts.store, counts.default, counts.missing
+
+
+cdef inline void scatter_row(const float* values, const int32_t* columns, const float* defaults, Py_ssize_t n_columns,
+                             float* out, uint8_t* source, Counts* counts) noexcept nogil:
+    """One entity's values to their places, where the caller sent none; about 2 ns a value. NULL: there are none."""
+    cdef Py_ssize_t c
+    cdef int32_t j
+    cdef float value
+    cdef int64_t stored = 0
+    for c in range(n_columns):
+        j = columns[c]
+        if source[j] == FROM_REQUEST:
+            continue
+        value = values[c] if values != NULL else NAN
+        if value == value:
+            out[j] = value
+            source[j] = FROM_STORE
+            stored += 1
+            continue
+        value = defaults[c] if defaults != NULL else NAN
+        out[j] = value
+        source[j] = FROM_DEFAULT if value == value else FROM_NOWHERE
+        counts.default += value == value
+        counts.missing += value != value
+    counts.store += stored
 
 
 # Hash layout ------------------------------------------------------------------------------------------------------

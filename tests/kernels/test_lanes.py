@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import assume, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -339,6 +339,16 @@ def test_every_duration_lies_in_its_bucket():
         assert bounds[place] * 1e9 - 0.5 <= ns < bounds[place + 1] * 1e9 - 0.5
     assert lanes.decide_bucket(-5) == 0
     assert lanes.decide_bucket(2**63 - 1) == len(bounds) - 2
+
+
+@given(st.integers(1, 5000), st.integers(0, 70_000), st.integers(0, 8))
+def test_idle_workers_share_what_is_queued_but_not_in_crumbs(most, queued, idle):
+    share = lanes.decide_share(most, queued, idle)
+    assert min(64, most) <= share <= most
+    if idle == 0:
+        assert share == most
+    elif 64 < share < most:
+        assert (share - 1) * (idle + 1) < queued <= share * (idle + 1)
 
 
 # ---- Batches --------------------------------------------------------------------------------------------------------
