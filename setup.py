@@ -4,7 +4,7 @@ Folders stand at the top level of the repository and are imported as ``penstock.
 the project is in pyproject.toml. Environment switches, for developers only:
 
 - ``PENSTOCK_DEBUG=1``      bounds checks, ``-O0 -g`` and annotated HTML in build/cython;
-- ``PENSTOCK_KERNELS=wire,lanes``  only these kernels are built;
+- ``PENSTOCK_KERNELS=wire,lanes``  only these kernels are built, each with its parts;
 - ``PENSTOCK_SANITIZE=address,undefined``  kernels compiled under those sanitizers (or ``thread``);
 - ``PENSTOCK_WITHOUT_NATIVE=1``  the native transport is left out, as where its libraries are missing.
 
@@ -31,19 +31,25 @@ from distutils.sysconfig import customize_compiler  # isort: skip
 
 ROOT = Path(__file__).parent.resolve()
 ROOMS = ("proto", "kernels", "registry", "features", "monitoring", "converters", "training", "server", "benchmarks")
-PACKAGES = {"penstock": "penstock", "penstock.commands": "penstock/commands"}
+PACKAGES = {"penstock": "penstock", "penstock.bench": "penstock/bench", "penstock.commands": "penstock/commands"}
 PACKAGES |= {f"penstock.{room}": room for room in ROOMS}
 PACKAGES |= {"penstock.server.transports": "server/transports", "penstock.examples": "examples"}
 PACKAGES |= {"penstock.examples.fraud": "examples/fraud", "penstock.kernels.reference": "kernels/reference"}
 
 
 class Kernel(NamedTuple):
-    """One kernel: the system libraries it links against, and whether a build may go on without it."""
+    """One kernel: the system libraries it links against, whether a build may go on without it, and its parts.
+
+    A part is a module of its own, ``<kernel>_<part>``, that only its kernel and the kernel's other parts cimport.
+    """
 
     libraries: tuple[str, ...] = ()
     optional: bool = False
+    parts: tuple[str, ...] = ()
 
 
+# From the lowest layer to the highest, as drawn in kernels/_http2.pxd.
+HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "mailboxes", "loops")
 KERNELS = {
     "wire": Kernel(),
     "lanes": Kernel(("pthread",)),
@@ -53,7 +59,8 @@ KERNELS = {
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),
-    "http2": Kernel(("nghttp2", "pthread"), optional=True),
+    "http2": Kernel(("nghttp2", "pthread"), optional=True, parts=HTTP2),
+    "load": Kernel(("nghttp2",), optional=True),
 }
 
 # The optional kernels are the native transport. Each program must compile and link, or all of them are left out.
@@ -174,14 +181,15 @@ def extensions() -> list[Extension]:
     compile_args, link_args = flags()
     table = [
         Extension(
-            f"penstock.kernels.{name}",
-            [f"kernels/{name}.pyx"],
+            f"penstock.kernels.{module}",
+            [f"kernels/{module}.pyx"],
             libraries=list(kernel.libraries),
             define_macros=macros(kernel),
             extra_compile_args=compile_args,
             extra_link_args=link_args,
         )
         for name, kernel in chosen().items()
+        for module in (name, *(f"{name}_{part}" for part in kernel.parts))
     ]
     built: list[Extension] = cythonize(
         table,

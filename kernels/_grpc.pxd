@@ -17,6 +17,14 @@ cdef enum Encoding:          # how a message is compressed
     ENCODING_DEFLATE = 2
     ENCODING_UNKNOWN = 3
 
+cdef enum:                   # status codes that are given without Python
+    STATUS_OK = 0
+    STATUS_DEADLINE_EXCEEDED = 4
+    STATUS_RESOURCE_EXHAUSTED = 8
+    STATUS_UNIMPLEMENTED = 12
+    STATUS_INTERNAL = 13
+    STATUS_UNAVAILABLE = 14
+
 cdef inline int64_t longest_ns() noexcept nogil:
     """Thirty years."""
     return 1_000_000_000_000_000_000
@@ -67,6 +75,22 @@ cdef inline Encoding encoding_of(const uint8_t* data, size_t size) noexcept nogi
     if equals(data, size, b"gzip", 4):
         return ENCODING_GZIP
     return ENCODING_DEFLATE if equals(data, size, b"deflate", 7) else ENCODING_UNKNOWN
+
+
+cdef inline int encodings_in(const uint8_t* value, size_t size) noexcept nogil:
+    """The encodings of a list with commas, a bit for each."""
+    cdef size_t begin = 0
+    cdef size_t end
+    cdef int found = 0
+    while begin < size:
+        while begin < size and (value[begin] == c',' or value[begin] == c' '):
+            begin += 1
+        end = begin
+        while end < size and value[end] != c',' and value[end] != c' ':
+            end += 1
+        found |= 1 << encoding_of(value + begin, end - begin)
+        begin = end
+    return found
 
 
 cdef inline size_t percent_encode(const uint8_t* data, size_t size, uint8_t* out) noexcept nogil:

@@ -1,4 +1,4 @@
-"""What is used of libnghttp2, 1.52 or newer: HTTP/2 frames, HPACK and flow control. Declarations only."""
+"""What is used of libnghttp2, 1.43 or newer: HTTP/2 frames, HPACK and flow control. Declarations only."""
 
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 
@@ -27,7 +27,6 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
 
     ctypedef enum nghttp2_headers_category:
         NGHTTP2_HCAT_REQUEST
-        NGHTTP2_HCAT_HEADERS
 
     ctypedef struct nghttp2_headers:
         nghttp2_frame_hd hd
@@ -72,20 +71,17 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         NGHTTP2_ENHANCE_YOUR_CALM
         NGHTTP2_ERR_DEFERRED
         NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
-        NGHTTP2_ERR_CALLBACK_FAILURE
         NGHTTP2_ERR_BAD_CLIENT_MAGIC
         NGHTTP2_FLAG_NONE
         NGHTTP2_FLAG_END_STREAM
         NGHTTP2_FLAG_ACK
         NGHTTP2_DATA
         NGHTTP2_HEADERS
-        NGHTTP2_PRIORITY
         NGHTTP2_RST_STREAM
         NGHTTP2_SETTINGS
         NGHTTP2_PING
         NGHTTP2_GOAWAY
         NGHTTP2_WINDOW_UPDATE
-        NGHTTP2_CONTINUATION
         NGHTTP2_DATA_FLAG_EOF
         NGHTTP2_DATA_FLAG_NO_END_STREAM
         NGHTTP2_NV_FLAG_NO_COPY_NAME
@@ -122,7 +118,6 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     ssize_t nghttp2_session_mem_send(nghttp2_session* session, const uint8_t** data)
     int nghttp2_session_want_read(nghttp2_session* session)
     int nghttp2_session_want_write(nghttp2_session* session)
-    int nghttp2_session_consume(nghttp2_session* session, int32_t stream_id, size_t size)
     int nghttp2_session_consume_connection(nghttp2_session* session, size_t size)
     int nghttp2_session_consume_stream(nghttp2_session* session, int32_t stream_id, size_t size)
     int nghttp2_session_resume_data(nghttp2_session* session, int32_t stream_id)

@@ -54,7 +54,7 @@ cdef extern from *:
     static void flag_raise(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
     static int flag_raised(const int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
     static long long atomic_add(int64_t *value, int64_t more) {
-        return __atomic_add_fetch(value, more, __ATOMIC_RELAXED);
+        return __atomic_add_fetch(value, more, __ATOMIC_ACQ_REL);
     }
     static long long atomic_get(const int64_t *value) { return __atomic_load_n(value, __ATOMIC_RELAXED); }
     static void retain(int64_t *references) { __atomic_add_fetch(references, 1, __ATOMIC_RELAXED); }

@@ -89,6 +89,7 @@ cdef inline Timer* take_due(Wheel* wheel, int64_t now) noexcept nogil:
                 cancel_timer(wheel, timer)
                 return timer
             timer = timer.next
+        wheel.tick = tick        # what is left in the slot waits for a later turn
     wheel.tick = present
     wheel.soonest = present + WHEEL_SLOTS
     for tick in range(present + 1, present + WHEEL_SLOTS):

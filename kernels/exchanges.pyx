@@ -3,6 +3,7 @@
 Costs about a microsecond for each event and each command; only the slow lane goes this way.
 """
 
+cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t, uint32_t
@@ -172,6 +173,7 @@ cdef bytes write_fields(pairs):
 # Python's side
 # ---------------------------------------------------------------------------------------------------------------------
 
+@cython.no_gc_clear              # the owner must outlive the exchange, which is given back in __dealloc__
 cdef class Rpc:
     """One RPC that Python answers.
 
@@ -225,7 +227,9 @@ cdef class Rpc:
         self.post(FINISH, status, message.encode(), write_fields(trailing), ENCODING_IDENTITY, False)
 
     def consumed(self, Py_ssize_t size):
-        """Let the client send `size` bytes more."""
+        """Tell that a message of `size` bytes was read, so that the client may send as many more."""
+        if size < 0:
+            raise ValueError("a message has no negative size")
         self.post(CONSUMED, <int>0, b"", b"", ENCODING_IDENTITY, False, size)
 
     cdef int post(self, int kind, int status, bytes message, bytes trailing, int encoding, bint compressed,

@@ -44,12 +44,31 @@ class Http2:
     ) -> Http2:
         """Make a transport that does not run yet.
 
+        The rest are limits, as docs/reference.md has them: bytes, counts, seconds, or a rate a second.
+
         Args:
             threads: how many I/O threads there will be, 1 to 256.
             infer: path of the method whose calls go to lanes.
             unary: paths that Python answers, one message for one.
             streams: paths that Python answers message by message.
-            max_message_bytes: and the other limits: bytes, counts, seconds, or a rate a second; see docs/reference.md.
+            max_message_bytes: of one request or answer.
+            max_header_bytes: of one call.
+            max_streams: calls in flight on one connection.
+            max_connections: open ones.
+            max_in_flight_bytes: of requests and answers held, over all connections.
+            default_deadline_s: for callers who send none.
+            handshake_timeout_s: for TLS and the first frame.
+            header_timeout_s: for the headers of a call.
+            body_timeout_s: for a request's body, and for an answer to be read.
+            idle_timeout_s: of a connection without calls.
+            keepalive_s: a peer silent for so long is sent a PING.
+            keepalive_timeout_s: for the answer to that PING.
+            max_connection_age_s: then it is told to leave; 0 for any age.
+            max_connection_age_grace_s: for its calls to finish.
+            max_resets_per_s: RST_STREAM frames of a connection.
+            max_pings_per_s: PING frames of one.
+            max_settings_per_s: SETTINGS frames of one.
+            max_empty_frames_per_s: frames without content of one.
 
         Raises:
             TypeError: a limit is missing or unknown.
@@ -102,9 +121,9 @@ class Http2:
         """Gauges and counters since the start.
 
         Gauges: connections, bytes (of requests and answers held), in_lanes (calls). Counters: accepted, refused (beyond
-        max_connections), handshakes_failed (of TLS), timed_out (connections and calls), calmed (connections told to calm
-        down), reset (calls the client gave up), over_budget (calls refused for want of bytes), inferences (calls that
-        went straight to a lane), exchanges (calls that Python answers).
+        max_connections), handshakes_failed (of TLS), timed_out (connections and calls), calmed (connections told to
+        calm down), reset (calls the client gave up), over_budget (calls refused for want of bytes), inferences (calls
+        that went straight to a lane), exchanges (calls that Python answers).
         """
 
 def versions() -> dict[str, str]:
@@ -120,7 +139,7 @@ def decide_content_type(text: bytes) -> bool:
     """Whether a content-type is gRPC's."""
 
 def decide_encodings(text: bytes) -> int:
-    """The encodings of a grpc-accept-encoding, a bit for each: 1 identity, 2 gzip, 4 deflate, 8 any other."""
+    """The known encodings of a grpc-accept-encoding, a bit for each: 1 identity, 2 gzip, 4 deflate."""
 
 def decide_prefix(size: int, compressed: bool) -> tuple[bytes, int]:
     """The prefix of a message of `size` bytes, less than 4 GiB, and the size that is read from it."""

@@ -93,6 +93,7 @@ cdef class Lane:
     cdef bint takes(self, Call* call) noexcept nogil
     cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil
     cdef void wake_worker(self) noexcept nogil
+    cdef int64_t read(self, const int64_t* value) noexcept nogil
     cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil
     cdef void unlink(self) noexcept nogil
     cdef str reason(self, Call* call, Fault* fault, int status)

@@ -633,12 +633,19 @@ cdef class Lane:
     @property
     def queued_rows(self):
         """Rows waiting to be taken."""
-        return self.rows
+        return self.read(&self.rows)
 
     @property
     def queued_bytes(self):
         """Bytes of the requests waiting to be taken."""
-        return self.bytes
+        return self.read(&self.bytes)
+
+    cdef int64_t read(self, const int64_t* value) noexcept nogil:
+        cdef int64_t present
+        lock_acquire(self.lock)
+        present = value[0]
+        lock_release(self.lock)
+        return present
 
     def snapshot(self):
         """Counters since the start, durations in nanoseconds: see `Statistics` in lanes.pxd.
@@ -647,12 +654,14 @@ cdef class Lane:
         `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger.
         """
         cdef Statistics copy
+        cdef int64_t rows, queued_bytes
         cdef size_t n = <size_t>self.limits.max_batch_rows + 2
         cdef uint64_t[::1] counts = np.empty(n, np.uint64)
         cdef uint64_t[::1] ns = np.empty(n, np.uint64)
         with nogil:       # no object is made under the lock: making one may run other code, which may want the lock
             lock_acquire(self.lock)
             copy = self.statistics
+            rows, queued_bytes = self.rows, self.bytes
             memcpy(&counts[0], self.size_counts, n * sizeof(uint64_t))
             memcpy(&ns[0], self.size_ns, n * sizeof(uint64_t))
             lock_release(self.lock)
@@ -660,7 +669,7 @@ cdef class Lane:
         return {
             "succeeded": copy.succeeded, "failed": copy.failed, "refused": copy.refused, "invalid": copy.invalid,
             "expired": copy.expired, "cancelled": copy.cancelled, "rows": copy.rows, "batches": copy.batches,
-            "failed_ns": copy.failed_ns, "last_ms": copy.last_ms, "queued_rows": self.rows, "queued_bytes": self.bytes,
+            "failed_ns": copy.failed_ns, "last_ms": copy.last_ms, "queued_rows": rows, "queued_bytes": queued_bytes,
             "sizes": sizes, "total": phase(&copy.total), "queue": phase(&copy.queue), "lookup": phase(&copy.lookup),
             "compute": phase(&copy.compute), "encode": phase(&copy.encode),
         }

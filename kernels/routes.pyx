@@ -46,6 +46,8 @@ cdef class Routes:
             raise MemoryError("no memory for a routing table")
         self.keep = []
         for (name, version), lane in lanes.items():
+            if lane is None:
+                raise TypeError("a route leads to a lane")
             key = name + b"\0" + version
             self.keep.append((key, lane))
             self.add(key, len(name), <void*>lane)

@@ -128,7 +128,7 @@ async def serve(
         grpc_address.claim()
         await asyncio.to_thread(models.refresh)
         await asyncio.to_thread(_greet, store)
-        scraped = metrics.serve(models, metrics_address.host, metrics_address.port) if metrics_address else None
+        scraped = metrics.serve(models, transport, metrics_address) if metrics_address else None
         bound = await transport.start(grpc_address)
         models.start_polling()
         scraped_at = replace(metrics_address, port=scraped[0].server_port) if metrics_address and scraped else ""

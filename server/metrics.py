@@ -13,8 +13,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from penstock.kernels.lanes import bucket_bounds
+from penstock.server.address import Address
 from penstock.server.errors import BadConfig
 from penstock.server.lifecycle import Models
+from penstock.server.transports import Transport
 from penstock.server.version import Served
 from penstock.server.watch import Drift
 
@@ -22,11 +24,27 @@ MODEL = ("model", "version")
 RESULTS = ("succeeded", "failed", "refused", "invalid", "expired", "cancelled")
 CALL_PHASES = ("total", "queue")
 BATCH_PHASES = ("lookup", "compute", "encode")
+TRANSPORT_GAUGES = {
+    "connections": ("penstock_transport_connections", "Open connections"),
+    "bytes": ("penstock_transport_bytes", "Bytes of requests and answers held"),
+    "in_lanes": ("penstock_transport_calls_in_lanes", "Calls in lanes, waiting or being run"),
+}
+TRANSPORT_COUNTERS = {
+    "accepted": ("penstock_transport_accepted", "Connections accepted"),
+    "refused": ("penstock_transport_refused", "Connections refused, beyond max_connections"),
+    "handshakes_failed": ("penstock_transport_handshakes_failed", "TLS handshakes that failed"),
+    "timed_out": ("penstock_transport_timed_out", "Connections and calls that took too long"),
+    "calmed": ("penstock_transport_calmed", "Connections told to calm down, and closed"),
+    "reset": ("penstock_transport_reset", "Calls given up by their clients"),
+    "over_budget": ("penstock_transport_over_budget", "Calls refused for want of bytes, beyond max_in_flight_bytes"),
+    "inferences": ("penstock_transport_inferences", "Calls that went straight into a lane"),
+    "exchanges": ("penstock_transport_exchanges", "Calls that Python answered"),
+}
 _BOUNDS = bucket_bounds()
 _OCTAVES = [*range(3, 108, 4), len(_BOUNDS) - 1]  # one bound in four: a factor of two apart, 1 us to 68 s
 
 
-def serve(models: Models, host: str, port: int) -> tuple[WSGIServer, Thread]:
+def serve(models: Models, transport: Transport, address: Address) -> tuple[WSGIServer, Thread]:
     """Answer scrapes on /metrics in a thread of its own, until the server is shut down.
 
     Raises:
@@ -34,10 +52,29 @@ def serve(models: Models, host: str, port: int) -> tuple[WSGIServer, Thread]:
     """
     registry = CollectorRegistry()
     registry.register(LaneCollector(models))
+    registry.register(TransportCollector(transport))
     try:
-        return start_http_server(port, host, registry)
+        return start_http_server(address.port, address.host, registry)
     except OSError as error:
-        raise BadConfig(f"metrics: {host}:{port} cannot be listened on: {error.strerror}") from error
+        where = f"{address.host}:{address.port}"
+        raise BadConfig(f"metrics: {where} cannot be listened on: {error.strerror}") from error
+
+
+class TransportCollector(Collector):
+    """Reads the counters of a transport that keeps any."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, at this moment."""
+        counts = self._transport.snapshot()
+        if not counts:
+            return
+        for name, (metric, text) in TRANSPORT_GAUGES.items():
+            yield GaugeMetricFamily(metric, text, counts[name])
+        for name, (metric, text) in TRANSPORT_COUNTERS.items():
+            yield CounterMetricFamily(metric, text, counts[name])
 
 
 class LaneCollector(Collector):

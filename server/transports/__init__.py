@@ -26,3 +26,9 @@ class Transport(Protocol):
 
     async def stop(self, grace_s: float) -> None:
         """Close the listener, let calls in flight finish for so long, then end what is left."""
+
+    def snapshot(self) -> dict[str, int]:
+        """Gauges and counters since the start, named as by `Http2.snapshot`; empty where none are kept.
+
+        May be called from any thread.
+        """

@@ -127,6 +127,10 @@ class AioTransport:
         with suppress(Exception) if self.failed.is_set() else nullcontext():  # what ended it is raised once more
             await self._server.stop(grace_s)  # which removes a unix socket's file, too
 
+    def snapshot(self) -> dict[str, int]:
+        """Nothing: grpcio does not tell what its connections do."""
+        return {}
+
     async def _infer(self, body: bytes, context: Context) -> bytes:
         try:
             return await self._inference.answer(body, _remaining_s(context))

@@ -146,6 +146,10 @@ class NativeTransport:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._address.release()
 
+    def snapshot(self) -> dict[str, int]:
+        """Gauges and counters since the start."""
+        return self.http2.snapshot()
+
     def _drain_events(self) -> None:
         """Take what the I/O threads have for us."""
         for kind, rpc, compressed, message in self.http2.events():
@@ -154,7 +158,9 @@ class NativeTransport:
             elif kind == exchanges.BEGAN_EVENT:
                 self._begin(rpc, compressed, message)
             elif kind == exchanges.CLOSED_EVENT:
-                rpc.task.cancel()  # nothing happens to one that is done
+                if rpc.task is not None:
+                    rpc.task.cancel()  # nothing happens to one that is done
+                rpc.task = rpc.conversation = None  # else its bytes stay charged until garbage is collected
             elif rpc.streaming:
                 rpc.conversation.told(kind, compressed, message)
 

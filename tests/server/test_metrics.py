@@ -169,3 +169,27 @@ def test_refused_rows_and_rows_of_an_outage_are_not_counted_as_drift(
     caller.client.predict("copy", [[1.0, 2.0]])
     (drift,) = caller.client.drift("copy", current=True)
     assert drift.rows == 1
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_the_native_transport_tells_what_its_connections_do(registry, graphs, serving, calling, transport):
+    if transport == "native":
+        pytest.importorskip("penstock.kernels.http2", reason="this build has no native transport")
+    graphs.publish(registry, "copy", graphs.copy(2))
+    addresses = serving(metrics="127.0.0.1:0", transport=transport)
+    caller = calling(addresses)
+    for _ in range(5):
+        caller.answer(caller.send("copy", [[1.0, 2.0]]))
+    assert caller.send("copy", [[1.0]]).exception()
+    samples, kinds = scrape(addresses.metrics)
+    told = {name.removeprefix("penstock_transport_"): count for (name, labels), count in samples.items() if not labels}
+    if transport == "grpcio":
+        assert not any("transport" in name for name in kinds)
+        return
+    assert (told["inferences_total"], told["exchanges_total"]) == (5, 1), "what does not fit needs words"
+    assert told["connections"] == told["accepted_total"] == 1
+    assert told["calls_in_lanes"] == told["over_budget_total"] == told["refused_total"] == 0
+    families = {name: kind for name, kind in kinds.items() if name.startswith("penstock_transport_")}
+    assert families.pop("penstock_transport_inferences") == "counter"
+    assert families.pop("penstock_transport_bytes") == "gauge"
+    assert len(families) == 10
