@@ -104,6 +104,7 @@ cdef struct Stream:
     int accepts
     int64_t timeout          # grpc-timeout; 0: none
     int64_t deadline         # CLOCK_MONOTONIC; 0: none
+    int64_t awaited          # since when the message that is being read is
     int64_t progressed       # when the client last took some of the answer
     size_t header_bytes
     const Path* path
@@ -138,6 +139,7 @@ cdef struct Connection:
     Phase phase
     bint dirty               # has something to write
     bint polls_out           # waits for the socket to take more
+    bint deaf                # is not read until the socket has taken what is pending
     bint reads_on_out        # of TLS: reading goes on once the socket can be written
     bint calmed              # was told to calm down
     int draining             # 1: told that it is going to end; 2: told which calls are still answered

@@ -71,6 +71,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         NGHTTP2_ENHANCE_YOUR_CALM
         NGHTTP2_ERR_DEFERRED
         NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE
+        NGHTTP2_ERR_CALLBACK_FAILURE
         NGHTTP2_ERR_BAD_CLIENT_MAGIC
         NGHTTP2_FLAG_NONE
         NGHTTP2_FLAG_END_STREAM
@@ -116,6 +117,7 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
     void nghttp2_session_del(nghttp2_session* session)
     ssize_t nghttp2_session_mem_recv(nghttp2_session* session, const uint8_t* data, size_t size)
     ssize_t nghttp2_session_mem_send(nghttp2_session* session, const uint8_t** data)
+    size_t nghttp2_session_get_outbound_queue_size(nghttp2_session* session)
     int nghttp2_session_want_read(nghttp2_session* session)
     int nghttp2_session_want_write(nghttp2_session* session)
     int nghttp2_session_consume_connection(nghttp2_session* session, size_t size)

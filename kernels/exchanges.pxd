@@ -64,6 +64,7 @@ cdef struct Exchange:
     EventQueue* events
     Budget* budget
     int64_t charged          # bytes of the budget, given back when the exchange is freed
+    int closed               # raised once the stream is gone: Python need not hear of what it does not know yet
     bint streaming
     int encoding
     int accepts              # bit 1 << Encoding for each the client takes

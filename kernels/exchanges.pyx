@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memset
 
 from penstock.kernels._grpc cimport ENCODING_DEFLATE, ENCODING_GZIP, ENCODING_IDENTITY
 from penstock.kernels._system cimport (
-    atomic_add, event_clear, event_raise, let_go, lock_acquire, lock_release, retain,
+    atomic_add, event_clear, event_raise, flag_raised, let_go, lock_acquire, lock_release, retain,
 )
 
 _ENCODINGS = ("identity", "gzip", "deflate", "unknown")
@@ -293,6 +293,8 @@ cdef list drain_events(EventQueue* queue, object owner):
         following = event.next
         if event.exchange == NULL:
             told.append((event.kind, None, False, b""))
+        elif event.exchange.object == NULL and flag_raised(&event.exchange.closed):
+            release_exchange(event.exchange)     # begun and given up before Python looked
         else:
             rpc = rpc_of(event.exchange, owner)
             message = PyBytes_FromStringAndSize(<const char*>event.data, <Py_ssize_t>event.size)

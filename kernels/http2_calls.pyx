@@ -13,7 +13,7 @@ from penstock.kernels._grpc cimport ENCODING_IDENTITY, STATUS_OK, STATUS_RESOURC
 from penstock.kernels._http2 cimport KIND_STREAM, MAX_TOUCHED, WINDOW_BYTES, Chunk, Loop, Stream, to_write
 from penstock.kernels._nghttp2 cimport nghttp2_session_consume_stream, nghttp2_session_resume_data
 from penstock.kernels._sockets cimport socket_peer
-from penstock.kernels._system cimport atomic_add, tally
+from penstock.kernels._system cimport atomic_add, flag_raise, tally
 from penstock.kernels.exchanges cimport (
     BEGAN, CLOSED, CONSUMED, SEND, Command, Exchange, charge, free_command, give_back, new_exchange, post_event,
     release_exchange,
@@ -146,25 +146,33 @@ cdef void begin_exchange(Stream* stream) noexcept nogil:
     exchange.deadline_ns = stream.deadline if stream.timeout else 0
     socket_peer(stream.connection.fd, exchange.peer, sizeof(exchange.peer))
     stream.exchange = exchange
+    drop_text(stream)
+    hand_over_message(stream, BEGAN)
+
+
+cdef void drop_text(Stream* stream) noexcept nogil:
     free(stream.text)
     stream.text = NULL
-    hand_over_message(stream, BEGAN)
+    stream.charged -= <int64_t>stream.text_capacity
+    give_back(&stream.connection.loop.shared.budget, <int64_t>stream.text_capacity)
+    stream.text_capacity = stream.text_size = 0
 
 
 cdef Exchange* new_charged_exchange(const Stream* stream) noexcept nogil:
     """An exchange with the stream's path and metadata, between its loop and Python; NULL: no budget or no memory."""
     cdef Loop* loop = stream.connection.loop
     cdef Exchange* exchange
-    if not charge(&loop.shared.budget, EXCHANGE_BYTES):
+    cdef int64_t size = EXCHANGE_BYTES + <int64_t>stream.text_size
+    if not charge(&loop.shared.budget, size):
         return NULL
     exchange = new_exchange(stream.path.data, stream.path.size, stream.text, stream.text_size)
     if exchange == NULL:
-        give_back(&loop.shared.budget, EXCHANGE_BYTES)
+        give_back(&loop.shared.budget, size)
         return NULL
     exchange.mailbox = &loop.mailbox
     exchange.events = &loop.shared.events
     exchange.budget = &loop.shared.budget
-    exchange.charged = EXCHANGE_BYTES
+    exchange.charged = size
     return exchange
 
 
@@ -180,8 +188,10 @@ cdef void hand_over_message(Stream* stream, int kind) noexcept nogil:
     stream.charged -= charged
     if stream.kind == KIND_STREAM and kind != BEGAN:
         stream.unread += size + MESSAGE_BYTES
-        charged += MESSAGE_BYTES
-        atomic_add(&stream.connection.loop.shared.budget.used, MESSAGE_BYTES)
+        if charge(&stream.connection.loop.shared.budget, MESSAGE_BYTES):
+            charged += MESSAGE_BYTES
+        else:
+            refuse_over_budget(stream)
     atomic_add(&stream.exchange.charged, charged)
     if not post_event(&stream.connection.loop.shared.events, kind, stream.exchange, body, size, compressed):
         free(body)
@@ -266,6 +276,7 @@ cdef void leave_lane(Stream* stream) noexcept nogil:
 cdef void leave_exchange(Stream* stream) noexcept nogil:
     if stream.exchange != NULL:
         stream.exchange.stream = NULL
+        flag_raise(&stream.exchange.closed)
         post_event(&stream.connection.loop.shared.events, CLOSED, stream.exchange, NULL, 0, False)
         release_exchange(stream.exchange)
         stream.exchange = NULL

@@ -26,7 +26,7 @@ from penstock.kernels.http2_streams cimport on_stream_timer
 from penstock.kernels.lanes cimport Call
 
 cdef enum:
-    ACCEPTS_A_PASS = 64      # of one listener
+    ACCEPTS_A_PASS = 16      # of one listener
 
 
 cdef void run_loop(Loop* loop) noexcept nogil:

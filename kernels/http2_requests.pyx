@@ -23,8 +23,9 @@ from penstock.kernels._http2 cimport (
     allowed, earlier,
 )
 from penstock.kernels._nghttp2 cimport (
-    NGHTTP2_DATA, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE, NGHTTP2_FLAG_ACK,
-    NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS, NGHTTP2_NO_ERROR,
+    NGHTTP2_DATA, NGHTTP2_ENHANCE_YOUR_CALM, NGHTTP2_ERR_CALLBACK_FAILURE, NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE,
+    NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_END_STREAM, NGHTTP2_FLAG_NONE, NGHTTP2_GOAWAY, NGHTTP2_HCAT_REQUEST, NGHTTP2_HEADERS,
+    NGHTTP2_NO_ERROR,
     NGHTTP2_PING, NGHTTP2_REFUSED_STREAM, NGHTTP2_RST_STREAM, NGHTTP2_SETTINGS, NGHTTP2_WINDOW_UPDATE, nghttp2_frame,
     nghttp2_frame_hd, nghttp2_session, nghttp2_session_callbacks,
     nghttp2_session_callbacks_set_on_begin_frame_callback, nghttp2_session_callbacks_set_on_begin_headers_callback,
@@ -165,8 +166,8 @@ cdef int on_header(nghttp2_session* session, const nghttp2_frame* frame, const u
         return 0
     stream.header_bytes += name_size + value_size + 32
     if stream.header_bytes > limit:
-        stream.too_large = True
-        return NGHTTP2_ERR_TEMPORAL_CALLBACK_FAILURE if stream.header_bytes > 8 * limit else 0
+        stream.too_large = True          # said once all are in; a bomb is not worth decoding to its end
+        return NGHTTP2_ERR_CALLBACK_FAILURE if stream.header_bytes > 8 * limit else 0
     if name_size == 5 and equals(name, 5, ":path", 5):
         stream.path = path_of(connection.loop.shared, value, value_size)
         stream.kind = stream.path.kind if stream.path != NULL else KIND_UNKNOWN
@@ -220,16 +221,27 @@ cdef bint add_field(Stream* stream, const uint8_t* name, size_t name_size, const
 cdef bint add_text(Stream* stream, const uint8_t* data, size_t size) noexcept nogil:
     """Keep bytes for Python. Headers are counted before, so this is bounded by twice their limit."""
     cdef size_t needed = stream.text_size + size
-    cdef uint8_t* grown
-    if needed > stream.text_capacity:
-        grown = <uint8_t*>realloc(stream.text, 2 * needed + 64)
-        if grown == NULL:
-            return False
-        stream.text = grown
-        stream.text_capacity = 2 * needed + 64
+    if needed > stream.text_capacity and not grow_text(stream, 2 * needed + 64):
+        return False
     if size:
         memcpy(stream.text + stream.text_size, data, size)
     stream.text_size = needed
+    return True
+
+
+cdef bint grow_text(Stream* stream, size_t wanted) noexcept nogil:
+    """Whether the budget and the memory for it are there."""
+    cdef int64_t more = <int64_t>(wanted - stream.text_capacity)
+    cdef uint8_t* grown
+    if not charge(&stream.connection.loop.shared.budget, more):
+        return False
+    grown = <uint8_t*>realloc(stream.text, wanted)
+    if grown == NULL:
+        give_back(&stream.connection.loop.shared.budget, more)
+        return False
+    stream.charged += more
+    stream.text = grown
+    stream.text_capacity = wanted
     return True
 
 
@@ -254,6 +266,7 @@ cdef void begin_request(Stream* stream) noexcept nogil:
     elif stream.encoding == ENCODING_UNKNOWN:
         refuse_encoding(stream)
     else:
+        stream.awaited = loop.now
         if stream.timeout or stream.kind != KIND_STREAM:
             stream.deadline = loop.now + limit
             set_timer(&loop.wheel, &stream.timer, earlier(stream.deadline, loop.now + loop.shared.limits.body))
@@ -280,6 +293,8 @@ cdef int on_data(nghttp2_session* session, uint8_t flags, int32_t number, const 
 cdef void read_messages(Stream* stream, const uint8_t* data, size_t size) noexcept nogil:
     cdef size_t part
     while size and not stream.refused and not stream.whole:
+        if stream.prefix_size == 0:
+            await_message(stream)
         if stream.prefix_size < PREFIX_BYTES:
             part = min(size, PREFIX_BYTES - stream.prefix_size)
             memcpy(stream.prefix + stream.prefix_size, data, part)
@@ -296,6 +311,16 @@ cdef void read_messages(Stream* stream, const uint8_t* data, size_t size) noexce
         size -= part
         if stream.prefix_size == PREFIX_BYTES and stream.size == stream.length and not stream.refused:
             end_message(stream)
+
+
+cdef inline void await_message(Stream* stream) noexcept nogil:
+    """A message has begun: it is to be whole before long. Of a unary call the clock runs since its headers."""
+    cdef Loop* loop = stream.connection.loop
+    cdef int64_t due = loop.now + loop.shared.limits.body
+    if stream.kind == KIND_STREAM:
+        stream.awaited = loop.now
+        if stream.timer.link == NULL or stream.timer.due > due:
+            set_timer(&loop.wheel, &stream.timer, due)
 
 
 cdef void begin_message(Stream* stream) noexcept nogil:

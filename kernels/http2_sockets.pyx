@@ -15,7 +15,8 @@ from penstock.kernels._http2 cimport (
     GATHER_BYTES, PHASE_DEAD, PHASE_LINGER, PHASE_PREFACE, PHASE_TLS, SECOND, WRITE_BYTES, Connection, Loop,
 )
 from penstock.kernels._nghttp2 cimport (
-    nghttp2_session_del, nghttp2_session_mem_send, nghttp2_session_set_stream_user_data, nghttp2_session_want_read,
+    nghttp2_session_del, nghttp2_session_get_outbound_queue_size, nghttp2_session_mem_send,
+    nghttp2_session_set_stream_user_data, nghttp2_session_want_read,
     nghttp2_session_want_write,
 )
 from penstock.kernels._sockets cimport (
@@ -32,6 +33,7 @@ from penstock.kernels.tls cimport (
 )
 
 cdef enum:
+    MAX_QUEUED = 4096        # frames that wait behind what is pending
     LINGER_NS = SECOND       # how long a peer may take to read the end
 
 
@@ -85,9 +87,22 @@ cdef ssize_t write_some(Connection* connection, const uint8_t* data, size_t size
 
 
 cdef void watch_writing(Connection* connection, bint wanted) noexcept nogil:
-    if connection.polls_out != wanted and connection.phase != PHASE_DEAD:
+    if connection.polls_out != wanted:
         connection.polls_out = wanted
-        poll_set(connection.loop.poll, EPOLL_CTL_MOD, connection.fd, EPOLLIN | (EPOLLOUT if wanted else 0), connection)
+        watch(connection)
+
+
+cdef void stop_reading(Connection* connection, bint wanted) noexcept nogil:
+    if connection.deaf != wanted:
+        connection.deaf = wanted
+        watch(connection)
+
+
+cdef void watch(Connection* connection) noexcept nogil:
+    """Have epoll look for what is wanted of the socket now."""
+    if connection.phase != PHASE_DEAD:
+        poll_set(connection.loop.poll, EPOLL_CTL_MOD, connection.fd,
+                 (0 if connection.deaf else EPOLLIN) | (EPOLLOUT if connection.polls_out else 0), connection)
 
 
 # Frames
@@ -159,10 +174,21 @@ cdef bint flush_pending(Connection* connection) noexcept nogil:
         connection.wrote = connection.loop.now
     connection.pending_sent += <size_t>put
     if connection.pending_sent < connection.pending_size:
-        watch_writing(connection, True)
+        wait_for_room(connection)
         return False
     drop_pending(connection)
+    stop_reading(connection, False)
     return True
+
+
+cdef void wait_for_room(Connection* connection) noexcept nogil:
+    """The socket takes no more. What a client can make us queue that does not read is bounded: it is not heard any more
+    either, and one that was told to calm down is not waited for."""
+    watch_writing(connection, True)
+    if connection.calmed:
+        kill(connection)
+    elif nghttp2_session_get_outbound_queue_size(connection.session) > MAX_QUEUED:
+        stop_reading(connection, True)
 
 
 cdef bint keep_pending(Connection* connection, const uint8_t* data, size_t size) noexcept nogil:
@@ -193,7 +219,8 @@ cdef void linger(Connection* connection) noexcept nogil:
     connection.phase = PHASE_LINGER
     end_streams(connection)
     drop_pending(connection)
-    watch_writing(connection, False)
+    connection.deaf = connection.polls_out = False
+    watch(connection)
     if connection.tls == NULL:
         shutdown(connection.fd, SHUT_WR)
     set_timer(&connection.loop.wheel, &connection.timer, connection.loop.now + LINGER_NS)

@@ -91,32 +91,56 @@ cdef inline void put_by(Loop* loop, Stream* stream) noexcept nogil:
 
 
 cdef void on_stream_timer(Stream* stream) noexcept nogil:
-    """A stream's time is up: for its headers, its body, its answer, or for the client to read that."""
+    """A stream's time may be up: for its headers, a message, its answer, or for the client to read that."""
     cdef Loop* loop = stream.connection.loop
     cdef bint expired = stream.deadline and loop.now >= stream.deadline
-    if not stream.begun or (stream.answered and expired and stream.timeout):
+    if not stream.begun:
         cut_off(stream)
     elif stream.answered:
-        look_after_answer(stream)
-    elif stream.kind == KIND_STREAM and not expired:
-        set_timer(&loop.wheel, &stream.timer, stream.deadline)
-    else:
+        if expired and stream.timeout or is_overdue(stream, loop.now):
+            cut_off(stream)
+        else:
+            set_next(stream)
+    elif expired or is_overdue(stream, loop.now):
         tally(&loop.counters.timed_out)
         leave_call(stream)
         refuse_late(stream, expired)
-
-
-cdef void look_after_answer(Stream* stream) noexcept nogil:
-    """Cut off a client that has not read for too long. Python may take until the deadline."""
-    cdef Loop* loop = stream.connection.loop
-    cdef int64_t until = stream.progressed + loop.shared.limits.body
-    if stream.out == NULL and not stream.finished:       # waiting for Python, not for the client
-        if stream.deadline > loop.now:      # one that is over would fire again at once, and for ever
-            set_timer(&loop.wheel, &stream.timer, stream.deadline)
-    elif loop.now < until:
-        set_timer(&loop.wheel, &stream.timer, until)
     else:
-        cut_off(stream)
+        set_next(stream)
+
+
+cdef inline bint awaits_message(const Stream* stream) noexcept nogil:
+    """Whether the client owes us the rest of a message."""
+    if stream.refused:
+        return False
+    return stream.prefix_size > 0 if stream.kind == KIND_STREAM else not stream.ended
+
+
+cdef inline bint awaits_reading(const Stream* stream) noexcept nogil:
+    """Whether there is something for the client to read; else it is Python that is waited for."""
+    return stream.answered and (stream.out != NULL or stream.finished)
+
+
+cdef bint is_overdue(const Stream* stream, int64_t now) noexcept nogil:
+    """Whether the client has taken too long to send or to read."""
+    cdef int64_t patience = stream.connection.loop.shared.limits.body
+    return ((awaits_message(stream) and now >= stream.awaited + patience)
+            or (awaits_reading(stream) and now >= stream.progressed + patience))
+
+
+cdef void set_next(Stream* stream) noexcept nogil:
+    """Look again when the next thing may be due; what is over already is not waited for, or it would fire for ever."""
+    cdef Loop* loop = stream.connection.loop
+    cdef int64_t patience = loop.shared.limits.body
+    cdef int64_t due = 0
+    if stream.deadline > loop.now:
+        due = stream.deadline
+    if awaits_message(stream) and (due == 0 or stream.awaited + patience < due):
+        due = stream.awaited + patience
+    if awaits_reading(stream) and (due == 0 or stream.progressed + patience < due):
+        due = stream.progressed + patience
+    if due:
+        set_timer(&loop.wheel, &stream.timer, due)
 
 
 cdef void cut_off(Stream* stream) noexcept nogil:

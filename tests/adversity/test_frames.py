@@ -39,7 +39,7 @@ def test_a_rapid_reset_of_inferences_is_calmed(flood, calmed, opened_and_reset, 
     flood(lambda: calmed(sent))
 
 
-def test_a_rapid_reset_of_slow_calls_is_calmed(flood, calmed, starting, small_limits, opened_and_reset, live):
+def test_a_rapid_reset_of_slow_calls_is_calmed(starting, small_limits, flood, calmed, opened_and_reset, live):
     """Each reaches Python before it is given up."""
     sent, target = opened_and_reset(live, b""), starting(**small_limits)
     flood(lambda: calmed(sent, target), at=target)
@@ -169,7 +169,7 @@ def test_resets_that_the_server_is_made_to_send_hold_nobody_up(
 @pytest.mark.parametrize("message", [b"", b"x"], ids=["empty", "tiny"])
 def test_small_messages_that_nobody_reads_fill_no_memory(message, starting, http2, noting):
     """In a stream that is not read, Health/Watch: what is kept of a message counts, however small it is."""
-    target, most = starting(), 16 << 20
+    target, most = starting(), 48 << 20  # what a window of them comes to
     with http2.connect(target.address) as peer:
         stream = peer.begin("/grpc.health.v1.Health/Watch")
         peer.body(stream, http2.framed(b""), end=False)

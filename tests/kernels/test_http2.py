@@ -797,10 +797,21 @@ def test_a_call_without_an_answer_ends_at_its_deadline_whoever_has_it(running):
     made.http2.set_routes({(b"m", b""): lane})
     peer = made.connect()
     streams = [peer.start_call(INFER.decode(), body_of()), peer.start_call(UNARY.decode(), b"ask")]
+    made.told(until=exchanges.BEGAN_EVENT)
     assert [peer.answer(stream, 5).code for stream in streams] == [4, 4]
     assert lane.take(block=False) is None
     assert exchanges.CLOSED_EVENT in [kind for kind, *_ in made.told(until=exchanges.CLOSED_EVENT)]
     eventually(lambda: made.http2.snapshot()["in_lanes"] == 0)
+
+
+def test_of_a_call_given_up_before_python_looks_it_hears_nothing(running):
+    made = running()
+    peer = made.connect()
+    for _ in range(100):
+        peer.rst(peer.start_call(UNARY.decode(), b"ask"))
+    peer.echo(5)
+    assert made.http2.events() == []
+    assert made.http2.snapshot()["bytes"] == 0
 
 
 # ---- The face -------------------------------------------------------------------------------------------------------
