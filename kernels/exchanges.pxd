@@ -63,7 +63,7 @@ cdef struct Exchange:
     Mailbox* mailbox
     EventQueue* events
     Budget* budget
-    int64_t charged          # bytes of the budget, given back when the exchange is freed
+    int64_t charged          # bytes of the budget, given back when Python has heard CLOSED
     int closed               # raised once the stream is gone: Python need not hear of what it does not know yet
     bint streaming
     int encoding

@@ -273,6 +273,9 @@ cdef Rpc rpc_of(Exchange* exchange, owner):
 
 
 cdef void forget_rpc(Exchange* exchange):
+    """The stream is gone: what was charged is given back now, however long Python keeps its side."""
+    give_back(exchange.budget, exchange.charged)
+    exchange.charged = 0
     if exchange.object != NULL:
         rpc = <object>exchange.object
         exchange.object = NULL
