@@ -105,7 +105,9 @@ cdef struct Stream:
     int64_t timeout          # grpc-timeout; 0: none
     int64_t deadline         # CLOCK_MONOTONIC; 0: none
     int64_t awaited          # since when the message that is being read is
-    int64_t progressed       # when the client last took some of the answer
+    int64_t answered_at      # when the answer began
+    int64_t taken            # bytes of it that the client took
+    int64_t progressed       # when it last took some
     size_t header_bytes
     const Path* path
     uint8_t* text            # metadata for Python, as fields

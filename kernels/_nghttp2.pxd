@@ -32,9 +32,14 @@ cdef extern from "<nghttp2/nghttp2.h>" nogil:
         nghttp2_frame_hd hd
         nghttp2_headers_category cat
 
+    ctypedef struct nghttp2_rst_stream:
+        nghttp2_frame_hd hd
+        uint32_t error_code
+
     ctypedef union nghttp2_frame:
         nghttp2_frame_hd hd
         nghttp2_headers headers
+        nghttp2_rst_stream rst_stream
 
     ctypedef union nghttp2_data_source:
         void* ptr

@@ -20,6 +20,7 @@ cdef struct Timer:           # zeroed: not set
 
 cdef struct Wheel:
     Timer* slots[WHEEL_SLOTS]
+    Timer* due               # taken out of their slots and not fired yet
     int64_t tick             # every slot up to this tick was looked at
     int64_t soonest          # no timer is due before this tick
     int64_t count
@@ -40,6 +41,14 @@ cdef inline void cancel_timer(Wheel* wheel, Timer* timer) noexcept nogil:
     wheel.count -= 1
 
 
+cdef inline void put_in(Timer** list, Timer* timer) noexcept nogil:
+    timer.next = list[0]
+    timer.link = list
+    if list[0] != NULL:
+        list[0].link = &timer.next
+    list[0] = timer
+
+
 cdef inline void set_timer(Wheel* wheel, Timer* timer, int64_t due) noexcept nogil:
     """Have the timer fire at `due`, wherever it was before."""
     cdef int64_t tick = tick_of(due)
@@ -49,11 +58,7 @@ cdef inline void set_timer(Wheel* wheel, Timer* timer, int64_t due) noexcept nog
         tick = wheel.tick + 1
     slot = &wheel.slots[tick & (WHEEL_SLOTS - 1)]
     timer.due = due
-    timer.next = slot[0]
-    timer.link = slot
-    if slot[0] != NULL:
-        slot[0].link = &timer.next
-    slot[0] = timer
+    put_in(slot, timer)
     wheel.count += 1
     if tick < wheel.soonest:
         wheel.soonest = tick
@@ -74,22 +79,37 @@ cdef inline int wait_ms(const Wheel* wheel, int64_t now) noexcept nogil:
     return <int>((ns + 999_999) // 1_000_000) if ns > 0 else 0
 
 
+cdef inline void collect_due(Wheel* wheel, Timer* timer, int64_t present) noexcept nogil:
+    """Move what is due of a slot to the due list, in one walk."""
+    cdef Timer* following
+    while timer != NULL:
+        following = timer.next
+        if tick_of(timer.due) <= present:
+            cancel_timer(wheel, timer)
+            put_in(&wheel.due, timer)
+            wheel.count += 1
+        timer = following
+
+
 cdef inline Timer* take_due(Wheel* wheel, int64_t now) noexcept nogil:
     """Take one timer that is due; NULL once there is none. Call it until then."""
     cdef int64_t present = now >> TICK_SHIFT
     cdef int64_t tick, last
     cdef Timer* timer
+    if wheel.due != NULL:
+        timer = wheel.due
+        cancel_timer(wheel, timer)
+        return timer
     if wheel.soonest > present:
         return NULL
     last = present if present - wheel.tick < WHEEL_SLOTS else wheel.tick + WHEEL_SLOTS
     for tick in range(wheel.tick + 1, last + 1):
-        timer = wheel.slots[tick & (WHEEL_SLOTS - 1)]
-        while timer != NULL:
-            if tick_of(timer.due) <= present:
-                cancel_timer(wheel, timer)
-                return timer
-            timer = timer.next
+        collect_due(wheel, wheel.slots[tick & (WHEEL_SLOTS - 1)], present)
         wheel.tick = tick        # what is left in the slot waits for a later turn
+        if wheel.due != NULL:
+            timer = wheel.due
+            cancel_timer(wheel, timer)
+            return timer
     wheel.tick = present
     wheel.soonest = present + WHEEL_SLOTS
     for tick in range(present + 1, present + WHEEL_SLOTS):

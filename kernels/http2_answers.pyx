@@ -104,6 +104,7 @@ cdef void begin_answer(Stream* stream, int encoding) noexcept nogil:
     provider.source.ptr = stream
     provider.read_callback = read_answer
     stream.answered = True
+    stream.answered_at = stream.connection.loop.now
     if nghttp2_submit_response(stream.connection.session, stream.id, fields, n, &provider) != 0:
         reset(stream, NGHTTP2_INTERNAL_ERROR)
 
@@ -131,6 +132,7 @@ cdef ssize_t read_answer(nghttp2_session* session, int32_t number, uint8_t* out,
             if chunk.owned and stream.exchange != NULL:
                 post_event(&stream.connection.loop.shared.events, WRITTEN, stream.exchange, NULL, 0, False)
             drop_chunk(stream)
+    stream.taken += <int64_t>written
     if stream.out == NULL and stream.finished:
         flags[0] |= NGHTTP2_DATA_FLAG_EOF | NGHTTP2_DATA_FLAG_NO_END_STREAM
         if send_trailers(stream) != 0:

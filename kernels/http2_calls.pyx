@@ -13,7 +13,7 @@ from penstock.kernels._grpc cimport ENCODING_IDENTITY, STATUS_OK, STATUS_RESOURC
 from penstock.kernels._http2 cimport KIND_STREAM, MAX_TOUCHED, WINDOW_BYTES, Chunk, Loop, Stream, to_write
 from penstock.kernels._nghttp2 cimport nghttp2_session_consume_stream, nghttp2_session_resume_data
 from penstock.kernels._sockets cimport socket_peer
-from penstock.kernels._system cimport atomic_add, flag_raise, tally
+from penstock.kernels._system cimport atomic_add, atomic_get, flag_raise, tally
 from penstock.kernels.exchanges cimport (
     BEGAN, CLOSED, CONSUMED, SEND, Command, Exchange, charge, free_command, give_back, new_exchange, post_event,
     release_exchange,
@@ -51,6 +51,7 @@ cdef bint into_lane(Stream* stream) noexcept nogil:
     call.deadline_ns = stream.deadline
     call.owns_body = True
     stream.body = NULL           # the call's now; its bytes stay charged to the stream
+    stream.capacity = 0
     stream.call = call
     stream.in_lane = True
     atomic_add(&loop.in_lanes, 1)
@@ -163,6 +164,8 @@ cdef Exchange* new_charged_exchange(const Stream* stream) noexcept nogil:
     cdef Loop* loop = stream.connection.loop
     cdef Exchange* exchange
     cdef int64_t size = EXCHANGE_BYTES + <int64_t>stream.text_size
+    if atomic_get(&loop.shared.budget.used) > loop.shared.budget.limit // 4 * 3:
+        return NULL              # the last quarter is for inference
     if not charge(&loop.shared.budget, size):
         return NULL
     exchange = new_exchange(stream.path.data, stream.path.size, stream.text, stream.text_size)

@@ -31,7 +31,6 @@ from penstock.kernels.http2_sockets cimport flush, forsake, kill, linger, read_s
 from penstock.kernels.tls cimport tls_free, tls_new
 
 cdef enum:
-    SETTINGS_NO_RFC7540_PRIORITIES = 9   # by RFC 9218; older nghttp2 have no name for it and send it all the same
     READS_A_PASS = 4         # of one connection
     CALM_DOWN_BYTES = 17
 
@@ -126,16 +125,16 @@ cdef int64_t aged(const Loop* loop, int fd) noexcept nogil:
 cdef bint greet(Connection* connection) noexcept nogil:
     """Our SETTINGS, sent once the client has said anything, so that one of HTTP/1.1 can be answered in its own way.
 
-    Priorities of RFC 7540 are declined: they cost, and gRPC clients set none.
+    Priorities of RFC 7540 stay on: without any from the client they share a connection fairly among its answers, where
+    those of RFC 9218 would send one to its end before the next.
     """
-    cdef nghttp2_settings_entry[4] entries
+    cdef nghttp2_settings_entry[3] entries
     cdef const Limits* limits = &connection.loop.shared.limits
     entries[0].settings_id, entries[0].value = NGHTTP2_SETTINGS_MAX_CONCURRENT_STREAMS, limits.max_streams
     entries[1].settings_id, entries[1].value = NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, WINDOW_BYTES
     entries[2].settings_id = NGHTTP2_SETTINGS_MAX_HEADER_LIST_SIZE
     entries[2].value = <uint32_t>limits.max_header_bytes
-    entries[3].settings_id, entries[3].value = SETTINGS_NO_RFC7540_PRIORITIES, 1
-    return (nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, entries, 4) == 0
+    return (nghttp2_submit_settings(connection.session, NGHTTP2_FLAG_NONE, entries, 3) == 0
             and nghttp2_session_set_local_window_size(connection.session, NGHTTP2_FLAG_NONE, 0, 4 * WINDOW_BYTES) == 0)
 
 
@@ -210,6 +209,8 @@ cdef void on_connection_timer(Connection* connection) noexcept nogil:
         say_goodbye(connection)
     elif connection.draining == 0 and has_had_its_time(connection):
         begin_drain(connection)
+    if connection.phase == PHASE_DEAD:
+        return
     if not connection.pinged and now >= connection.heard + loop.shared.limits.keepalive:
         ping(connection, ALIVE_PING)
     set_timer(&loop.wheel, &connection.timer, next_look(connection))

@@ -66,11 +66,17 @@ cdef int on_begin_frame(nghttp2_session* session, const nghttp2_frame_hd* head, 
     cdef Connection* connection = <Connection*>user_data
     if head.type == NGHTTP2_HEADERS or (head.type == NGHTTP2_DATA and head.length):
         return 0
-    if not is_fine(connection, head) and not connection.calmed:
+    if not is_fine(connection, head):
+        calm(connection)
+    return 0
+
+
+cdef void calm(Connection* connection) noexcept nogil:
+    """Tell a client that it does too much of something, and that this is the end of the connection."""
+    if not connection.calmed:
         connection.calmed = True
         tally(&connection.loop.counters.calmed)
-        nghttp2_session_terminate_session(session, NGHTTP2_ENHANCE_YOUR_CALM)
-    return 0
+        nghttp2_session_terminate_session(connection.session, NGHTTP2_ENHANCE_YOUR_CALM)
 
 
 cdef bint is_fine(Connection* connection, const nghttp2_frame_hd* head) noexcept nogil:
@@ -116,8 +122,18 @@ cdef inline void on_stream_frame(Stream* stream, const nghttp2_frame* frame) noe
 
 
 cdef int on_sent(nghttp2_session* session, const nghttp2_frame* frame, void* user_data) noexcept nogil:
-    """An answer that has ended before its request asks for no more of that. Asked sooner, it would not be sent."""
+    """An answer that has ended before its request asks for no more of that. Asked sooner, it would not be sent.
+
+    After an answer a client may well PING (grpc-go measures the line so); what makes us reset streams is counted like
+    resets of its own.
+    """
+    cdef Connection* connection = <Connection*>user_data
     cdef Stream* stream
+    if frame.hd.type == NGHTTP2_HEADERS or frame.hd.type == NGHTTP2_DATA:
+        connection.pings.spent = 0
+    elif frame.hd.type == NGHTTP2_RST_STREAM and frame.rst_stream.error_code != NGHTTP2_NO_ERROR:
+        if not allowed(&connection.resets, connection.loop.shared.limits.resets, connection.loop.now):
+            calm(connection)
     if frame.hd.type == NGHTTP2_HEADERS and frame.hd.flags & NGHTTP2_FLAG_END_STREAM:
         stream = <Stream*>nghttp2_session_get_stream_user_data(session, frame.hd.stream_id)
         if stream != NULL and not stream.ended:

@@ -20,6 +20,7 @@ from penstock.kernels.http2_calls cimport leave_call
 
 cdef enum:
     MAX_SPARE = 4096         # streams kept for reuse
+    NS_A_BYTE = 1 << 16      # an answer is read at 15 kB a second at least, once its patience is over
     STREAM_BYTES = 1 << 10   # what the budget is charged for a stream as such, ours and nghttp2's part of it
 
 
@@ -124,8 +125,12 @@ cdef inline bint awaits_reading(const Stream* stream) noexcept nogil:
 cdef bint is_overdue(const Stream* stream, int64_t now) noexcept nogil:
     """Whether the client has taken too long to send or to read."""
     cdef int64_t patience = stream.connection.loop.shared.limits.body
-    return ((awaits_message(stream) and now >= stream.awaited + patience)
-            or (awaits_reading(stream) and now >= stream.progressed + patience))
+    if awaits_message(stream) and now >= stream.awaited + patience:
+        return True
+    if not awaits_reading(stream):
+        return False
+    return now >= stream.progressed + patience or (
+        stream.kind != KIND_STREAM and now >= stream.answered_at + patience + stream.taken * NS_A_BYTE)
 
 
 cdef void set_next(Stream* stream) noexcept nogil:

@@ -86,9 +86,17 @@ class Address:
         if self.path:
             Path(self.path).chmod(SOCKET_MODE)
 
-    def release(self) -> None:
-        """Remove the file of a unix socket that was ours, if it is still there."""
-        if self.path:
+    def identity(self) -> tuple[int, int] | None:
+        """What tells the file of a unix socket from another one at the same path; None where there is none."""
+        try:
+            found = os.lstat(self.path) if self.path else None
+        except FileNotFoundError:
+            return None
+        return (found.st_dev, found.st_ino) if found else None
+
+    def release(self, ours: tuple[int, int] | None) -> None:
+        """Remove the file of a unix socket if it is still the one that was `ours`, not that of who came after us."""
+        if ours is not None and self.identity() == ours:
             Path(self.path).unlink(missing_ok=True)
 
 

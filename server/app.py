@@ -71,7 +71,8 @@ async def _run(config: Config, version: str, ready_file: Path | None, on_ready: 
     ending = Ending()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.ask)
+        # not loop.add_signal_handler: that writes to a socket which a busy loop's threads may have filled, and is lost
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(ending.ask))
 
     def ready(addresses: Addresses) -> None:
         if ready_file is not None:
@@ -159,8 +160,6 @@ def _make_transport(config: Config, models: Models, service: Service, inference:
     if config.transport != "grpcio":
         try:
             from penstock.server.transports.native import NativeTransport
-
-            return NativeTransport(models, inference, service, config)
         except ImportError as error:
             if config.transport == "native":
                 raise BadConfig(
@@ -168,6 +167,8 @@ def _make_transport(config: Config, models: Models, service: Service, inference:
                     "works without it"
                 ) from error
             _log.info("the native transport was not built; penstock doctor says why. Serving on grpcio")
+        else:
+            return NativeTransport(models, inference, service, config)
     check_version()
     return AioTransport(inference, service, config)
 

@@ -27,7 +27,7 @@ from penstock.server.address import Address
 from penstock.server.caller import Caller
 from penstock.server.certificates import Certificates, Renewal
 from penstock.server.config import Config
-from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, status_of
+from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, InvalidRequest, status_of
 from penstock.server.infer import Inference
 from penstock.server.lifecycle import Models, Routes
 from penstock.server.service import INFER, Service
@@ -36,6 +36,9 @@ from penstock.server.transports.compression import WORTHWHILE, deflate, inflate
 _log = logging.getLogger("penstock.server")
 
 BACKLOG = 4096
+INFLATIONS = 2
+"""Compressed messages that are inflated, and large ones that are answered, at once."""
+LARGE = 1 << 20
 RENEWAL_S = 1.0
 UNAVAILABLE = 14
 PUSHBACK = ((b"grpc-retry-pushback-ms", RETRY_PUSHBACK_MS.encode()),)
@@ -78,6 +81,8 @@ class NativeTransport:
         self.failed = asyncio.Event()
         self._threads: list[Thread] = []
         self._address = Address()
+        self._file: tuple[int, int] | None = None
+        self._inflating = asyncio.Semaphore(INFLATIONS)
         self._renewing: asyncio.TimerHandle | None = None
         count = io_threads(config)
         self.http2 = Http2(
@@ -122,7 +127,7 @@ class NativeTransport:
         listener = _listen(address)
         bound = address if address.path else replace(address, port=listener.getsockname()[1])
         self.http2.listen(listener.detach())
-        self._address = address
+        self._address, self._file = address, address.identity()
         for thread in self._threads:
             thread.start()
         return bound
@@ -144,7 +149,7 @@ class NativeTransport:
         self._loop.remove_reader(self.http2.fileno())
         self._drain_events()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._address.release()
+        self._address.release(self._file)
 
     def snapshot(self) -> dict[str, int]:
         """Gauges and counters since the start."""
@@ -160,8 +165,8 @@ class NativeTransport:
             elif kind == exchanges.CLOSED_EVENT:
                 if rpc.task is not None:
                     rpc.task.cancel()  # nothing happens to one that is done
-                rpc.task = rpc.conversation = None  # else its bytes stay charged until garbage is collected
-            elif rpc.streaming:
+                rpc.task = rpc.conversation = None  # or they would keep each other alive
+            elif rpc.conversation is not None:
                 rpc.conversation.told(kind, compressed, message)
 
     def _begin(self, rpc: Rpc, compressed: bool, message: bytes) -> None:
@@ -177,18 +182,30 @@ class NativeTransport:
     async def _unary(self, rpc: Rpc, compressed: bool, message: bytes) -> None:
         """One message for one."""
         try:
-            body = await asyncio.to_thread(inflate, message, rpc.encoding, self._limit) if compressed else message
-            if rpc.path == INFER:
-                answer = await self._inference.answer(body, _remaining_s(rpc))
+            if compressed:
+                await self._compressed(rpc, message)
             else:
-                answer = await asyncio.to_thread(self._service.table[rpc.path], body, _caller(rpc))
-            if compressed and len(answer) > WORTHWHILE and rpc.accepts(rpc.encoding):
-                rpc.send(await asyncio.to_thread(deflate, answer, rpc.encoding), rpc.encoding)
-            else:
-                rpc.send(answer)
+                rpc.send(await self._answer(rpc, message))
             rpc.finish()
-        except Exception as error:  # noqa: BLE001
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             _fail(rpc, error)
+
+    async def _answer(self, rpc: Rpc, body: bytes) -> bytes:
+        if rpc.path == INFER:
+            return await self._inference.answer(body, _remaining_s(rpc))
+        return await asyncio.to_thread(self._service.table[rpc.path], body, _caller(rpc))
+
+    async def _compressed(self, rpc: Rpc, message: bytes) -> None:
+        """The same for a message that may be a thousand times larger than it came: large ones wait for each other."""
+        async with self._inflating:
+            body = await asyncio.to_thread(inflate, message, rpc.encoding, self._limit)
+            answer = await self._answer(rpc, body) if len(body) > LARGE else None
+        if answer is None:
+            answer = await self._answer(rpc, body)
+        if len(answer) > WORTHWHILE and rpc.accepts(rpc.encoding):
+            rpc.send(await asyncio.to_thread(deflate, answer, rpc.encoding), rpc.encoding)
+        else:
+            rpc.send(answer)
 
     async def _stream(self, rpc: Rpc, conversation: Conversation) -> None:
         """Messages both ways, closed as soon as the caller is gone."""
@@ -198,7 +215,7 @@ class NativeTransport:
                 async for message in answers:
                     await conversation.send(message)
             rpc.finish()
-        except Exception as error:  # noqa: BLE001
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001
             _fail(rpc, error)
 
 
@@ -279,11 +296,17 @@ def _entry(name: bytes, value: bytes) -> tuple[str, str | bytes]:
     """A key and its value as handlers know them."""
     key = name.decode("ascii", "replace")
     if key.endswith("-bin"):
-        return key, base64.b64decode(value + b"=" * (-len(value) % 4))
+        try:
+            return key, base64.b64decode(value + b"=" * (-len(value) % 4))
+        except ValueError as error:
+            raise InvalidRequest(f"metadata {key!r} is not base64") from error
     return key, value.decode("utf-8", "replace")
 
 
-def _fail(rpc: Rpc, error: Exception) -> None:
-    """End an RPC with the status of an error."""
+def _fail(rpc: Rpc, error: BaseException) -> None:
+    """End an RPC with the status of an error; a cancellation that was not ours is a fault like any other."""
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
     told: Any = status_of(error)
     rpc.finish(told.status, told.message, PUSHBACK if told.status == UNAVAILABLE else ())

@@ -353,6 +353,20 @@ def test_what_is_cancelled_or_moved_while_others_fire_does_not_fire():
     assert wheel.wait_ms(now + TURN + TICK) == -1
 
 
+def test_many_timers_of_one_slot_fire_in_time_however_many_wait_there_for_a_later_turn():
+    count, best = 8000, {}
+    for others in (0, count):
+        wheel = http2.TimerWheel(count + others, 0)
+        for timer in range(count):
+            wheel.set(timer, 5 * TICK)
+        for timer in range(count, count + others):
+            wheel.set(timer, 5 * TICK + TURN)
+        begun = time.thread_time()
+        assert sum(1 for _ in iter(lambda: wheel.take_due(7 * TICK), None)) == count
+        best[others] = time.thread_time() - begun
+    assert best[count] < 20 * best[0] + 0.05
+
+
 def test_a_timer_set_again_while_it_fires_fires_again_later():
     wheel, now = http2.TimerWheel(1, 0), 0
     wheel.set(0, 10)
@@ -802,6 +816,45 @@ def test_a_call_without_an_answer_ends_at_its_deadline_whoever_has_it(running):
     assert lane.take(block=False) is None
     assert exchanges.CLOSED_EVENT in [kind for kind, *_ in made.told(until=exchanges.CLOSED_EVENT)]
     eventually(lambda: made.http2.snapshot()["in_lanes"] == 0)
+
+
+def test_a_client_may_measure_the_line_by_a_ping_after_every_answer(running):
+    """As grpc-go does; without any answer between, so many are a flood."""
+    made = running(max_pings_per_s=1)
+    made.http2.set_routes({})
+    peer = made.connect()
+    for _ in range(100):
+        assert peer.call("/nothing/here", b"").code == 12
+        peer.echo(5)
+    assert not peer.goaways
+    peer = made.connect()
+    for _ in range(100):
+        peer.ping()
+    peer.until(lambda: peer.goaways, 5)
+    assert peer.goaways[0].code == client.ENHANCE_YOUR_CALM
+
+
+def test_resets_that_the_server_is_made_to_send_are_counted_as_the_clients_own(running):
+    made = running(max_resets_per_s=10)
+    peer = made.connect()
+    with contextlib.suppress(client.Closed, ConnectionError):
+        for _ in range(1000):
+            peer.window_update(peer.begin(UNARY.decode()), 2**31 - 1)
+        peer.settle(1)
+    assert peer.goaways[-1].code == client.ENHANCE_YOUR_CALM
+
+
+def test_a_small_answer_does_not_wait_for_a_large_one_of_the_same_connection(running):
+    made = running()
+    peer = made.connect()
+    large = peer.start_call(UNARY.decode(), b"large")
+    made.began().send(bytes(8 << 20))
+    small = peer.start_call(UNARY.decode(), b"small")
+    rpc = made.began()
+    rpc.send(b"here")
+    rpc.finish()
+    peer.answer(small, 10)
+    assert not peer.streams[large].done
 
 
 def test_of_a_call_given_up_before_python_looks_it_hears_nothing(running):

@@ -38,6 +38,12 @@ def graphs():
     return _load(Path(__file__).with_name("graphs.py"))
 
 
+@pytest.fixture(scope="session")
+def http2_client():
+    """The client that writes frames by hand."""
+    return _load(Path(__file__).parents[1] / "http2_client.py")
+
+
 @pytest.fixture
 def proxy(redis_url):
     """A Redis that can misbehave."""

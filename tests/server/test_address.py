@@ -101,6 +101,19 @@ def test_only_we_may_connect_to_a_protected_socket_and_a_released_one_is_gone(tm
         server.bind(str(path))
         address.protect()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    address.release()
-    address.release()
+    ours = address.identity()
+    address.release(ours)
+    address.release(ours)
     assert not path.exists()
+    assert address.identity() is None
+
+
+def test_the_socket_of_who_came_after_us_is_left_alone(tmp_path):
+    address = Address(path=str(tmp_path / "s"))
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.bind(address.path)
+        ours = address.identity()
+        (tmp_path / "s").rename(tmp_path / "old")  # kept, so that its number is not given out again
+        second.bind(address.path)
+        address.release(ours)
+        assert (tmp_path / "s").exists()

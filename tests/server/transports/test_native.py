@@ -61,3 +61,12 @@ def test_the_bytes_of_a_call_are_given_back_at_its_end_not_when_garbage_is_colle
     gate.open()
     eventually(lambda: read("bytes") == 0, 5)
     assert read("exchanges_total") == 20
+
+
+def test_binary_metadata_that_is_not_base64_is_the_callers_fault(registry, serving, http2_client, caplog):
+    with http2_client.connect(serving(transport="native").grpc) as peer:
+        good = peer.call(SERVICE + "ServerLive", b"", ("a-bin", "/wA"))
+        bad = peer.call(SERVICE + "ServerLive", b"", ("a-bin", "A"))
+    assert (good.code, bad.code) == (0, 3)
+    assert "a-bin" in bad.message
+    assert not caplog.records
