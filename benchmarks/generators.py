@@ -26,7 +26,10 @@ from typing import Any, Protocol
 import grpc.aio
 
 from penstock._codec import decode_bytes, encode_bytes
-from penstock.benchmarks.processes import compiled, pinned
+from penstock.bench.drive import headers, kernel, running, words_of
+from penstock.bench.histogram import Histogram, empty
+from penstock.bench.target import BenchFailed, Target
+from penstock.benchmarks.processes import pinned
 from penstock.errors import PenstockError
 
 PATIENCE_S = "30"  # without a byte from the server, until h2load gives a connection up
@@ -108,26 +111,52 @@ class H2load:
 
 
 class PoolLoad:
-    """`nghttp2_load.c`, compiled into `folder`: bodies in turn over so many connections; it checks every status."""
+    """The generator of `penstock bench`: bodies in turn over so many connections; it checks every status.
 
-    name = "nghttp2_load"
+    Args:
+        connections: in all; callers are spread over them.
+    """
 
-    def __init__(self, folder: Path, connections: int) -> None:
-        self._program = compiled(self.name, folder)
+    name = "penstock bench"
+
+    def __init__(self, connections: int) -> None:
         self.connections = connections
 
     def __call__(
         self, address: str, method: str, bodies: Sequence[bytes], *, callers: int, requests: int, cores: str = ""
     ) -> Load:
-        content = self._program.with_name("bodies")
-        content.write_bytes(b"".join(map(_message, bodies)))
-        port, streams = address.rpartition(":")[2], callers // self.connections
-        sizes = [str(number) for number in (self.connections, streams, max(requests, callers))]
-        command = [*pinned(cores), str(self._program), port, method, *sizes, str(content)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise LoadFailed(done.stderr.strip())
-        return Load(**json.loads(done.stdout))
+        host, _, port = address.rpartition(":")
+        target, count = Target(address, host, int(port), local=True), max(requests, callers)
+        try:
+            load = kernel()(
+                host=host.encode(),
+                port=target.port,
+                headers=headers(target, method=method.encode()),
+                bodies=bodies,
+                rows=[1] * len(bodies),
+                connections=self.connections,
+                callers=callers,
+                limit=count,
+            )
+            with running(load, 1, self.connections, address, cores) as lives:
+                load.start()
+                while lives[0].is_alive() and not any(_outcomes(load)[1:]):
+                    lives[0].join(0.05)
+        except BenchFailed as error:
+            raise LoadFailed(str(error)) from None
+        latencies = empty()
+        load.read_latencies(latencies)
+        answered = _outcomes(load)[0]
+        if answered < count:
+            said = "; ".join(f"{name}: {text}" for name, text in words_of(load).items())
+            raise LoadFailed(f"only {answered} of {count} requests were answered OK: {said}")
+        return Load(count, load.seconds(), Histogram(latencies).percentile(50) / 1e3)
+
+
+def _outcomes(load: Any) -> list[int]:
+    """How many calls came to what; the first is OK."""
+    outcomes: list[int] = load.counts()["outcomes"]
+    return outcomes
 
 
 class GrpcAio:

@@ -1,4 +1,4 @@
-/* What the echo and the load generator share: a non-blocking socket under an nghttp2 session, in one thread's epoll.
+/* What lies under the echo: a non-blocking socket under an nghttp2 session, in one thread's epoll.
  *
  * One pass over a wire is one recv of up to 256 KiB and one send of everything that came of it. What the peer does not
  * take is kept, and until it is taken nothing more is read from that peer. Running out of memory ends the process.

@@ -1,8 +1,4 @@
-"""Servers under test as processes of their own, and the CPU time they use.
-
-CPU time is user and system time of a process, of its living descendants and of children it has waited for, from
-/proc; the kernel counts in ticks of 10 ms, so measure over seconds.
-"""
+"""Servers under test as processes of their own; the CPU time they use is counted as `penstock bench` counts it."""
 
 from __future__ import annotations
 
@@ -10,14 +6,16 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from penstock.bench.local import cpu_s, descendants
 from penstock.errors import PenstockError
 
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+__all__ = ["NotBuilt", "Server", "ServerFailed", "command_of", "compiled", "cpu_s", "descendants", "pinned", "redis_of"]
+
 START_S = 60.0
 
 
@@ -101,25 +99,6 @@ def pinned(cores: str) -> list[str]:
     return ["taskset", "-c", cores] if cores else []
 
 
-def cpu_s(pids: Iterable[int]) -> float:
-    """Seconds of CPU of processes and of the children they waited for; those that are gone count nothing."""
-    ticks = (_stat(pid)[11:15] for pid in pids)
-    return sum(int(t) for four in ticks for t in four) * TICK_S
-
-
-def descendants(pid: int) -> list[int]:
-    """Every living process below `pid`."""
-    found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(word) for word in path.read_text().split()]
-        except OSError:  # the thread has ended
-            continue
-        for child in children:
-            found += [child, *descendants(child)]
-    return found
-
-
 def redis_of(folder: Path) -> list[int]:
     """The redis-servers that work in `folder`."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
@@ -139,11 +118,3 @@ def command_of(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
     except OSError:
         return ""
-
-
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on; none if the process is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []

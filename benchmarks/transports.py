@@ -4,7 +4,8 @@ Three servers run as processes of their own: `penstock serve` on either transpor
 `nghttp2_echo.c`, compiled for the occasion, which is what one thread can do at most. h2load drives them in turn,
 A B C A B C …; see `lines.py` for how ratios are taken. On two cores the generator's own CPU (1 to 5 µs a request) is
 part of every figure. Trees are asked by four h2loads with a row each and again, with 1,024 rows that differ, by
-`nghttp2_load.c`, which also asks for 1,024 entities, since a batch looks up an entity once, however often it is in it.
+the generator of `penstock bench`, which also asks for 1,024 entities, since a batch looks up an entity once, however
+often it is in it.
 
 Every request must be answered by HTTP 200 and counted as a success by the server; answers are held against the models'
 sources by value, before and after.
@@ -125,7 +126,7 @@ def scenarios(running: Servers, seeded: Seeded, folder: Path) -> list[Scenario]:
     ]
     many = CONNECTIONS * STREAMS
     one, four = H2load(1, connections=CONNECTIONS, log=False), H2load(CONNECTIONS, log=False)
-    pool = PoolLoad(folder, CONNECTIONS)
+    pool = PoolLoad(CONNECTIONS)
     return [
         Scenario("logistic, 4 x 64", plain, one, many, LOGISTIC),
         Scenario("logistic, 1 x 1", plain, H2load(1), 1, ONE_CALLER),

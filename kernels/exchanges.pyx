@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from penstock.kernels._grpc cimport ENCODING_DEFLATE, ENCODING_GZIP, ENCODING_IDENTITY
+from penstock.kernels._grpc cimport ENCODING_IDENTITY
 from penstock.kernels._system cimport (
     atomic_add, event_clear, event_raise, flag_raised, let_go, lock_acquire, lock_release, retain,
 )
@@ -218,7 +218,7 @@ cdef class Rpc:
         return bool(self.exchange.accepts & 1 << _ENCODINGS.index(encoding))
 
     def send(self, bytes message not None, str encoding=""):
-        """Send one message; where `encoding` is given it is compressed with that already. WRITTEN tells that it left."""
+        """Send one message, compressed with `encoding` already where that is given. WRITTEN tells that it left."""
         cdef int number = _ENCODINGS.index(encoding or "identity")
         self.post(SEND, 0, message, b"", number, bool(encoding))
 

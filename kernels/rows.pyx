@@ -467,8 +467,7 @@ def scatter(
     uint8_t[:, ::1] source not None,
 ):
     cdef Py_ssize_t n = out.shape[0], n_columns = columns.shape[0]
-    cdef Py_ssize_t i, c, j, row
-    cdef uint8_t came_from
+    cdef Py_ssize_t i, c, row
     cdef Counts counts
     if source.shape[0] != n or source.shape[1] != out.shape[1] or row_of.shape[0] != n:
         raise ValueError(f"out is ({n}, {out.shape[1]}); source must be the same and row_of ({n},)")

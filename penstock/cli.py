@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.commands import convert, doctor, drift, features, models, serve
+from penstock.commands import bench, convert, doctor, drift, features, models, serve
 from penstock.commands._console import flowing
 from penstock.errors import PenstockError
 
@@ -30,6 +30,7 @@ app.add_typer(features.app, name="features")
 app.add_typer(drift.app, name="drift")
 app.command("convert")(convert.convert)
 app.command("serve", help=flowing(serve.serve.__doc__))(serve.serve)
+app.command("bench", help=flowing(bench.bench.__doc__))(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 

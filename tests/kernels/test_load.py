@@ -234,7 +234,9 @@ def test_a_server_that_goes_away_costs_its_calls_and_the_next_one_gets_the_load(
         gone.stop()
         until(lambda: outcomes(made).get("no connection", 0) + outcomes(made).get("reset", 0) >= 2)
         again = grpc.server(ThreadPoolExecutor(2))
-        back = type("Back", (grpc.GenericRpcHandler,), {"service": lambda *_: grpc.unary_unary_rpc_method_handler(echo)})
+        back = type(
+            "Back", (grpc.GenericRpcHandler,), {"service": lambda *_: grpc.unary_unary_rpc_method_handler(echo)}
+        )
         again.add_generic_rpc_handlers((back(),))
         assert again.add_insecure_port(f"127.0.0.1:{gone.port}") == gone.port
         again.start()
@@ -243,19 +245,21 @@ def test_a_server_that_goes_away_costs_its_calls_and_the_next_one_gets_the_load(
     again.stop(None).wait()
 
 
-def test_a_connection_told_to_leave_is_replaced_without_an_error(serve):
+def test_a_connection_told_to_leave_is_replaced_and_costs_hardly_a_call(serve):
     server = serve(echo, options=[("grpc.max_connection_age_ms", 150)])
     made = a_load(server, callers=4, connections=2)
     with running(made):
         made.start()
         until(lambda: made.counts()["connected"] >= 8)
-    assert set(outcomes(made)) == {"OK"}
+    found = outcomes(made)
+    assert found.pop("OK") > 100 * found.pop("reset", 0)  # grpcio resets what crosses its second GOAWAY
+    assert not found
 
 
 def test_a_port_that_refuses_is_told_in_the_systems_words():
     made = load.Load(host=b"127.0.0.1", port=1, headers=HEADERS, bodies=[b""], rows=[1], connections=1, callers=1)
     with running(made):
-        until(lambda: made.words())
+        until(made.words)
     assert made.words()[19] == b"Connection refused"
 
 

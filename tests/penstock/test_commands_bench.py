@@ -1,0 +1,288 @@
+"""`penstock bench` from end to end: real servers, figures that add up, and words for whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+
+from penstock.bench import drive, spans
+from penstock.bench.histogram import Histogram
+from penstock.bench.target import Target
+from penstock.bench.work import Work
+
+pytest.importorskip("penstock.kernels.load")
+
+SHORT = ["--duration", "0.5", "--warmup", "0.1", "--concurrency", "2"]
+
+
+def penstock(*words, **settings):
+    command = [sys.executable, "-m", "penstock.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, **settings)
+
+
+def bench(server, *words, model="fraud"):
+    return penstock("bench", server.address, "--model", model, *words)
+
+
+# ---- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_levels_of_a_closed_loop_add_up(server):
+    done = bench(server, "--concurrency", "1,4", *SHORT[:4], "--rows", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [level["concurrency"] for level in told["levels"]] == [1, 4]
+    for level in told["levels"]:
+        assert level["requests"] > 0
+        assert level["requests_per_s"] == pytest.approx(level["requests"] / level["seconds"])
+        assert level["rows_per_s"] == pytest.approx(3 * level["requests_per_s"])
+        assert level["latency_us"]["p50"] <= level["latency_us"]["p99"] <= level["latency_us"]["max"]
+        assert not level["errors"]
+        assert sum(part["requests"] for part in level["over_time"]) == level["requests"]
+        assert level["server_cpu_us_per_request"] > 0  # the server is this process
+    assert told["pool"]["rows"] >= 4096
+    assert "4 callers: " in done.stderr
+
+
+def test_an_open_loop_keeps_its_rate(server):
+    done = bench(server, "--rate", "200", "--arrivals", "poisson", "--duration", "2", "--warmup", "0.2", "--json")
+    assert done.returncode == 0, done.stderr
+    (level,) = json.loads(done.stdout)["levels"]
+    assert level["rate"] == 200
+    assert level["requests_per_s"] == pytest.approx(200, rel=0.3)
+    assert 0 < level["sent_within_1ms"] <= 1
+
+
+class Steps:
+    """A meter on a clock of its own: each reading is 10 ms on, with so many answers more than the growth before."""
+
+    def __init__(self, growth):
+        self.growth, self.more, self.at_ns, self.answered = growth, 100.0, 0, 0
+
+    def read(self):
+        self.at_ns += 10_000_000
+        self.answered += int(self.more)
+        self.more *= self.growth
+        outcomes = (self.answered, *[0] * (len(spans.OUTCOMES) - 1))
+        sums = (self.answered, self.answered * 1000)
+        return spans.Reading(self.at_ns, Histogram(), Histogram(), outcomes, *sums, None)
+
+
+@pytest.mark.parametrize(("growth", "windows"), [(1.0, 3), (1.5, 6)])
+def test_without_a_duration_windows_are_measured_until_three_agree_or_there_are_enough(growth, windows):
+    timing = drive.Timing(warmup_s=0.0, window_s=0.05, most_windows=6)
+    run = drive._Run(Steps(growth), timing, lambda *_: None, dict)
+    run.measure()
+    assert len(run.windows) == windows
+    assert run.reported().answered == sum(window.answered for window in run.windows)
+
+
+def test_of_a_run_that_became_stable_only_the_stable_windows_are_reported():
+    steps = Steps(1.5)
+
+    def calm(what, rate, mean_us):
+        if what == "window 3":
+            steps.growth = 1.0
+
+    run = drive._Run(steps, drive.Timing(warmup_s=0.0, window_s=0.05), calm, dict)
+    run.measure()
+    assert 5 <= len(run.windows) <= 10
+    assert spans.is_stable(run.windows)
+    assert run.reported().answered == sum(window.answered for window in run.windows[-3:])
+
+
+def test_the_table_and_the_files_are_written(server, tmp_path):
+    files = ["--csv", str(tmp_path / "a.csv"), "--plot", str(tmp_path / "a.html")]
+    done = bench(server, *SHORT, *files)
+    assert done.returncode == 0, done.stderr
+    assert f"fraud on {server.address}: closed loop, 1 row a request" in done.stdout
+    assert "p99.99" in done.stdout
+    assert (tmp_path / "a.csv").read_text().startswith("Concurrency,Inferences/Second,")
+    assert "<svg" in (tmp_path / "a.html").read_text()
+
+
+def test_rows_and_ids_of_files_are_what_is_sent(server, tmp_path):
+    (tmp_path / "rows.csv").write_text("age,amount,count\n3,1,2\n")
+    done = bench(server, *SHORT, "--input", str(tmp_path / "rows.csv"))
+    assert done.returncode == 0, done.stderr
+    assert "Only 1 different rows were sent" in done.stdout
+    assert {bytes(request.raw_input_contents[0]) for request in server.requests} == {
+        b"\0\0\x80\x3f\0\0\0\x40\0\0\x40\x40",
+    }
+    server.requests.clear()
+    (tmp_path / "ids").write_text("one\n")
+    assert bench(server, *SHORT, "--entities", str(tmp_path / "ids")).returncode == 0
+    assert server.requests[0].inputs[0].name == "customer"
+
+
+class Stalling:
+    """A server that answers at once, but not at all for 100 ms of every 500."""
+
+    def __init__(self):
+        self.until = time.monotonic() + 0.5
+        self.lock = threading.Lock()
+
+    def __call__(self, body, context):
+        with self.lock:
+            if time.monotonic() > self.until:
+                time.sleep(0.1)
+                self.until = time.monotonic() + 0.4
+        return body
+
+
+def driven(address, shape):
+    timing = drive.Timing(warmup_s=0.2, window_s=0.5, duration_s=2.5)
+    work = Work("any", 1, [b"x"], 1, ())
+    level, interrupted = drive.measure(Target.reach(address), work, (), shape, timing, lambda *_: None, dict)
+    assert not interrupted
+    assert not level.span.failed
+    return level
+
+
+def test_a_stall_that_a_closed_loop_hides_is_shown_by_an_open_one():
+    server = grpc.server(ThreadPoolExecutor(4))
+    stalling = grpc.unary_unary_rpc_method_handler(Stalling())
+    handlers = type("Handlers", (grpc.GenericRpcHandler,), {"service": lambda *_: stalling})
+    server.add_generic_rpc_handlers((handlers(),))
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        closed = driven(address, drive.Shape(callers=1))
+        opened = driven(address, drive.Shape(rate=200, arrivals="constant"))
+    finally:
+        server.stop(None).wait()
+    for level in (closed, opened):
+        assert level.latencies.maximum >= 99e6  # both see that it stalls
+    assert closed.latencies.percentile(90) < 25e6  # but a fifth of the time is a few calls of many here
+    assert opened.latencies.percentile(90) > 25e6  # and a fifth of the calls there
+    assert opened.span.rate == pytest.approx(200, rel=0.2)
+
+
+def test_answers_that_change_their_shape_are_counted_as_errors(server):
+    from penstock.proto import inference_pb2 as pb
+
+    right = pb.ModelInferResponse(model_name="fraud")
+    right.outputs.add(name="total", datatype="FP32", shape=[1])
+    right.raw_output_contents.append(bytes(4))
+    wrong = pb.ModelInferResponse(model_name="fraud")
+    wrong.outputs.add(name="total", datatype="FP32", shape=[2])
+    wrong.raw_output_contents.append(bytes(8))
+    server.answer = right
+    seen = server.requests
+
+    class Some(list):
+        def append(self, request):
+            seen.append(request)
+            server.answer = wrong if len(seen) > 1 and len(seen) % 2 else right
+
+    server.requests = Some()
+    done = bench(server, *SHORT, "--json")
+    assert done.returncode == 0, done.stderr
+    (level,) = json.loads(done.stdout)["levels"]
+    assert level["errors"]["wrong answer"] > 0
+    assert "another shape" in level["error_words"]["wrong answer"]
+
+
+# ---- What goes wrong -------------------------------------------------------------------------------------------------
+
+
+def refused(done, words):
+    assert done.returncode == 1
+    assert done.stderr.startswith("penstock: ")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_server_that_is_not_there():
+    done = penstock("bench", "127.0.0.1:1", "--model", "fraud")
+    refused(done, "no server answers on 127.0.0.1:1 (connection refused)")
+
+
+def test_an_unknown_model_is_told_with_those_there_are(server):
+    refused(bench(server, *SHORT, model="nobody"), "'nobody' is not found; this server has echo")
+
+
+def test_a_server_that_wants_tls(certificates, penstock_server, tmp_path):
+    (tmp_path / "models").mkdir()
+    files = ["--tls-certificate", str(certificates / "server.pem"), "--tls-key", str(certificates / "server.key")]
+    started = penstock_server(tmp_path, *files)
+    done = penstock("bench", started.grpc, "--model", "fraud")
+    refused(done, "wants TLS")
+
+
+def test_a_first_call_that_fails_is_told_with_its_status(server):
+    server.failures = [grpc.StatusCode.RESOURCE_EXHAUSTED]
+    refused(bench(server, *SHORT), "RESOURCE_EXHAUSTED: refused")
+
+
+def test_calls_that_all_fail_end_it_early(server):
+    class Refused(list):
+        def append(self, request):
+            super().append(request)
+            if len(self) > 1:
+                server.failures.append(grpc.StatusCode.UNAVAILABLE)
+
+    server.requests = Refused()
+    start = time.monotonic()
+    refused(bench(server, "--duration", "30", "--concurrency", "2"), "every call fails: UNAVAILABLE: refused")
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--concurrency", "0"], "--concurrency is a list such as 1,8,32"),
+        (["--concurrency", "1.5"], "--concurrency is a list such as 1,8,32"),
+        (["--rate", "x"], "--rate is a list such as 1,8,32"),
+        (["--rate", "5", "--concurrency", "1"], "either --concurrency, for a closed loop, or --rate"),
+        (["--rate", "5", "--arrivals", "bursts"], "--arrivals is constant or poisson, not 'bursts'"),
+        (["--plot", "a.png"], "must end in .html, not 'a.png'"),
+        (["--csv", "/no/such/folder/a.csv"], "there is no folder /no/such/folder"),
+        (["--input", "a.npz", "--entities", "b"], "either --input or --entities"),
+    ],
+)
+def test_options_that_make_no_sense_are_told_before_anything_is_sent(words, said):
+    refused(penstock("bench", "127.0.0.1:1", "--model", "fraud", *words), said)
+
+
+def test_ctrl_c_prints_what_was_measured_so_far(server):
+    command = [sys.executable, "-m", "penstock.cli", "bench", server.address, "--model", "fraud", "--json"]
+    words = ["--concurrency", "1,2", "--duration", "600", "--warmup", "0"]
+    process = subprocess.Popen([*command, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 30
+        while len(server.requests) < 50:
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    (level,) = json.loads(out)["levels"]
+    assert level["ended"] == "interrupted"
+    assert level["requests"] > 0
+
+
+def test_help_has_examples():
+    said = penstock("bench", "--help").stdout
+    assert "--arrivals poisson" in " ".join(said.split())
+
+
+def test_outcomes_are_those_of_the_kernel():
+    from penstock.kernels.load import Load
+
+    made = Load(host=b"::1", port=1, headers=[], bodies=[b""], rows=[1], connections=1, callers=1)
+    assert len(made.counts()["outcomes"]) == len(spans.OUTCOMES)
