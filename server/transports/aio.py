@@ -22,7 +22,8 @@ from penstock.server.address import Address
 from penstock.server.caller import Caller, Handler, StreamHandler
 from penstock.server.certificates import Certificates, Pems, Renewal
 from penstock.server.config import Config
-from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, status_of
+from penstock.server.details import trailing_of
+from penstock.server.errors import BadConfig, status_of
 from penstock.server.infer import Inference
 from penstock.server.service import INFER, Service
 
@@ -32,7 +33,6 @@ MINIMUM = (1, 84)
 """Older grpcio buffers a whole message before it looks at the size limit."""
 WATCH_S = 1.0
 CODES = {code.value[0]: code for code in grpc.StatusCode}
-PUSHBACK = (("grpc-retry-pushback-ms", RETRY_PUSHBACK_MS),)
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 Unary = Callable[[bytes, Context], Awaitable[bytes]]
@@ -176,8 +176,7 @@ def _remaining_s(context: Context) -> float | None:
 async def _abort(context: Context, error: Exception) -> NoReturn:
     """End a call with the status of an error."""
     told = status_of(error)
-    trailing = PUSHBACK if told.status == grpc.StatusCode.UNAVAILABLE.value[0] else ()
-    await context.abort(CODES[told.status], told.message, trailing)
+    await context.abort(CODES[told.status], told.message, trailing_of(told))
 
 
 def _credentials(certificates: Certificates) -> grpc.ServerCredentials:

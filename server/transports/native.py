@@ -16,7 +16,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from threading import Thread
 from time import monotonic_ns
-from typing import Any
 
 from penstock.errors import PenstockError
 from penstock.kernels import exchanges
@@ -27,7 +26,8 @@ from penstock.server.address import Address
 from penstock.server.caller import Caller
 from penstock.server.certificates import Certificates, Renewal
 from penstock.server.config import Config
-from penstock.server.errors import RETRY_PUSHBACK_MS, BadConfig, InvalidRequest, status_of
+from penstock.server.details import trailing_of
+from penstock.server.errors import BadConfig, InvalidRequest, status_of
 from penstock.server.infer import Inference
 from penstock.server.lifecycle import Models, Routes
 from penstock.server.service import INFER, Service
@@ -40,8 +40,6 @@ INFLATIONS = 2
 """Compressed messages that are inflated, and large ones that are answered, at once."""
 LARGE = 1 << 20
 RENEWAL_S = 1.0
-UNAVAILABLE = 14
-PUSHBACK = ((b"grpc-retry-pushback-ms", RETRY_PUSHBACK_MS.encode()),)
 LIMITS = (
     "max_message_bytes",
     "max_header_bytes",
@@ -308,5 +306,12 @@ def _fail(rpc: Rpc, error: BaseException) -> None:
     task = asyncio.current_task()
     if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
         raise error
-    told: Any = status_of(error)
-    rpc.finish(told.status, told.message, PUSHBACK if told.status == UNAVAILABLE else ())
+    told = status_of(error)
+    rpc.finish(told.status, told.message, [_pair(key, value) for key, value in trailing_of(told)])
+
+
+def _pair(key: str, value: str | bytes) -> tuple[bytes, bytes]:
+    """Metadata as it goes over the wire: binary values as base64 without padding."""
+    if isinstance(value, str):
+        return key.encode(), value.encode()
+    return key.encode(), base64.b64encode(value).rstrip(b"=")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from penstock.proto import inference_pb2 as pb
+from penstock.server.details import trailing_of
+from penstock.server.errors import FeaturesUnavailable, UnknownModel
 
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 Code = grpc.StatusCode
@@ -176,3 +178,46 @@ def test_one_poisoned_row_never_fails_its_batch_mates(fragile, gate, serving, ca
     assert gate.rows == [1, 33, *repeat(2, 10), 3, *repeat(1, 10)]
     counts = caller.counts("fragile")
     assert (counts.phases["success"].count, counts.phases["fail"].count) == (21, 1)
+
+
+def read_status(data):
+    """A google.rpc.Status read by descriptors of our own with its field numbers: (code, message, type, detail)."""
+    from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_factory
+
+    file = descriptor_pb2.FileDescriptorProto(
+        name="status_test.proto", package="status_test", syntax="proto3", dependency=[any_pb2.DESCRIPTOR.name]
+    )
+    message = file.message_type.add(name="Status")
+    message.field.add(name="code", number=1, type=5, label=1)
+    message.field.add(name="message", number=2, type=9, label=1)
+    message.field.add(name="details", number=3, type=11, label=3, type_name=".google.protobuf.Any")
+    pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
+    pool.Add(file)
+    found = message_factory.GetMessageClass(pool.FindMessageTypeByName("status_test.Status")).FromString(data)
+    (detail,) = found.details
+    return found.code, found.message, detail.type_url.rpartition(".")[2], detail.value
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_bad_request_carries_details_that_other_languages_read(double, serving, calling, transport):
+    if transport == "native":
+        pytest.importorskip("penstock.kernels.http2", reason="this build has no native transport")
+    caller = calling(serving(transport=transport))
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.send("double", [[1.0, 2.0, 3.0]]).result()
+    details = dict(caught.value.trailing_metadata())["grpc-status-details-bin"]
+    code, message, kind, detail = read_status(details)
+    assert (code, message, kind) == (3, caught.value.details(), "BadRequest")
+    assert message.encode() in detail
+
+
+def test_who_may_try_again_is_told_when():
+    from google.protobuf.duration_pb2 import Duration
+
+    told = dict(trailing_of(FeaturesUnavailable("later")))
+    assert told["grpc-retry-pushback-ms"] == "50"
+    code, message, kind, detail = read_status(told["grpc-status-details-bin"])
+    assert (code, message, kind) == (14, "later", "RetryInfo")
+    assert Duration.FromString(detail[2:]).ToMilliseconds() == 50
+    assert trailing_of(UnknownModel("none")) == ()
