@@ -144,7 +144,7 @@ def test_aliases_are_served_side_by_side(caller, publish, registry, eventually):
 
 def test_a_model_published_while_serving_is_taken_up(caller, publish, eventually):
     publish(5, name="later")
-    eventually(lambda: "later" in {state.name for state in caller.client.models()})
+    eventually(lambda: caller.client.ready("later"))
     assert caller.client.predict("later", [[2.0]])["y"].tolist() == [[10]]
 
 
