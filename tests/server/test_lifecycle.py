@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock.errors import NotFound
 from penstock.registry import Draft, Registry
 from penstock.server.config import Config
 from penstock.server.lifecycle import Models
@@ -143,8 +145,13 @@ def test_aliases_are_served_side_by_side(caller, publish, registry, eventually):
 
 
 def test_a_model_published_while_serving_is_taken_up(caller, publish, eventually):
+    def ready():
+        with contextlib.suppress(NotFound):
+            return caller.client.ready("later")
+        return False
+
     publish(5, name="later")
-    eventually(lambda: caller.client.ready("later"))
+    eventually(ready)
     assert caller.client.predict("later", [[2.0]])["y"].tolist() == [[10]]
 
 
