@@ -60,7 +60,6 @@ cdef class Http2:
             raise ValueError("1 to 256 threads")
         if limits.keys() != _LIMITS:
             raise TypeError(f"limits are {', '.join(sorted(_LIMITS))}")
-        self.shared.events.fd = -1
         self.keep = [None]
         self.routing = Lock()
         self.set_limits(limits)

@@ -237,27 +237,11 @@ cdef bint add_field(Stream* stream, const uint8_t* name, size_t name_size, const
 cdef bint add_text(Stream* stream, const uint8_t* data, size_t size) noexcept nogil:
     """Keep bytes for Python. Headers are counted before, so this is bounded by twice their limit."""
     cdef size_t needed = stream.text_size + size
-    if needed > stream.text_capacity and not grow_text(stream, 2 * needed + 64):
+    if needed > stream.text_capacity and not grow(stream, &stream.text, &stream.text_capacity, 2 * needed + 64):
         return False
     if size:
         memcpy(stream.text + stream.text_size, data, size)
     stream.text_size = needed
-    return True
-
-
-cdef bint grow_text(Stream* stream, size_t wanted) noexcept nogil:
-    """Whether the budget and the memory for it are there."""
-    cdef int64_t more = <int64_t>(wanted - stream.text_capacity)
-    cdef uint8_t* grown
-    if not charge(&stream.connection.loop.shared.budget, more):
-        return False
-    grown = <uint8_t*>realloc(stream.text, wanted)
-    if grown == NULL:
-        give_back(&stream.connection.loop.shared.budget, more)
-        return False
-    stream.charged += more
-    stream.text = grown
-    stream.text_capacity = wanted
     return True
 
 
@@ -355,25 +339,25 @@ cdef bint make_room(Stream* stream, size_t more) noexcept nogil:
     if stream.size + more <= stream.capacity:
         return True
     wanted = max(<size_t>FIRST_BYTES, 2 * (stream.size + more))
-    if grow_body(stream, min(wanted, stream.length)):
+    if grow(stream, &stream.body, &stream.capacity, min(wanted, stream.length)):
         return True
     refuse_over_budget(stream)
     return False
 
 
-cdef bint grow_body(Stream* stream, size_t wanted) noexcept nogil:
-    """Whether the budget and the memory for it are there."""
-    cdef int64_t more = <int64_t>(wanted - stream.capacity)
+cdef bint grow(Stream* stream, uint8_t** buffer, size_t* capacity, size_t wanted) noexcept nogil:
+    """Make a buffer of the stream larger; whether the budget and the memory for it are there."""
+    cdef int64_t more = <int64_t>(wanted - capacity[0])
     cdef uint8_t* grown
     if not charge(&stream.connection.loop.shared.budget, more):
         return False
-    grown = <uint8_t*>realloc(stream.body, wanted)
+    grown = <uint8_t*>realloc(buffer[0], wanted)
     if grown == NULL:
         give_back(&stream.connection.loop.shared.budget, more)
         return False
     stream.charged += more
-    stream.body = grown
-    stream.capacity = wanted
+    buffer[0] = grown
+    capacity[0] = wanted
     return True
 
 

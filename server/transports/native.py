@@ -77,7 +77,6 @@ class NativeTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._drained = asyncio.Event()
         self.failed = asyncio.Event()
-        self._threads: list[Thread] = []
         self._address = Address()
         self._file: tuple[int, int] | None = None
         self._inflating = asyncio.Semaphore(INFLATIONS)
