@@ -52,6 +52,9 @@ class Kernel(NamedTuple):
 HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "mailboxes", "loops")
 KERNELS = {
     "wire": Kernel(),
+    "calls": Kernel(("pthread",)),
+    "ledger": Kernel(("pthread",)),
+    "batches": Kernel(),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
     "transforms": Kernel(("m",)),

@@ -19,7 +19,7 @@ from penstock.kernels._nghttp2 cimport nghttp2_option, nghttp2_session, nghttp2_
 from penstock.kernels._sockets cimport epoll_event
 from penstock.kernels._timers cimport Timer, Wheel
 from penstock.kernels.exchanges cimport Budget, Command, EventQueue, Exchange, Mailbox
-from penstock.kernels.lanes cimport Call, Sink
+from penstock.kernels.calls cimport Call, Sink
 
 cdef enum:
     READ_BYTES = 1 << 16     # of one read

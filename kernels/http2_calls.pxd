@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t
 
 from penstock.kernels._http2 cimport Loop, Stream
 from penstock.kernels.exchanges cimport Command
-from penstock.kernels.lanes cimport Call
+from penstock.kernels.calls cimport Call
 
 cdef bint into_lane(Stream* stream) noexcept nogil
 cdef void wake_workers(Loop* loop) noexcept nogil

@@ -19,9 +19,8 @@ from penstock.kernels.exchanges cimport (
     release_exchange,
 )
 from penstock.kernels.http2_answers cimport end_with, refuse, refuse_over_budget, refuse_size, send_chunk
-from penstock.kernels.lanes cimport (
-    ADMIT, DRAINING, NEVER_FITS, Admission, Call, Lane, Limits as LaneLimits, cancel_call, free_call, new_call,
-)
+from penstock.kernels.calls cimport Call, cancel_call, free_call, new_call
+from penstock.kernels.lanes cimport ADMIT, DRAINING, NEVER_FITS, Admission, Lane, Limits as LaneLimits
 from penstock.kernels.routes cimport Routes
 from penstock.kernels.wire cimport OK as FAULT_OK, parse_request
 

@@ -23,7 +23,7 @@ from penstock.kernels.http2_connections cimport (
 from penstock.kernels.http2_mailboxes cimport hand_to, take_routes
 from penstock.kernels.http2_sockets cimport bury, flush_all, forsake
 from penstock.kernels.http2_streams cimport on_stream_timer
-from penstock.kernels.lanes cimport Call
+from penstock.kernels.calls cimport Call
 
 cdef enum:
     ACCEPTS_A_PASS = 16      # of one listener

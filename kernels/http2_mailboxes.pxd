@@ -1,7 +1,7 @@
 """What may be cimported of mailboxes: making and freeing a loop, and leaving something for one; from any thread."""
 
 from penstock.kernels._http2 cimport Loop, Shared
-from penstock.kernels.lanes cimport Call
+from penstock.kernels.calls cimport Call
 
 cdef Loop* new_loop(Shared* shared) noexcept nogil
 cdef void orphan_loop(Loop* loop) noexcept nogil

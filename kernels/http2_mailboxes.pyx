@@ -17,7 +17,7 @@ from penstock.kernels._system cimport (
     lock_wait,
 )
 from penstock.kernels.exchanges cimport Command, free_command, take_commands
-from penstock.kernels.lanes cimport Call, free_call
+from penstock.kernels.calls cimport Call, free_call
 
 
 cdef Loop* new_loop(Shared* shared) noexcept nogil:

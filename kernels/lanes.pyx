@@ -9,59 +9,30 @@ What to decide (admit, expire, fit, wait) are pure functions of the state and of
 Submitting costs about 1 microsecond, of which parsing is the most; taking and answering about 0.5 a call.
 """
 
-import numpy as np
-
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.buffer cimport PyBuffer_FillInfo
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t
 
-from penstock.kernels._datatypes cimport DT_BYTES, item_size
 from penstock.kernels._system cimport (
-    aligned_new, close, epoch_ms, event_clear, event_new, event_raise, flag_raise, flag_raised, lock_acquire,
-    lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
+    flag_raised, lock_acquire, lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
 )
+from penstock.kernels.batches cimport Batch, new_batch
+from penstock.kernels.calls cimport (
+    RELEASE_GIL_BYTES, STATUS_CANCELLED, STATUS_DEADLINE_EXCEEDED, STATUS_INVALID_ARGUMENT, STATUS_OK,
+    STATUS_RESOURCE_EXHAUSTED, STATUS_UNAVAILABLE, Call, EventSink, Ticket, deliver, fail_all, free_call, new_call,
+    set_answer,
+)
+from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport (
-    KIND_ENTITY, OK, OUT_OF_MEMORY, Blocks, Fault, Plan, Request, Slot, Timing, explain, fill_numbers, free_request,
-    init_request, match_request, parse_request, read_texts, same_shapes, write_response,
+    OK, OUT_OF_MEMORY, Fault, Plan, Request, explain, match_request, parse_request, same_shapes,
 )
 
-from penstock.kernels.wire import NUMPY as _NUMPY
-
-# The gRPC status codes that a lane gives.
-CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 3, 4, 8, 13, 14
-
-cdef enum:
-    STATUS_OK = 0
-    STATUS_CANCELLED = 1
-    STATUS_INVALID_ARGUMENT = 3
-    STATUS_DEADLINE_EXCEEDED = 4
-    STATUS_RESOURCE_EXHAUSTED = 8
-    STATUS_INTERNAL = 13
-    STATUS_UNAVAILABLE = 14
+from penstock.kernels.calls import Refused
 
 cdef enum:
     MIN_SHARE = 64           # rows
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
-cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kept
-# Work on more bytes than this is worth handing the GIL over; on fewer, getting it back would cost more than the work.
-# No lock is ever held by a thread that waits for the GIL, so that a thread with the GIL may take any of them.
-cdef int64_t RELEASE_GIL_BYTES = 1 << 18
-
-cdef extern from *:
-    int __builtin_clzll(unsigned long long value) nogil
-
-
-class Refused(Exception):
-    """A call that gets no answer from the model: a gRPC status code and the line for the caller."""
-
-    def __init__(self, status, message):
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -119,214 +90,9 @@ cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t olde
     return rest if rest > 0 else 0
 
 
-cdef inline int bucket_of(int64_t ns) noexcept nogil:
-    """The histogram bucket of a duration: four an octave from 1.024 microseconds on, so within 25 %."""
-    cdef uint64_t units
-    cdef int octave
-    if ns < 0:
-        ns = 0
-    units = <uint64_t>ns >> 8
-    if units < 4:
-        return <int>units
-    octave = 63 - __builtin_clzll(units)
-    octave = 4 * (octave - 1) + <int>(units >> (octave - 2) & 3)
-    return octave if octave < BUCKETS else BUCKETS - 1
-
-
-def bucket_bounds():
-    """Upper bound of each histogram bucket in seconds; the last one is infinity."""
-    bounds = [(units + 1) * 256e-9 for units in range(4)]
-    for index in range(4, BUCKETS):
-        octave, quarter = index // 4 + 1, index % 4
-        bounds.append((5 + quarter) * 2.0 ** (octave - 2) * 256e-9)
-    bounds[BUCKETS - 1] = float("inf")
-    return bounds
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Calls and sinks
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef Call* new_call() noexcept nogil:
-    """A blank call, or NULL where there is no memory."""
-    cdef Call* call = <Call*>malloc(sizeof(Call))
-    if call != NULL:
-        memset(call, 0, sizeof(Call))
-        init_request(&call.request)
-    return call
-
-
-cdef void free_call(Call* call) noexcept nogil:
-    free_request(&call.request)
-    if call.owns_body:
-        free(<void*>call.body)
-    free(call.answer)
-    free(call)
-
-
-cdef void cancel_call(Call* call) noexcept nogil:
-    """Tell that nobody waits any more; a call still queued will be dropped. Only before it is delivered."""
-    flag_raise(&call.cancelled)
-
-
-cdef void set_answer(Call* call, int status, const char* text, size_t size) noexcept nogil:
-    """A status that is not OK, with its message."""
-    free(call.answer)
-    call.status = status
-    call.answer_size = 0
-    call.answer = <uint8_t*>malloc(size) if size else NULL
-    if call.answer != NULL:
-        memcpy(call.answer, text, size)
-        call.answer_size = size
-
-
-cdef void deliver(Call* calls) noexcept nogil:
-    """Hand finished calls to their sinks, a run of equal sinks at a time."""
-    cdef Call* first
-    cdef Call* last
-    while calls != NULL:
-        first = last = calls
-        while last.next != NULL and last.next.sink == first.sink:
-            last = last.next
-        calls = last.next
-        last.next = NULL
-        first.sink.deliver(first.sink.owner, first)
-
-
-cdef class Ticket:
-    """What the submitter of a call holds: a way to cancel it. Used by the submitting thread only."""
-
-    cdef Call* call          # NULL once the call was delivered
-    cdef object future
-    cdef object body         # alive as long as the call points into it
-    cdef object sink         # alive as long as the call may be delivered to it
-
-    def cancel(self):
-        """Nobody waits for the answer any more. A call still queued is never run."""
-        if self.call != NULL:
-            cancel_call(self.call)
-
-
-cdef class EventSink:
-    """Answers for one event loop: workers add finished calls without the GIL and raise an eventfd; the loop drains.
-
-    Futures are anything with `done`, `set_result` and `set_exception`; they get the reply's bytes, or `Refused`.
-    """
-
-    cdef Sink sink
-    cdef void* lock
-    cdef Call* head
-    cdef Call* tail
-    cdef int fd
-
-    def __cinit__(self):
-        self.fd = -1
-        self.lock = lock_new()
-        self.fd = event_new()
-        self.sink.deliver = collect
-        self.sink.owner = <void*>self
-        if self.lock == NULL or self.fd < 0:
-            raise MemoryError("no memory or file descriptor for an event sink")
-
-    def __dealloc__(self):
-        if self.fd >= 0:
-            close(self.fd)
-        lock_free(self.lock)
-
-    def fileno(self):
-        """The descriptor that turns readable when there is something to drain."""
-        return self.fd
-
-    def drain(self):
-        """Give every finished call its answer. Call it in the loop's thread when `fileno` is readable.
-
-        A future that raises (its loop was closed, say) keeps no other from its answer; the error is raised at the end.
-        """
-        cdef Call* call
-        cdef Call* following
-        error = None
-        event_clear(self.fd)
-        lock_acquire(self.lock)
-        call = self.head
-        self.head = self.tail = NULL
-        lock_release(self.lock)
-        while call != NULL:
-            following = call.next
-            try:
-                settle(call)
-            except Exception as raised:
-                error = raised
-            call = following
-        if error is not None:
-            raise error
-
-
-cdef void collect(void* owner, Call* finished) noexcept nogil:
-    """The deliver function of an EventSink; every call's ticket keeps the sink alive."""
-    cdef Call* last = finished
-    cdef void* lock = (<EventSink>owner).lock
-    cdef bint was_empty
-    while last.next != NULL:
-        last = last.next
-    lock_acquire(lock)
-    was_empty = (<EventSink>owner).head == NULL
-    if was_empty:
-        (<EventSink>owner).head = finished
-    else:
-        (<EventSink>owner).tail.next = finished
-    (<EventSink>owner).tail = last
-    if was_empty:
-        event_raise((<EventSink>owner).fd)
-    lock_release(lock)
-
-
-cdef int settle(Call* call) except -1:
-    """Resolve the future of one finished call and free the call."""
-    cdef Ticket ticket = <Ticket>call.context
-    cdef object future = ticket.future
-    cdef bytes answer = b"no memory for the answer"
-    cdef int status = call.status
-    try:
-        answer = PyBytes_FromStringAndSize(<const char*>call.answer, <Py_ssize_t>call.answer_size)
-    except MemoryError:
-        status = STATUS_RESOURCE_EXHAUSTED
-    ticket.call = NULL
-    ticket.future = ticket.body = None
-    free_call(call)
-    Py_DECREF(ticket)
-    if not future.done():
-        if status == STATUS_OK:
-            future.set_result(answer)
-        else:
-            future.set_exception(Refused(status, answer.decode("utf-8", "replace")))
-    return 0
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The lane
 # ---------------------------------------------------------------------------------------------------------------------
-
-cdef class Memory:
-    """Aligned memory that numpy arrays can lie in."""
-
-    cdef void* data
-    cdef readonly size_t size
-
-    def __cinit__(self, size_t size):
-        self.size = size
-        self.data = aligned_new(size)
-        if self.data == NULL:
-            raise MemoryError(f"no memory for a batch buffer of {size} bytes")
-
-    def __dealloc__(self):
-        free(self.data)
-
-    def __getbuffer__(self, Py_buffer* buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.data, <Py_ssize_t>self.size, 0, flags)
-
-    def __releasebuffer__(self, Py_buffer* buffer):
-        pass
-
 
 cdef class Lane:
     """The queue of one served version.
@@ -351,17 +117,14 @@ cdef class Lane:
         self.limits.delay_ns = max_queue_delay_us * 1000
         self.spare = []
         self.lock = lock_new()
-        self.size_counts = <uint64_t*>calloc(<size_t>max_batch_rows + 2, sizeof(uint64_t))
-        self.size_ns = <uint64_t*>calloc(<size_t>max_batch_rows + 2, sizeof(uint64_t))
-        if self.lock == NULL or self.size_counts == NULL or self.size_ns == NULL:
-            raise MemoryError
+        self.ledger = Ledger(max_batch_rows)
+        if self.lock == NULL:
+            raise MemoryError("no memory for a lane")
 
     def __dealloc__(self):
         if self.head != NULL:       # a lane that nobody serves any more must not leave callers waiting
             fail_all(self.head, STATUS_UNAVAILABLE, b"the model was unloaded, try again", 33)
             deliver(self.head)
-        free(self.size_counts)
-        free(self.size_ns)
         lock_free(self.lock)
 
     def submit(self, bytes body not None, EventSink sink not None, future, int64_t deadline_ns=0, int64_t now_ns=0,
@@ -382,7 +145,7 @@ cdef class Lane:
         cdef int status
         cdef Call* call = new_call()
         if call == NULL:
-            raise Refused(RESOURCE_EXHAUSTED, "no memory for the call")
+            raise Refused(STATUS_RESOURCE_EXHAUSTED, "no memory for the call")
         call.body = <const uint8_t*>PyBytes_AS_STRING(body)
         call.size = PyBytes_GET_SIZE(body)
         call.deadline_ns = deadline_ns
@@ -424,9 +187,7 @@ cdef class Lane:
             match_request(self.plan, &call.request, fault)
         if fault.code == OK:
             return status_of_admission(self.enqueue(call, now, wake))
-        lock_acquire(self.lock)
-        self.statistics.invalid += 1
-        lock_release(self.lock)
+        self.ledger.note_invalid()
         return STATUS_RESOURCE_EXHAUSTED if fault.code == OUT_OF_MEMORY else STATUS_INVALID_ARGUMENT
 
     cdef bint takes(self, Call* call) noexcept nogil:
@@ -457,9 +218,9 @@ cdef class Lane:
             self.bytes += <int64_t>call.size
             if wake and self.waiting:
                 lock_signal(self.lock)
-        else:
-            self.statistics.refused += 1
         lock_release(self.lock)
+        if admission != ADMIT:
+            self.ledger.note_refused()
         return admission
 
     cdef void wake_worker(self) noexcept nogil:
@@ -492,10 +253,8 @@ cdef class Lane:
             call = self.head
             if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, now):
                 if flag_raised(&call.cancelled):
-                    self.statistics.cancelled += 1
                     set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
                 else:
-                    self.statistics.expired += 1
                     set_answer(call, STATUS_DEADLINE_EXCEEDED,
                                b"deadline exceeded while queued; the model was not run", 53)
                 self.unlink()
@@ -549,7 +308,7 @@ cdef class Lane:
                 calls = self.wait(False, &now, &rows)
             if calls == NULL:
                 return None
-            batch = self.gather(calls, rows, now)
+            batch = new_batch(self.plan, self.ledger, self.spare, calls, rows, now)
             now = now_ns
         return batch
 
@@ -569,6 +328,7 @@ cdef class Lane:
                     lock_signal(self.lock)
                 if dropped != NULL:
                     lock_release(self.lock)
+                    self.ledger.note_dropped(dropped)
                     deliver(dropped)
                     lock_acquire(self.lock)
                 continue
@@ -579,48 +339,6 @@ cdef class Lane:
             self.waiting -= 1
         lock_release(self.lock)
         return calls
-
-    cdef Batch gather(self, Call* calls, int64_t rows, int64_t now):
-        """Copy the rows of the calls into one batch; None, its calls refused, where there is no memory for it."""
-        cdef Batch batch = Batch.__new__(Batch)
-        batch.lane = self
-        batch.calls = calls
-        batch.rows = rows
-        batch.taken_ns = now
-        try:
-            fill_batch(batch)
-        except MemoryError:
-            batch.fail(RESOURCE_EXHAUSTED, f"no memory for a batch of {rows} rows")
-            return None
-        return batch
-
-    cdef void note_answers(self, Batch batch, int64_t lookup, int64_t compute, int64_t started,
-                           int64_t now) noexcept nogil:
-        """Count a batch that was answered; `started` is when answering began, 0 for a batch that failed."""
-        cdef Call* call = batch.calls
-        cdef int64_t size = batch.rows if batch.rows <= self.limits.max_batch_rows else self.limits.max_batch_rows + 1
-        lock_acquire(self.lock)
-        while call != NULL:
-            if call.status == STATUS_OK:
-                self.statistics.succeeded += 1
-                note(&self.statistics.total, now - call.arrived_ns)
-            else:
-                self.statistics.failed += 1
-                self.statistics.failed_ns += <uint64_t>(now - call.arrived_ns)
-            note(&self.statistics.queue, batch.taken_ns - call.arrived_ns)
-            call = call.next
-        if started == 0:
-            lock_release(self.lock)
-            return
-        self.statistics.rows += <uint64_t>batch.rows
-        self.statistics.batches += 1
-        self.statistics.last_ms = epoch_ms()
-        note(&self.statistics.lookup, lookup)
-        note(&self.statistics.compute, compute)
-        note(&self.statistics.encode, now - started)
-        self.size_counts[size] += 1
-        self.size_ns[size] += <uint64_t>compute
-        lock_release(self.lock)
 
     def drain(self):
         """Refuse new calls from now on; workers finish what is queued, then `take` gives None."""
@@ -648,415 +366,13 @@ cdef class Lane:
         return present
 
     def snapshot(self):
-        """Counters since the start, durations in nanoseconds: see `Statistics` in lanes.pxd.
-
-        Phases (total, queue, lookup, compute, encode) are dicts of count, ns and buckets (bounds: `bucket_bounds`);
-        `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger.
-        """
-        cdef Statistics copy
-        cdef int64_t rows, queued_bytes
-        cdef size_t n = <size_t>self.limits.max_batch_rows + 2
-        cdef uint64_t[::1] counts = np.empty(n, np.uint64)
-        cdef uint64_t[::1] ns = np.empty(n, np.uint64)
-        with nogil:       # no object is made under the lock: making one may run other code, which may want the lock
-            lock_acquire(self.lock)
-            copy = self.statistics
-            rows, queued_bytes = self.rows, self.bytes
-            memcpy(&counts[0], self.size_counts, n * sizeof(uint64_t))
-            memcpy(&ns[0], self.size_ns, n * sizeof(uint64_t))
-            lock_release(self.lock)
-        sizes = {i: (counts[i], ns[i]) for i in range(<Py_ssize_t>n) if counts[i]}
-        return {
-            "succeeded": copy.succeeded, "failed": copy.failed, "refused": copy.refused, "invalid": copy.invalid,
-            "expired": copy.expired, "cancelled": copy.cancelled, "rows": copy.rows, "batches": copy.batches,
-            "failed_ns": copy.failed_ns, "last_ms": copy.last_ms, "queued_rows": rows, "queued_bytes": queued_bytes,
-            "sizes": sizes, "total": phase(&copy.total), "queue": phase(&copy.queue), "lookup": phase(&copy.lookup),
-            "compute": phase(&copy.compute), "encode": phase(&copy.encode),
-        }
-
-
-cdef inline void note(Phase* phase, int64_t ns) noexcept nogil:
-    phase.count += 1
-    phase.ns += <uint64_t>(ns if ns > 0 else 0)
-    phase.buckets[bucket_of(ns)] += 1
-
-
-cdef dict phase(Phase* counted):
-    return {"count": counted.count, "ns": counted.ns, "buckets": [counted.buckets[i] for i in range(BUCKETS)]}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The batch
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef class Batch:
-    """The rows of many calls, to be run at once and answered.
-
-    Attributes:
-        rows: how many.
-        inputs: each tensor input of the plan to its ndarray [rows, ...] (or a list of bytes for BYTES). Memory is the
-            batch's: valid until it is answered.
-        matrix: float32 [rows, n_columns] of a version with a matrix, else None.
-        source: uint8 [rows, n_columns], 1 where the caller sent the value and 0 where nobody did; None without matrix.
-        entities: the entity id of each row as bytes, None where the caller sent none; None where nothing is looked up.
-        taken_ns: when it was taken, CLOCK_MONOTONIC.
-
-    `complete`, `fail` or `split` is called once, and ends it.
-    """
-
-    def __init__(self):
-        raise TypeError("batches come from Lane.take")
-
-    def __dealloc__(self):
-        if self.calls != NULL:      # a worker that lost its batch must not leave callers waiting
-            fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
-            if self.lane is not None:
-                self.lane.note_answers(self, 0, 0, 0, monotonic_ns())
-            deliver(self.calls)
-
-    cdef int check_open(self) except -1:
-        if self.calls == NULL:
-            raise ValueError("the batch was answered already")
-        return 0
-
-    def spans(self):
-        """(first row, rows) of every call, in order."""
-        cdef Call* call = self.calls
-        spans = []
-        while call != NULL:
-            spans.append((call.first_row, call.request.rows))
-            call = call.next
-        return spans
-
-    def open_rows(self):
-        """Rows of the calls that were not refused, as an index array; None where that is all of them."""
-        cdef Call* call = self.calls
-        while call != NULL and call.status == STATUS_OK:   # the usual batch: nothing is made for it
-            call = call.next
-        if call == NULL:
-            return None
-        rows = [np.zeros(0, np.int64)]
-        call = self.calls
-        while call != NULL:
-            if call.status == STATUS_OK:
-                rows.append(np.arange(call.first_row, call.first_row + call.request.rows))
-            call = call.next
-        return np.concatenate(rows)
-
-    def wants(self, int output):
-        """Whether any caller wants output number `output` of the plan."""
-        cdef Call* call = self.calls
-        if not 0 <= output < len(self.lane.plan.outputs):
-            raise ValueError(f"the plan has no output number {output}")
-        while call != NULL:
-            if call.request.wanted >> output & 1:
-                return True
-            call = call.next
-        return False
-
-    @property
-    def deadline_ns(self):
-        """The earliest deadline of its calls, CLOCK_MONOTONIC; 0 where none has one."""
-        cdef Call* call = self.calls
-        cdef int64_t earliest = 0
-        while call != NULL:
-            if call.deadline_ns and (earliest == 0 or call.deadline_ns < earliest):
-                earliest = call.deadline_ns
-            call = call.next
-        return earliest
-
-    @property
-    def latest_deadline_ns(self):
-        """The latest deadline of its calls, CLOCK_MONOTONIC; 0 where one of them has none."""
-        cdef Call* call = self.calls
-        cdef int64_t latest = 0
-        while call != NULL:
-            if call.deadline_ns == 0:
-                return 0
-            if call.deadline_ns > latest:
-                latest = call.deadline_ns
-            call = call.next
-        return latest
-
-    def shape_of(self, str name not None):
-        """The shape of a tensor input in this batch; what BYTES inputs, which come as lists, are to be folded into."""
-        for index, entry in enumerate(self.lane.plan.inputs):
-            if entry.name == name:
-                if -1 in entry.shape:
-                    return sent_shape(self, <int>index)
-                return (self.rows, *entry.shape) if self.lane.plan.batched else entry.shape
-        raise ValueError(f"no input {name!r}")
-
-    def unique_entities(self):
-        """The ids that must be looked up, each once.
-
-        Returns:
-            (ids, row_of): ids is a list of bytes; row_of is int32 [rows], which id a row belongs to, or -1 for a row
-            whose caller sent every value.
-        """
-        cdef const uint8_t[:, ::1] source = self.source
-        cdef int32_t[::1] row_of
-        cdef int64_t row, column
-        cdef dict places = {}
-        cdef object entity
-        rows = np.empty(self.rows, np.int32)
-        row_of = rows
-        for row in range(self.rows):
-            entity = self.entities[row]
-            row_of[row] = -1
-            if entity is None:
-                continue
-            for column in range(source.shape[1]):
-                if source[row, column] == 0:
-                    row_of[row] = places.setdefault(entity, len(places))
-                    break
-        return list(places), rows
-
-    def complete(self, outputs, int64_t lookup_ns=0, int64_t compute_ns=0):
-        """Answer every call from the outputs of the run.
-
-        Args:
-            outputs: name to ndarray [rows, ...] of every output that is wanted.
-            lookup_ns, compute_ns: how long the batch's look-up and run took.
-
-        Raises:
-            ValueError: an output is missing or not what the plan promises: nothing was answered. Or all was answered
-                before.
-        """
-        cdef Blocks blocks = Blocks()
-        self.check_open()
-        for index, entry in enumerate(self.lane.plan.outputs):
-            if self.wants(index):
-                if entry.name not in outputs:
-                    raise ValueError(f"the model gave no output {entry.name!r}")
-                blocks.set(self.lane.plan, index, outputs[entry.name], self.rows)
-        self.answer(blocks, lookup_ns, compute_ns)
-
-    cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1:
-        if output_bytes(self.lane.plan, blocks, self.rows) > RELEASE_GIL_BYTES:
-            with nogil:
-                self.write_answers(blocks, lookup_ns, compute_ns)
-        else:
-            self.write_answers(blocks, lookup_ns, compute_ns)
-        self.give_back()
-        return 0
-
-    cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
-        """Write the reply of every call that has no status yet, count the batch and deliver it."""
-        cdef Call* calls = self.calls
-        cdef Call* call = calls
-        cdef Timing timing
-        cdef Timing* told
-        cdef int64_t started = monotonic_ns()
-        timing.batch_rows = self.rows
-        timing.lookup_us = lookup_ns // 1000
-        timing.compute_us = compute_ns // 1000
-        while call != NULL:
-            if call.status == STATUS_OK:
-                timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
-                told = &timing if call.request.timing else NULL
-                write_answer(self.lane.plan, blocks, call, told)
-            call = call.next
-        self.lane.note_answers(self, lookup_ns, compute_ns, started, monotonic_ns())
-        self.calls = NULL
-        deliver(calls)
-
-    def refuse(self, int64_t row, int status, str message not None):
-        """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
-        cdef Call* call = self.calls
-        check_status(status)
-        text = message.encode()
-        while call != NULL:
-            if call.first_row <= row < call.first_row + call.request.rows:
-                set_answer(call, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-            call = call.next
-
-    def fail(self, int status, str message not None):
-        """Give every call of the batch a status instead of an answer."""
-        cdef Call* calls = self.calls
-        check_status(status)
-        self.check_open()
-        text = message.encode()
-        fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
-        self.lane.note_answers(self, 0, 0, 0, monotonic_ns())
-        self.calls = NULL
-        deliver(calls)
-        self.give_back()
-
-    cdef void give_back(self):
-        """Let the next batch use this one's memory."""
-        cdef Memory memory = self.memory
-        if memory is not None and len(self.lane.spare) < 8 and memory.size <= <size_t>MAX_SPARE_BYTES:
-            self.lane.spare.append(memory)
-        self.memory = None
-
-    def split(self):
-        """One batch for each call, over the same memory; this one is empty afterwards.
-
-        For running the members of a failed batch singly. The memory is not reused while any of them lives.
-        """
-        cdef Call* call
-        cdef Batch part
-        parts = []
-        self.check_open()
-        while self.calls != NULL:       # each call has an owner at any moment, so that no error on the way loses one
-            part = Batch.__new__(Batch)
-            part.lane = self.lane
-            call = part.calls = self.calls
-            self.calls = call.next
-            call.next = NULL
-            part.rows = call.request.rows
-            part.taken_ns = self.taken_ns
-            rows = slice(call.first_row, call.first_row + call.request.rows) if self.lane.plan.batched else slice(None)
-            part.inputs = {name: values[rows] for name, values in self.inputs.items()}
-            part.matrix = None if self.matrix is None else self.matrix[rows]
-            part.source = None if self.source is None else self.source[rows]
-            part.entities = None if self.entities is None else self.entities[rows]
-            call.first_row = 0
-            parts.append(part)
-        return parts
-
-
-cdef int check_status(int status) except -1:
-    if not 0 < status <= 16:
-        raise ValueError(f"{status} is not the gRPC status code of a failure")
-    return 0
-
-
-cdef int64_t output_bytes(Plan plan, Blocks blocks, int64_t rows) noexcept nogil:
-    """Bytes of all outputs of a batch."""
-    cdef int64_t total = 0
-    cdef int index
-    for index in range(plan.n_outputs):
-        if blocks.blocks[index].offsets != NULL:
-            total += blocks.blocks[index].offsets[rows * blocks.blocks[index].item_bytes]
-        else:
-            total += rows * blocks.blocks[index].item_bytes
-    return total
-
-
-cdef void write_answer(Plan plan, Blocks blocks, Call* call, const Timing* timing) noexcept nogil:
-    """Write the reply of one call."""
-    call.answer_size = write_response(plan, &call.request, blocks.blocks, call.first_row, timing, NULL)
-    call.answer = <uint8_t*>malloc(call.answer_size)
-    if call.answer == NULL:
-        set_answer(call, STATUS_RESOURCE_EXHAUSTED, b"no memory for the answer", 24)
-    else:
-        write_response(plan, &call.request, blocks.blocks, call.first_row, timing, call.answer)
-
-
-cdef void fail_all(Call* call, int status, const char* text, size_t size) noexcept nogil:
-    """A status for every call of a list that has none yet."""
-    while call != NULL:
-        if call.status == STATUS_OK:
-            set_answer(call, status, text, size)
-        call = call.next
-
-
-cdef int fill_batch(Batch batch) except -1:
-    """Make the arrays of a batch and copy every call's values into them."""
-    cdef Plan plan = batch.lane.plan
-    cdef uint8_t* buffers[1024]
-    cdef uint8_t* source = NULL
-    cdef Memory memory
-    cdef Slot* slot
-    cdef int64_t total = 0
-    layout = []
-    for index, entry in enumerate(plan.inputs):
-        slot = &plan.slots[<int>index]
-        if slot.kind == KIND_ENTITY or slot.code == DT_BYTES:
-            continue
-        shape = (batch.rows, *entry.shape) if plan.batched else entry.shape
-        if slot.item_elements < 0:
-            shape = sent_shape(batch, <int>index)
-        items = 1
-        for size in shape:
-            items *= size
-        layout.append((entry, shape, items, total))
-        total += (items * item_size(slot.code) + 63) & ~63
-    memory = batch.lane.spare.pop() if batch.lane.spare else None
-    if memory is None or <int64_t>memory.size < total + batch.rows * plan.n_columns:
-        memory = Memory(max(total + batch.rows * plan.n_columns, usual_size(plan, batch.lane.limits.max_batch_rows)))
-    batch.memory = memory
-    batch.inputs = {}
-    for position, (entry, shape, items, offset) in enumerate(layout):
-        buffers[<int>position] = <uint8_t*>memory.data + <int64_t>offset
-        array = np.frombuffer(memory, _NUMPY[entry.datatype], items, offset).reshape(shape)
-        batch.inputs[entry.name] = array
-        if entry.kind == "matrix":
-            batch.matrix = array
-    if plan.n_columns:
-        source = <uint8_t*>memory.data + total
-        cells = np.frombuffer(memory, "u1", batch.rows * plan.n_columns, total)
-        batch.source = cells.reshape(batch.rows, plan.n_columns)
-    if total > RELEASE_GIL_BYTES:
-        with nogil:
-            fill_calls(plan, batch.calls, buffers, source)
-    else:
-        fill_calls(plan, batch.calls, buffers, source)
-    if plan.n_texts:
-        fill_texts(batch)
-    return 0
-
-
-cdef void fill_calls(Plan plan, Call* call, uint8_t** buffers, uint8_t* source) noexcept nogil:
-    while call != NULL:
-        fill_numbers(plan, &call.request, call.first_row, buffers, source)
-        call = call.next
-
-
-cdef int64_t usual_size(Plan plan, int64_t rows):
-    """Bytes of a full batch where every shape is fixed and small, so that its memory can be used again and again."""
-    cdef int64_t total = 0
-    if not plan.fixed_shapes:
-        return 0
-    for index in range(len(plan.inputs)):
-        total += (rows * plan.slots[<int>index].item_elements * item_size(plan.slots[<int>index].code) + 63) & ~63
-    total += rows * plan.n_columns
-    return total if total <= MAX_SPARE_BYTES else 0
-
-
-cdef tuple sent_shape(Batch batch, int slot):
-    """The shape of a tensor with free dimensions: that of the first call, with the batch's rows."""
-    cdef Request* request = &batch.calls.request
-    for index in range(request.n_inputs):
-        if request.inputs[<int>index].slot == slot:
-            dims = [request.inputs[<int>index].dims[i] for i in range(request.inputs[<int>index].n_dims)]
-            return (batch.rows, *dims[1:]) if batch.lane.plan.batched else tuple(dims)
-    return (0,)
-
-
-cdef int fill_texts(Batch batch) except -1:
-    """Collect BYTES inputs and entity ids, which become Python objects."""
-    cdef Plan plan = batch.lane.plan
-    cdef Call* call
-    cdef Request* request
-    if plan.entity_slot >= 0:
-        batch.entities = [None] * batch.rows
-    for entry in plan.inputs:
-        if entry.datatype == "BYTES" and entry.kind == "tensor":
-            batch.inputs[entry.name] = []
-    call = batch.calls
-    while call != NULL:
-        request = &call.request
-        for index in range(request.n_inputs):
-            slot = request.inputs[<int>index].slot
-            if slot == plan.entity_slot:
-                batch.entities[call.first_row:call.first_row + request.rows] = read_texts(&request.inputs[<int>index])
-            elif plan.slots[<int>slot].code == DT_BYTES:
-                batch.inputs[plan.inputs[slot].name] += read_texts(&request.inputs[<int>index])
-        call = call.next
-    return 0
+        """Counters since the start, durations in nanoseconds: see `Ledger.snapshot`; and what is queued."""
+        return self.ledger.snapshot() | {"queued_rows": self.queued_rows, "queued_bytes": self.queued_bytes}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The decisions, for tests
 # ---------------------------------------------------------------------------------------------------------------------
-
-def decide_bucket(int64_t ns):
-    """The histogram bucket of a duration in nanoseconds."""
-    return bucket_of(ns)
-
 
 def decide_share(int64_t max_batch_rows, int64_t queued_rows, int idle):
     """How many rows a worker takes of those queued, where `idle` others wait for some."""

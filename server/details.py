@@ -8,7 +8,7 @@ and error_details.proto.
 
 from __future__ import annotations
 
-from penstock.kernels.lanes import INVALID_ARGUMENT, UNAVAILABLE, Refused
+from penstock.kernels.calls import INVALID_ARGUMENT, UNAVAILABLE, Refused
 from penstock.server.errors import RETRY_PUSHBACK_MS, ServerError
 
 LONGEST = 500

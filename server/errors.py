@@ -27,7 +27,7 @@ import logging
 import secrets
 
 from penstock.errors import PenstockError
-from penstock.kernels.lanes import Refused
+from penstock.kernels.calls import Refused
 
 _log = logging.getLogger("penstock.server")
 

@@ -10,7 +10,7 @@ import asyncio
 from time import monotonic_ns
 
 from penstock.kernels import wire
-from penstock.kernels.lanes import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, EventSink, Refused
+from penstock.kernels.calls import DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, EventSink, Refused
 from penstock.server.config import Config
 from penstock.server.errors import InvalidRequest
 from penstock.server.lifecycle import Models

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from penstock.features.errors import FeatureError
 from penstock.features.schema import FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup
-from penstock.kernels.lanes import Batch
+from penstock.kernels.batches import Batch
 from penstock.kernels.rows import ROW_ABSENT, SOURCE_MISSING, SOURCE_NONE, scatter
 from penstock.server.errors import FeaturesUnavailable, InvalidRequest, UnknownEntity
 

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from penstock.kernels.lanes import bucket_bounds
+from penstock.kernels.ledger import bucket_bounds
 from penstock.server.address import Address
 from penstock.server.errors import BadConfig
 from penstock.server.lifecycle import Models

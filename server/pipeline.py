@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from penstock.kernels.lanes import Batch, Lane
+from penstock.kernels.batches import Batch
+from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
 from penstock.server.cost import Cost

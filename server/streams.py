@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from penstock.kernels.lanes import RESOURCE_EXHAUSTED, UNAVAILABLE, Refused
+from penstock.kernels.calls import RESOURCE_EXHAUSTED, UNAVAILABLE, Refused
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import penstock_pb2 as penstock_pb
 from penstock.server.caller import Caller, StreamHandler

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.kernels.lanes import Batch
+from penstock.kernels.batches import Batch
 from penstock.monitoring import DriftCounter, FeatureDrift, Reference, Window, compare
 from penstock.registry.manifest import Score
 

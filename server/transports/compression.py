@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 
-from penstock.kernels.lanes import INTERNAL, RESOURCE_EXHAUSTED, Refused
+from penstock.kernels.calls import INTERNAL, RESOURCE_EXHAUSTED, Refused
 
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
 WORTHWHILE = 1024

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 
-from penstock.kernels.lanes import EventSink
+from penstock.kernels.calls import EventSink
 from penstock.server.version import INLINE_NS, Served
 
 PATIENCE = 10

@@ -21,7 +21,7 @@ import driver
 import numpy as np
 import test_wire_fuzz as mutants
 
-from penstock.kernels import lanes, wire
+from penstock.kernels import calls, lanes, wire
 from penstock.proto import inference_pb2 as pb
 
 ROWS = 1024  # a request of more rows is decoded, not answered
@@ -47,7 +47,7 @@ PLANS += [
 ]
 VALUES = {"y": np.arange(2 * ROWS, dtype="f4").reshape(ROWS, 2), "why": np.arange(ROWS)}
 LANES = [lanes.Lane(plan) for plan in PLANS]
-SINK = lanes.EventSink()
+SINK = calls.EventSink()
 
 
 def more_seeds() -> list[bytes]:
@@ -98,14 +98,14 @@ def through_lane(lane: lanes.Lane, body: bytes) -> bytes | str:
     future = Future()
     try:
         lane.submit(body, SINK, future, now_ns=NOW)
-    except lanes.Refused as refusal:
+    except calls.Refused as refusal:
         return str(refusal.message)
     batch = lane.take(block=False, now_ns=NOW)  # at the same time: no timeout has passed
     assert batch is not None
     if batch.rows <= ROWS:
         batch.complete({name: values[: batch.rows] for name, values in VALUES.items()})
     else:
-        batch.fail(lanes.INTERNAL, "larger than this target answers")
+        batch.fail(calls.INTERNAL, "larger than this target answers")
     SINK.drain()
     return future.result
 

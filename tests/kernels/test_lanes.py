@@ -16,8 +16,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from penstock.kernels import lanes
-from penstock.kernels.lanes import (
+from penstock.kernels import batches, calls, lanes, ledger
+from penstock.kernels.calls import (
     CANCELLED,
     DEADLINE_EXCEEDED,
     INTERNAL,
@@ -25,9 +25,9 @@ from penstock.kernels.lanes import (
     RESOURCE_EXHAUSTED,
     UNAVAILABLE,
     EventSink,
-    Lane,
     Refused,
 )
+from penstock.kernels.lanes import Lane
 from penstock.kernels.reference import lanes as reference
 from penstock.kernels.reference.wire import put_field
 from penstock.kernels.wire import Plan
@@ -312,8 +312,8 @@ def test_gates_refuse_what_they_cannot_work_with():
     with pytest.raises(TypeError):
         Lane(None)
     with pytest.raises(TypeError, match=r"Lane\.take"):
-        lanes.Batch()
-    lanes.Ticket().cancel()
+        batches.Batch()
+    calls.Ticket().cancel()
     lane.submit(columns_of([1, 1]), sink, Future())
     batch = lane.take(block=False)
     for output in (-1, 1, 64, 2**31 - 1):
@@ -331,14 +331,14 @@ def test_gates_refuse_what_they_cannot_work_with():
 
 
 def test_every_duration_lies_in_its_bucket():
-    bounds = [0.0, *lanes.bucket_bounds()]
+    bounds = [0.0, *ledger.bucket_bounds()]
     chance = random.Random(1)
     edges = [round(bound * 1e9) for bound in bounds[:-1]]
     for ns in [*edges, *(edge - 1 for edge in edges[1:]), *(int(10 ** chance.uniform(0, 12)) for _ in range(2000))]:
-        place = lanes.decide_bucket(ns)
+        place = ledger.decide_bucket(ns)
         assert bounds[place] * 1e9 - 0.5 <= ns < bounds[place + 1] * 1e9 - 0.5
-    assert lanes.decide_bucket(-5) == 0
-    assert lanes.decide_bucket(2**63 - 1) == len(bounds) - 2
+    assert ledger.decide_bucket(-5) == 0
+    assert ledger.decide_bucket(2**63 - 1) == len(bounds) - 2
 
 
 @given(st.integers(1, 5000), st.integers(0, 70_000), st.integers(0, 8))
@@ -415,7 +415,7 @@ def test_a_refused_call_gets_its_status_and_the_others_their_answers():
     sink.drain()
     assert [f.status for f in futures] == [0, UNAVAILABLE, 0]
     assert (answered(futures[0]), answered(futures[2])) == ([2, 2], [8])
-    shown = batch.lane.snapshot()
+    shown = batch.ledger.snapshot()
     assert (shown["succeeded"], shown["failed"]) == (2, 1)
 
 
@@ -448,7 +448,7 @@ def test_members_of_a_split_batch_are_answered_one_by_one():
 
 def test_a_batch_that_is_lost_fails_its_calls():
     batch, sink, futures = taken(FIXED, columns_of([1, 1]), columns_of([2, 2]))
-    lane = batch.lane
+    counted = batch.ledger
     batch.refuse(0, UNAVAILABLE, "no features")
     del batch
     gc.collect()
@@ -457,7 +457,7 @@ def test_a_batch_that_is_lost_fails_its_calls():
         (UNAVAILABLE, "no features"),
         (INTERNAL, "the batch was abandoned"),
     ]
-    assert lane.snapshot()["failed"] == 2
+    assert counted.snapshot()["failed"] == 2
 
 
 def test_a_lane_that_is_lost_refuses_what_still_waits():

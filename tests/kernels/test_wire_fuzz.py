@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
 
-from penstock.kernels import lanes, wire
+from penstock.kernels import calls, lanes, wire
 from penstock.kernels.reference import wire as reference
 from penstock.proto import inference_pb2 as pb
 
@@ -427,7 +427,7 @@ def resident() -> int:
 @without_sanitizer
 def test_100_000_accepted_and_refused_requests_leave_no_memory_behind():
     plan = PLANS[0][0]
-    lane, sink, future = lanes.Lane(plan), lanes.EventSink(), Answer()
+    lane, sink, future = lanes.Lane(plan), calls.EventSink(), Answer()
     chance = random.Random(5)
     bodies = [fitting()[0]] * 20 + [mutant(chance, seeds()) for _ in range(10)] + [seeds()[0] * 3]
     bodies += [mutant(chance, fitting()) for _ in range(10)]
@@ -439,7 +439,7 @@ def test_100_000_accepted_and_refused_requests_leave_no_memory_behind():
             try:
                 lane.submit(bodies[index % len(bodies)], sink, future)
                 taken += 1
-            except lanes.Refused:
+            except calls.Refused:
                 pass
             if index % 64 == 63:
                 while (batch := lane.take(block=False)) is not None:

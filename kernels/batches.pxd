@@ -1,0 +1,28 @@
+"""The face of batches: what a lane forms and a worker answers."""
+
+from libc.stdint cimport int64_t
+
+from penstock.kernels.calls cimport Call
+from penstock.kernels.ledger cimport Ledger
+from penstock.kernels.wire cimport Blocks, Plan
+
+
+cdef class Batch:
+    cdef readonly Plan plan
+    cdef readonly Ledger ledger
+    cdef list spare                  # memory of finished batches, for the next ones of the lane
+    cdef Call* calls                 # owned until answered; in arrival order
+    cdef readonly int64_t rows
+    cdef readonly int64_t taken_ns
+    cdef readonly dict inputs
+    cdef readonly object matrix
+    cdef readonly object source
+    cdef readonly list entities
+    cdef object memory
+    cdef void give_back(self)
+    cdef int check_open(self) except -1
+    cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil
+    cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1
+
+
+cdef Batch new_batch(Plan plan, Ledger ledger, list spare, Call* calls, int64_t rows, int64_t taken_ns)

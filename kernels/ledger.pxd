@@ -1,0 +1,45 @@
+"""The face of the ledger: what one served version has done, counted under a lock of its own."""
+
+from libc.stdint cimport int64_t, uint64_t
+
+from penstock.kernels.calls cimport Call
+
+cdef enum:
+    BUCKETS = 128            # of a latency histogram, four an octave
+
+cdef struct Phase:           # durations of one step
+    uint64_t count
+    uint64_t ns
+    uint64_t[BUCKETS] buckets
+
+cdef struct Statistics:
+    uint64_t succeeded
+    uint64_t failed
+    uint64_t refused         # not admitted: queue full or draining
+    uint64_t invalid         # not a fitting request
+    uint64_t expired         # deadline passed while queued
+    uint64_t cancelled       # client gone while queued
+    uint64_t rows
+    uint64_t batches
+    uint64_t failed_ns
+    int64_t last_ms          # of the last finished batch, since the epoch
+    Phase total              # of calls, from arrival to answer
+    Phase queue              # of calls, from arrival to being taken
+    Phase lookup             # of batches
+    Phase compute            # of batches
+    Phase encode             # of batches
+
+
+cdef class Ledger:
+    cdef Statistics statistics
+    cdef int64_t max_batch_rows
+    cdef uint64_t* size_counts       # batches by their rows; the last entry is everything larger
+    cdef uint64_t* size_ns
+    cdef void* lock                  # pthread mutex and condition
+    cdef void note_refused(self) noexcept nogil
+    cdef void note_invalid(self) noexcept nogil
+    cdef void note_dropped(self, const Call* dropped) noexcept nogil
+    cdef void note_failures(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil
+    cdef void note_answers(self, const Call* calls, int64_t rows, int64_t taken, int64_t lookup, int64_t compute,
+                           int64_t started, int64_t now) noexcept nogil
+    cdef void note_calls(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil

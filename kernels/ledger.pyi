@@ -1,0 +1,21 @@
+"""What one served version has done: calls by their end, durations by phase, batches by size."""
+
+from typing import Any, final
+
+@final
+class Ledger:
+    """The counters of one served version.
+
+    Args:
+        max_batch_rows: batches of up to so many rows are counted by size, larger ones together.
+    """
+
+    def __new__(cls, max_batch_rows: int) -> Ledger: ...
+    def snapshot(self) -> dict[str, Any]:
+        """Counters since the start, durations in nanoseconds."""
+
+def bucket_bounds() -> list[float]:
+    """Upper bound of each histogram bucket in seconds; the last one is infinity."""
+
+def decide_bucket(ns: int) -> int:
+    """The histogram bucket of a duration in nanoseconds, for tests."""

@@ -1,0 +1,159 @@
+"""What one served version has done: calls by their end, durations by phase, batches by size.
+
+Durations go into histograms of four buckets an octave, so percentiles read from them are within 25 %. Counting a batch
+takes the lock once and about 10 nanoseconds a call.
+"""
+
+import numpy as np
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from penstock.kernels._system cimport epoch_ms, lock_acquire, lock_free, lock_new, lock_release
+from penstock.kernels.calls cimport STATUS_CANCELLED, STATUS_OK, Call
+
+cdef extern from *:
+    int __builtin_clzll(unsigned long long value) nogil
+
+
+cdef class Ledger:
+    """The counters of one served version.
+
+    Args:
+        max_batch_rows: batches of up to so many rows are counted by size, larger ones together.
+    """
+
+    def __cinit__(self, int64_t max_batch_rows):
+        self.max_batch_rows = max_batch_rows
+        self.lock = lock_new()
+        self.size_counts = <uint64_t*>calloc(<size_t>max_batch_rows + 2, sizeof(uint64_t))
+        self.size_ns = <uint64_t*>calloc(<size_t>max_batch_rows + 2, sizeof(uint64_t))
+        if self.lock == NULL or self.size_counts == NULL or self.size_ns == NULL:
+            raise MemoryError("no memory for a version's counters")
+
+    def __dealloc__(self):
+        free(self.size_counts)
+        free(self.size_ns)
+        lock_free(self.lock)
+
+    cdef void note_refused(self) noexcept nogil:
+        """A call was not admitted."""
+        lock_acquire(self.lock)
+        self.statistics.refused += 1
+        lock_release(self.lock)
+
+    cdef void note_invalid(self) noexcept nogil:
+        """A request was malformed or did not fit."""
+        lock_acquire(self.lock)
+        self.statistics.invalid += 1
+        lock_release(self.lock)
+
+    cdef void note_dropped(self, const Call* dropped) noexcept nogil:
+        """Calls left the queue without being run: cancelled, or their deadline passed."""
+        lock_acquire(self.lock)
+        while dropped != NULL:
+            if dropped.status == STATUS_CANCELLED:
+                self.statistics.cancelled += 1
+            else:
+                self.statistics.expired += 1
+            dropped = dropped.next
+        lock_release(self.lock)
+
+    cdef void note_failures(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil:
+        """A batch got statuses instead of answers."""
+        lock_acquire(self.lock)
+        self.note_calls(calls, taken, now)
+        lock_release(self.lock)
+
+    cdef void note_answers(self, const Call* calls, int64_t rows, int64_t taken, int64_t lookup, int64_t compute,
+                           int64_t started, int64_t now) noexcept nogil:
+        """A batch of so many rows was run and answered; `started` is when answering began."""
+        cdef int64_t size = rows if rows <= self.max_batch_rows else self.max_batch_rows + 1
+        lock_acquire(self.lock)
+        self.note_calls(calls, taken, now)
+        self.statistics.rows += <uint64_t>rows
+        self.statistics.batches += 1
+        self.statistics.last_ms = epoch_ms()
+        note(&self.statistics.lookup, lookup)
+        note(&self.statistics.compute, compute)
+        note(&self.statistics.encode, now - started)
+        self.size_counts[size] += 1
+        self.size_ns[size] += <uint64_t>compute
+        lock_release(self.lock)
+
+    cdef void note_calls(self, const Call* call, int64_t taken, int64_t now) noexcept nogil:
+        """Count the calls of a batch, the refused ones among them; the lock is held."""
+        while call != NULL:
+            if call.status == STATUS_OK:
+                self.statistics.succeeded += 1
+                note(&self.statistics.total, now - call.arrived_ns)
+            else:
+                self.statistics.failed += 1
+                self.statistics.failed_ns += <uint64_t>(now - call.arrived_ns)
+            note(&self.statistics.queue, taken - call.arrived_ns)
+            call = call.next
+
+    def snapshot(self):
+        """Counters since the start, durations in nanoseconds: see `Statistics` in ledger.pxd.
+
+        Phases (total, queue, lookup, compute, encode) are dicts of count, ns and buckets (bounds: `bucket_bounds`);
+        `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger.
+        """
+        cdef Statistics copy
+        cdef size_t n = <size_t>self.max_batch_rows + 2
+        cdef uint64_t[::1] counts = np.empty(n, np.uint64)
+        cdef uint64_t[::1] ns = np.empty(n, np.uint64)
+        with nogil:       # no object is made under the lock: making one may run other code, which may want the lock
+            lock_acquire(self.lock)
+            copy = self.statistics
+            memcpy(&counts[0], self.size_counts, n * sizeof(uint64_t))
+            memcpy(&ns[0], self.size_ns, n * sizeof(uint64_t))
+            lock_release(self.lock)
+        sizes = {i: (counts[i], ns[i]) for i in range(<Py_ssize_t>n) if counts[i]}
+        return {
+            "succeeded": copy.succeeded, "failed": copy.failed, "refused": copy.refused, "invalid": copy.invalid,
+            "expired": copy.expired, "cancelled": copy.cancelled, "rows": copy.rows, "batches": copy.batches,
+            "failed_ns": copy.failed_ns, "last_ms": copy.last_ms,
+            "sizes": sizes, "total": phase(&copy.total), "queue": phase(&copy.queue), "lookup": phase(&copy.lookup),
+            "compute": phase(&copy.compute), "encode": phase(&copy.encode),
+        }
+
+
+cdef inline int bucket_of(int64_t ns) noexcept nogil:
+    """The histogram bucket of a duration: four an octave from 1.024 microseconds on, so within 25 %."""
+    cdef uint64_t units
+    cdef int octave
+    if ns < 0:
+        ns = 0
+    units = <uint64_t>ns >> 8
+    if units < 4:
+        return <int>units
+    octave = 63 - __builtin_clzll(units)
+    octave = 4 * (octave - 1) + <int>(units >> (octave - 2) & 3)
+    return octave if octave < BUCKETS else BUCKETS - 1
+
+
+cdef inline void note(Phase* phase, int64_t ns) noexcept nogil:
+    phase.count += 1
+    phase.ns += <uint64_t>(ns if ns > 0 else 0)
+    phase.buckets[bucket_of(ns)] += 1
+
+
+cdef dict phase(Phase* counted):
+    return {"count": counted.count, "ns": counted.ns, "buckets": [counted.buckets[i] for i in range(BUCKETS)]}
+
+
+def bucket_bounds():
+    """Upper bound of each histogram bucket in seconds; the last one is infinity."""
+    bounds = [(units + 1) * 256e-9 for units in range(4)]
+    for index in range(4, BUCKETS):
+        octave, quarter = index // 4 + 1, index % 4
+        bounds.append((5 + quarter) * 2.0 ** (octave - 2) * 256e-9)
+    bounds[BUCKETS - 1] = float("inf")
+    return bounds
+
+
+def decide_bucket(int64_t ns):
+    """The histogram bucket of a duration in nanoseconds, for tests."""
+    return bucket_of(ns)
