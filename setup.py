@@ -52,6 +52,7 @@ class Kernel(NamedTuple):
 HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "mailboxes", "loops")
 KERNELS = {
     "wire": Kernel(),
+    "cache": Kernel(("pthread",)),
     "calls": Kernel(("pthread",)),
     "ledger": Kernel(("pthread",)),
     "batches": Kernel(),

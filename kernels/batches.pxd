@@ -2,6 +2,7 @@
 
 from libc.stdint cimport int64_t
 
+from penstock.kernels.cache cimport Cache
 from penstock.kernels.calls cimport Call
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport Blocks, Plan
@@ -11,6 +12,8 @@ cdef class Batch:
     cdef readonly Plan plan
     cdef readonly Ledger ledger
     cdef list spare                  # memory of finished batches, for the next ones of the lane
+    cdef Cache cache                 # where answers are kept, or None
+    cdef public bint degraded        # something was left out, so its answers are not kept
     cdef Call* calls                 # owned until answered; in arrival order
     cdef readonly int64_t rows
     cdef readonly int64_t taken_ns
@@ -22,7 +25,8 @@ cdef class Batch:
     cdef void give_back(self)
     cdef int check_open(self) except -1
     cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil
+    cdef void keep_answer(self, Call* call) noexcept nogil
     cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1
 
 
-cdef Batch new_batch(Plan plan, Ledger ledger, list spare, Call* calls, int64_t rows, int64_t taken_ns)
+cdef Batch new_batch(Plan plan, Ledger ledger, Cache cache, list spare, Call* calls, int64_t rows, int64_t taken_ns)

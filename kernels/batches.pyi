@@ -45,6 +45,7 @@ class Batch:
     def source(self) -> NDArray[np.uint8] | None: ...
     @property
     def entities(self) -> list[bytes | None] | None: ...
+    degraded: bool
     @property
     def deadline_ns(self) -> int:
         """The earliest deadline of its calls, CLOCK_MONOTONIC; 0 where none has one."""

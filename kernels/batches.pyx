@@ -13,6 +13,7 @@ from libc.stdlib cimport free, malloc
 
 from penstock.kernels._datatypes cimport DT_BYTES, item_size
 from penstock.kernels._system cimport aligned_new, monotonic_ns
+from penstock.kernels.cache cimport Cache
 from penstock.kernels.calls cimport (
     RELEASE_GIL_BYTES, STATUS_INTERNAL, STATUS_OK, STATUS_RESOURCE_EXHAUSTED, Call, deliver, fail_all, set_answer,
 )
@@ -59,6 +60,7 @@ cdef class Batch:
         source: uint8 [rows, n_columns], 1 where the caller sent the value and 0 where nobody did; None without matrix.
         entities: the entity id of each row as bytes, None where the caller sent none; None where nothing is looked up.
         taken_ns: when it was taken, CLOCK_MONOTONIC.
+        degraded: set by the worker where something was left out of the answers, which are then not kept in the cache.
 
     `complete`, `fail` or `split` is called once, and ends it.
     """
@@ -215,10 +217,16 @@ cdef class Batch:
                 timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
                 told = &timing if call.request.timing else NULL
                 write_answer(self.plan, blocks, call, told)
+                self.keep_answer(call)
             call = call.next
         self.ledger.note_answers(calls, self.rows, self.taken_ns, lookup_ns, compute_ns, started, monotonic_ns())
         self.calls = NULL
         deliver(calls)
+
+    cdef void keep_answer(self, Call* call) noexcept nogil:
+        """Have the cache keep an answer, as old as what it was made of can be."""
+        if call.token and call.status == STATUS_OK and self.cache is not None and not self.degraded:
+            self.cache.keep(&call.request, call.token, call.answer, call.answer_size, self.taken_ns)
 
     def refuse(self, int64_t row, int status, str message not None):
         """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
@@ -260,7 +268,7 @@ cdef class Batch:
         self.check_open()
         while self.calls != NULL:       # each call has an owner at any moment, so that no error on the way loses one
             part = Batch.__new__(Batch)
-            part.plan, part.ledger, part.spare = self.plan, self.ledger, self.spare
+            part.plan, part.ledger, part.cache, part.spare = self.plan, self.ledger, self.cache, self.spare
             call = part.calls = self.calls
             self.calls = call.next
             call.next = NULL
@@ -276,10 +284,10 @@ cdef class Batch:
         return parts
 
 
-cdef Batch new_batch(Plan plan, Ledger ledger, list spare, Call* calls, int64_t rows, int64_t taken_ns):
+cdef Batch new_batch(Plan plan, Ledger ledger, Cache cache, list spare, Call* calls, int64_t rows, int64_t taken_ns):
     """Copy the rows of the calls into one batch; None, its calls refused, where there is no memory for it."""
     cdef Batch batch = Batch.__new__(Batch)
-    batch.plan, batch.ledger, batch.spare = plan, ledger, spare
+    batch.plan, batch.ledger, batch.cache, batch.spare = plan, ledger, cache, spare
     batch.calls = calls
     batch.rows = rows
     batch.taken_ns = taken_ns

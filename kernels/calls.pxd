@@ -4,7 +4,7 @@ A transport makes a `Call`, a lane queues it, a batch answers it, and its `Sink`
 list of finished calls, from any thread, without the GIL. Whoever holds a call last frees it with `free_call`.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from penstock.kernels.wire cimport Request
 
@@ -39,6 +39,7 @@ cdef struct Call:            # one RPC in flight
     int64_t arrived_ns       # CLOCK_MONOTONIC
     int64_t deadline_ns      # CLOCK_MONOTONIC; 0: none
     Request request
+    uint64_t token           # what the cache keeps its answer under; 0: it is not kept
     int64_t first_row        # in the batch it was taken into
     int status               # gRPC status of the answer
     uint8_t* answer          # the reply's bytes, or the message of a status that is not OK

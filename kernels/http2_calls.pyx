@@ -52,6 +52,10 @@ cdef bint into_lane(Stream* stream) noexcept nogil:
     stream.body = NULL           # the call's now; its bytes stay charged to the stream
     stream.capacity = 0
     stream.call = call
+    if (<Lane>lane).recall(call, loop.now):
+        tally(&loop.counters.inferences)
+        answer_call(stream, call)
+        return True
     stream.in_lane = True
     atomic_add(&loop.in_lanes, 1)
     tally(&loop.counters.inferences)

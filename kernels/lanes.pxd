@@ -1,13 +1,14 @@
 """The face of the lanes: what a transport cimports to submit calls and be answered, with or without the GIL.
 
-A transport fills in a `Call` from `new_call`, parses it, asks the lane whether it `takes` it and has it queued by
-`enqueue`; it is answered through its `Sink`: a function that gets a list of finished calls, from any thread, without
+A transport fills in a `Call` from `new_call`, parses it, asks the lane whether it `takes` it, and then either has it
+answered at once by `recall` or queued by `enqueue`; it is answered through its `Sink`: a function that gets a list of finished calls, from any thread, without
 the GIL. From ADMIT until `deliver` the call belongs to the lane; before and after it belongs to the transport, which
 frees it with `free_call`.
 """
 
 from libc.stdint cimport int64_t
 
+from penstock.kernels.cache cimport Cache
 from penstock.kernels.calls cimport Call
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport Fault, Plan
@@ -35,10 +36,12 @@ cdef class Lane:
     cdef int waiting
     cdef bint draining
     cdef readonly Ledger ledger
+    cdef readonly Cache cache        # of answers, or None
     cdef list spare                  # memory of finished batches
     cdef void* lock                  # pthread mutex and condition
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil
     cdef bint takes(self, Call* call) noexcept nogil
+    cdef bint recall(self, Call* call, int64_t now) noexcept nogil
     cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil
     cdef void wake_worker(self) noexcept nogil
     cdef int64_t read(self, const int64_t* value) noexcept nogil

@@ -3,6 +3,7 @@
 from typing import Any, final
 
 from penstock.kernels.batches import Batch
+from penstock.kernels.cache import Cache
 from penstock.kernels.calls import EventSink, Future, Ticket
 from penstock.kernels.ledger import Ledger
 from penstock.kernels.wire import Plan
@@ -17,6 +18,7 @@ class Lane:
         max_queue_rows: bound of the rows that may wait.
         max_queue_bytes: bound of the request bytes that may wait.
         max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+        cache: where answers are kept and looked up, of the same plan; None: nowhere.
     """
 
     def __new__(
@@ -27,12 +29,15 @@ class Lane:
         max_queue_rows: int = 65536,
         max_queue_bytes: int = ...,
         max_queue_delay_us: int = 0,
+        cache: Cache | None = None,
     ) -> Lane: ...
     @property
     def plan(self) -> Plan: ...
     @property
     def ledger(self) -> Ledger:
         """What was counted."""
+    @property
+    def cache(self) -> Cache | None: ...
     @property
     def queued_rows(self) -> int:
         """Rows waiting to be taken."""

@@ -17,6 +17,7 @@ from penstock.kernels._system cimport (
     flag_raised, lock_acquire, lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
 )
 from penstock.kernels.batches cimport Batch, new_batch
+from penstock.kernels.cache cimport Cache
 from penstock.kernels.calls cimport (
     RELEASE_GIL_BYTES, STATUS_CANCELLED, STATUS_DEADLINE_EXCEEDED, STATUS_INVALID_ARGUMENT, STATUS_OK,
     STATUS_RESOURCE_EXHAUSTED, STATUS_UNAVAILABLE, Call, EventSink, Ticket, deliver, fail_all, free_call, new_call,
@@ -102,15 +103,19 @@ cdef class Lane:
         max_batch_rows: rows a worker takes at once. A call with more rows runs alone.
         max_queue_rows, max_queue_bytes: bounds of what may wait; request bodies are what is counted.
         max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+        cache: where answers are kept and looked up, of the same plan; None: nowhere.
     """
 
     def __cinit__(self, Plan plan not None, *, int64_t max_batch_rows=256, int64_t max_queue_rows=65536,
-                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0):
+                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0, Cache cache=None):
         if max_batch_rows < 1 or max_queue_rows < 1 or max_queue_bytes < 1:
             raise ValueError("a lane's bounds are positive")
         if not 0 <= max_queue_delay_us <= MAX_DELAY_US:
             raise ValueError(f"a lane's delay is 0 to {MAX_DELAY_US} microseconds, not {max_queue_delay_us}")
+        if cache is not None and cache.plan is not plan:
+            raise ValueError("a lane's cache has the lane's plan")
         self.plan = plan
+        self.cache = cache
         self.limits.max_batch_rows = max_batch_rows
         self.limits.max_queue_rows = max_queue_rows
         self.limits.max_queue_bytes = max_queue_bytes
@@ -185,6 +190,9 @@ cdef class Lane:
         fault.code = parse_request(call.body, call.size, &call.request)
         if fault.code == OK:
             match_request(self.plan, &call.request, fault)
+        if fault.code == OK and self.recall(call, now):
+            deliver(call)
+            return STATUS_OK
         if fault.code == OK:
             return status_of_admission(self.enqueue(call, now, wake))
         self.ledger.note_invalid()
@@ -196,6 +204,21 @@ cdef class Lane:
         fault.code = OK
         match_request(self.plan, &call.request, &fault)
         return fault.code == OK
+
+    cdef bint recall(self, Call* call, int64_t now) noexcept nogil:
+        """Answer a call that is parsed and fits from the cache; it stays with the transport. False: it is to be queued.
+
+        Before the queue, so that a full one and a run's wait are nothing to a request that comes again.
+        """
+        if self.cache is None:
+            return False
+        call.answer = self.cache.find(&call.request, now, &call.answer_size, &call.token)
+        if call.answer == NULL:
+            return False
+        call.next = NULL
+        call.arrived_ns = now
+        self.ledger.note_recalled(monotonic_ns() - now)
+        return True
 
     cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil:
         """Queue a call that is parsed and fits. Anything but ADMIT leaves the call with the transport."""
@@ -308,7 +331,7 @@ cdef class Lane:
                 calls = self.wait(False, &now, &rows)
             if calls == NULL:
                 return None
-            batch = new_batch(self.plan, self.ledger, self.spare, calls, rows, now)
+            batch = new_batch(self.plan, self.ledger, self.cache, self.spare, calls, rows, now)
             now = now_ns
         return batch
 

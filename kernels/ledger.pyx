@@ -49,6 +49,13 @@ cdef class Ledger:
         self.statistics.invalid += 1
         lock_release(self.lock)
 
+    cdef void note_recalled(self, int64_t ns) noexcept nogil:
+        """A call was answered from the cache."""
+        lock_acquire(self.lock)
+        self.statistics.succeeded += 1
+        note(&self.statistics.total, ns)
+        lock_release(self.lock)
+
     cdef void note_dropped(self, const Call* dropped) noexcept nogil:
         """Calls left the queue without being run: cancelled, or their deadline passed."""
         lock_acquire(self.lock)

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from penstock.server.address import Address
+from penstock.server.cache import CacheSettings
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 
@@ -68,6 +69,9 @@ class Config(BaseModel):
     drain_delay_s: float = Field(default=0.0, ge=0, description="between NOT_SERVING and closing the listener")
     drain_grace_s: float = Field(default=10.0, gt=0, description="how long calls in flight may take to finish")
 
+    cache: dict[str, CacheSettings] = Field(
+        default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s"
+    )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")

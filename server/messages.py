@@ -42,6 +42,7 @@ def model_config(served: Served, config: Config) -> pb.ModelConfigResponse:
     )
     if plan.batched:
         answer.dynamic_batching.max_queue_delay_microseconds = config.max_queue_delay_us
+    answer.response_cache.enable = served.lane.cache is not None
     for key, value in parameters(served).items():
         answer.parameters[key].string_value = value
     return pb.ModelConfigResponse(config=answer)
@@ -93,6 +94,10 @@ def statistics(served: Served, config: Config) -> pb.ModelStatistics:
     _duration(stats.compute_input, calls, int(seen["lookup"]["ns"] * share))
     _duration(stats.compute_infer, calls, int(seen["compute"]["ns"] * share))
     _duration(stats.compute_output, calls, int(seen["encode"]["ns"] * share))
+    if served.lane.cache is not None:
+        cached = served.lane.cache.snapshot()
+        _duration(stats.cache_hit, cached["hits"], cached["hit_ns"])
+        _duration(stats.cache_miss, cached["misses"], cached["miss_ns"])
     for rows, (count, ns) in seen["sizes"].items():
         if rows > config.max_batch_rows:  # calls larger than a batch, of many sizes
             continue

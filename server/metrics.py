@@ -89,6 +89,7 @@ class LaneCollector(Collector):
         served = self._models.of("")
         seen = [(s, [s.name, str(s.version)], s.lane.snapshot()) for s in served]
         yield from _traffic(seen)
+        yield from _caches(served)
         yield _phases("penstock_request_duration_seconds", "Calls, by phase", CALL_PHASES, seen)
         yield _phases("penstock_batch_duration_seconds", "Batches, by phase", BATCH_PHASES, seen)
         yield from _features(served)
@@ -111,6 +112,26 @@ def _traffic(seen: list[tuple[Served, list[str], dict[str, Any]]]) -> Iterator[M
         queued_bytes.add_metric(labels, counts["queued_bytes"])
         info.add_metric([*labels, served.digest], 1)
     yield from (requests, rows, batches, queued, queued_bytes, info)
+
+
+def _caches(served: list[Served]) -> Iterator[Metric]:
+    asked = CounterMetricFamily("penstock_cache_requests", "Requests, by what the cache had", labels=[*MODEL, "result"])
+    gone = CounterMetricFamily("penstock_cache_removed", "Answers let go of, by why", labels=[*MODEL, "reason"])
+    kept = CounterMetricFamily("penstock_cache_kept", "Answers put into the cache", labels=MODEL)
+    entries = GaugeMetricFamily("penstock_cache_entries", "Answers in the cache", labels=MODEL)
+    used = GaugeMetricFamily("penstock_cache_bytes", "Bytes of the answers in the cache, keys included", labels=MODEL)
+    for version in served:
+        if version.lane.cache is None:
+            continue
+        counts, labels = version.lane.cache.snapshot(), [version.name, str(version.version)]
+        for result, name in (("hit", "hits"), ("miss", "misses"), ("passed", "passed")):
+            asked.add_metric([*labels, result], counts[name])
+        for reason in ("evicted", "expired"):
+            gone.add_metric([*labels, reason], counts[reason])
+        kept.add_metric(labels, counts["kept"])
+        entries.add_metric(labels, counts["entries"])
+        used.add_metric(labels, counts["bytes"])
+    yield from (asked, gone, kept, entries, used)
 
 
 def _phases(

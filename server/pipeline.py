@@ -46,6 +46,7 @@ class Pipeline:
         started, spent = monotonic_ns(), thread_time_ns()
         rows = batch.rows
         joined = self.join is None or self.join.fill(batch)
+        batch.degraded = not joined
         looked_up = monotonic_ns()
         outputs = self.compute(self._feeds(batch))
         computed = monotonic_ns()

@@ -19,6 +19,7 @@ from penstock.kernels.wire import NUMPY, Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
+from penstock.server.cache import cache_of
 from penstock.server.config import Config
 from penstock.server.golden import check
 from penstock.server.join import Join
@@ -57,6 +58,7 @@ class Served:
             max_queue_rows=config.max_queue_rows,
             max_queue_bytes=config.max_queue_bytes,
             max_queue_delay_us=config.max_queue_delay_us,
+            cache=cache_of(self.name, self.plan, views_of(self.manifest), config.cache),
         )
         self._max_batch_rows = config.max_batch_rows
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None

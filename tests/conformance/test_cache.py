@@ -1,0 +1,102 @@
+"""The cache of answers over real calls: what comes again is answered without a run, and says so."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+import pytest
+
+from penstock.registry import Registry
+
+CACHED = {"double": {"bytes": 1 << 20}}
+
+
+@pytest.fixture
+def caller(serving, calling):
+    """A server that keeps the answers of `double`."""
+    return calling(serving(cache=CACHED))
+
+
+def is_cached(answer) -> bool:
+    return answer.parameters["cached"].bool_param if "cached" in answer.parameters else False
+
+
+def test_what_comes_again_is_answered_without_a_run_and_says_so(caller):
+    first = caller.send("double", [[1.0, 2.0]], id="a").result()
+    again = caller.send("double", [[1.0, 2.0]], id="b", model_version="1").result()
+    assert not is_cached(first)
+    assert is_cached(again)
+    assert (first.id, again.id) == ("a", "b")
+    assert list(again.outputs) == list(first.outputs)
+    assert again.raw_output_contents == first.raw_output_contents
+    assert again.parameters["digest"] == first.parameters["digest"]
+    counts = caller.counts("double")
+    assert (counts.executions, counts.phases["success"].count) == (1, 2)
+    assert (counts.phases["cache_hit"].count, counts.phases["cache_miss"].count) == (1, 1)
+    assert counts.phases["cache_hit"].ns > 0
+
+
+def test_a_compressed_request_is_the_same_request(caller):
+    caller.send("double", [[1.0, 2.0]]).result()
+    call = caller.stub.ModelInfer(caller.request("double", [[1.0, 2.0]]), compression=grpc.Compression.Gzip)
+    assert is_cached(call)
+
+
+def test_a_model_that_is_not_named_keeps_nothing(caller):
+    for _ in range(2):
+        assert not is_cached(caller.send("echo", [[1.0]]).result())
+    assert caller.client.model_config("double").response_cache.enable
+    assert not caller.client.model_config("echo").response_cache.enable
+
+
+def test_a_call_that_asks_for_times_is_run(caller):
+    request = caller.request("double", [[1.0, 2.0]])
+    caller.stub.ModelInfer(request)
+    request.parameters["timing"].bool_param = True
+    answer = caller.stub.ModelInfer(request)
+    assert not is_cached(answer)
+    assert answer.parameters["batch_rows"].int64_param == 1
+
+
+def test_a_refusal_is_not_kept(serving, calling):
+    caller = calling(serving(cache={"*": {}}))
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError):
+            caller.send("reciprocal", [[0]]).result()
+    assert caller.counts("reciprocal").phases["cache_miss"].count == 2
+
+
+def test_a_hit_waits_for_no_run(serving, calling, gate):
+    caller = calling(serving(cache=CACHED))
+    caller.send("double", [[1.0, 2.0]]).result()
+    gate.shut()
+    held = caller.send("double", [[3.0, 4.0]])
+    gate.entered()
+    assert is_cached(caller.send("double", [[1.0, 2.0]]).result())
+    gate.open()
+    assert caller.answer(held).tolist() == [[6, 8]]
+
+
+def test_a_new_version_answers_for_itself(serving, calling, graphs, eventually, tmp_path):
+    registry = Registry(tmp_path / "registry")
+    registry.root.mkdir()
+    graphs.publish(registry, "m", graphs.double())
+    caller = calling(serving(registry=registry.root, cache={"*": {}}, poll_s=0.02))
+    for _ in range(3):
+        assert caller.answer(caller.send("m", [[1.0, 2.0]])).tolist() == [[2, 4]]
+    second = graphs.publish(registry, "m", graphs.same("FP32", "n", 2))
+    registry.set_alias("m", "champion", second.version if hasattr(second, "version") else 2)
+    eventually(lambda: caller.send("m", [[1.0, 2.0]]).result().model_version == "2")
+    for _ in range(3):
+        answer = caller.send("m", [[1.0, 2.0]]).result()
+        assert np.frombuffer(answer.raw_output_contents[0], "f4").tolist() == [1, 2]
+
+
+def test_many_callers_get_their_own_answers(caller):
+    """Some of them at once, so that one request is run by several calls and then answered from the cache."""
+    rows = [[float(i % 7), float(i % 5)] for i in range(400)]
+    calls = [caller.send("double", [row], id=str(i)) for i, row in enumerate(rows)]
+    for i, call in enumerate(calls):
+        assert caller.answer(call).tolist() == [[2 * value for value in rows[i]]]
+        assert call.result().id == str(i)
+    assert caller.counts("double").phases["cache_hit"].count > 0

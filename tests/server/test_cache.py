@@ -1,0 +1,83 @@
+"""Which versions keep answers, and that features which are looked up are never older than the operator allows."""
+
+from __future__ import annotations
+
+import grpc
+import numpy as np
+import pytest
+
+from penstock.features import Column, FeatureView, open_store
+from penstock.kernels.wire import Plan
+from penstock.server.cache import CacheSettings, cache_of
+from penstock.server.config import Config
+from penstock.server.errors import BadConfig
+
+PLAN = Plan("m", "1", [("x", "FP32", (-1,), "tensor", False)], [("y", "FP32", (), False)])
+VIEW = FeatureView(name="v", entity="id", columns=[Column(name="a", dtype="float32", default=0.0)], ttl_s=30)
+
+
+def of(views=(), **settings):
+    return cache_of("m", PLAN, views, {name: CacheSettings(**value) for name, value in settings.items()})
+
+
+def test_a_model_has_the_cache_it_is_given():
+    assert of() is None
+    assert of(other={}) is None
+    cache = of(m={"bytes": 100_000, "ttl_s": 1.5})
+    assert (cache.size, cache.ttl_ns) == (100_000, 1_500_000_000)
+
+
+def test_a_name_comes_before_the_star():
+    settings = {"*": CacheSettings(ttl_s=1), "m": CacheSettings(ttl_s=2)}
+    assert cache_of("m", PLAN, (), settings).ttl_ns == 2_000_000_000
+    assert cache_of("n", PLAN, (), settings).ttl_ns == 1_000_000_000
+
+
+def test_answers_of_looked_up_features_are_kept_only_where_the_operator_says_for_how_long(caplog):
+    assert of([VIEW], m={}) is None
+    assert "joined_ttl_s" in caplog.text
+    assert of([VIEW], m={"joined_ttl_s": 5}).ttl_ns == 5_000_000_000
+    assert of([VIEW], m={"joined_ttl_s": 500}).ttl_ns == 30_000_000_000
+
+
+@pytest.mark.parametrize("wrong", [{"bytes": 1}, {"ttl_s": 0}, {"joined_ttl_s": -1}, {"size": 1}])
+def test_a_wrong_setting_is_named(wrong):
+    with pytest.raises(BadConfig, match=rf"cache\.m\.{next(iter(wrong))}"):
+        Config.read(cache={"m": wrong})
+
+
+@pytest.fixture
+def joined(registry, graphs, serving, calling, proxy):
+    """A version that joins `VIEW` from a Redis that can misbehave; a Caller."""
+    view = VIEW.model_copy(update={"on_outage": "default"})
+    url = f"unix://{proxy.path}" if hasattr(proxy, "path") else proxy.url
+    graphs.publish(registry, "copy", graphs.copy(1), columns=("a",), views=[view])
+    store = open_store(url)
+    store.put(view, [b"ada"], {"a": np.array([1.5], "f4")})
+    store.close()
+    return calling(serving(features=url, feature_timeout_ms=200, cache={"copy": {"joined_ttl_s": 20}}))
+
+
+def ask(caller) -> tuple[list[list[float]], bool]:
+    answer = caller.stub.ModelInfer(entity(caller))
+    return np.frombuffer(answer.raw_output_contents[0], "f4").tolist(), "cached" in answer.parameters
+
+
+def entity(caller):
+    request = caller.request("copy", [[1.0]])
+    del request.inputs[:]
+    del request.raw_input_contents[:]
+    request.inputs.add(name="id", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"ada")
+    return request
+
+
+def test_an_answer_without_its_features_is_not_kept(joined, proxy):
+    proxy.refuse() if hasattr(proxy, "refuse") else proxy.cut()
+    assert ask(joined) == ([0.0], False)
+    assert ask(joined) == ([0.0], False)
+
+
+def test_an_answer_with_its_features_is_kept(joined):
+    assert ask(joined) == ([1.5], False)
+    assert ask(joined) == ([1.5], True)
+    assert isinstance(joined.channel, grpc.Channel)
