@@ -182,9 +182,9 @@ def rows(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
 HEADERS = ("scenario", "server", "req/s", "CPU µs/req", "Redis µs/req", "p50 µs")
 
 
-def report(outcomes: Sequence[Outcome]) -> None:
+def report(outcomes: Sequence[Outcome], title: str = "Transports") -> None:
     """The table, and each line that holds; `main` tells which do not."""
-    print_table("Transports", HEADERS, rows(outcomes), numeric=HEADERS[2:])
+    print_table(title, HEADERS, rows(outcomes), numeric=HEADERS[2:])
     for outcome in outcomes:
         for verdict in filter(lambda verdict: verdict.held, outcome.verdicts):
             console.print(f"{outcome.name}: {verdict}", highlight=False, markup=False, soft_wrap=True)
