@@ -52,6 +52,7 @@ cdef extern from *:
     static long long monotonic_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
     static long long epoch_ms(void) { return clock_ns(CLOCK_REALTIME) / 1000000; }
     static void flag_raise(int *flag) { __atomic_store_n(flag, 1, __ATOMIC_RELEASE); }
+    static void flag_lower(int *flag) { __atomic_store_n(flag, 0, __ATOMIC_RELEASE); }
     static int flag_raised(const int *flag) { return __atomic_load_n(flag, __ATOMIC_ACQUIRE); }
     static long long atomic_add(int64_t *value, int64_t more) {
         return __atomic_add_fetch(value, more, __ATOMIC_ACQ_REL);
@@ -83,6 +84,7 @@ cdef extern from *:
     int64_t monotonic_ns() nogil
     int64_t epoch_ms() nogil
     void flag_raise(int* flag) nogil
+    void flag_lower(int* flag) nogil
     int flag_raised(const int* flag) nogil
     int64_t atomic_add(int64_t* value, int64_t more) nogil
     int64_t atomic_get(const int64_t* value) nogil

@@ -60,6 +60,9 @@ cdef class Cache:
     cdef bint wrapped        # entries lie in [tail, wrap) and [0, head); else in [tail, head)
     cdef bint full           # the ring has gone round
     cdef uint64_t lookups
+    cdef uint64_t in_vain    # look-ups since one last found an answer, or a request seen before
+    cdef int dry             # a flag: there were many of those, so only some requests are looked up
+    cdef int64_t skipped     # requests that were not
     cdef Counts counts
     cdef void* lock
     cdef uint8_t* find(self, const Request* request, int64_t now, size_t* size, uint64_t* token) noexcept nogil
@@ -70,6 +73,7 @@ cdef class Cache:
     cdef Slot* locate(self, const Request* request, uint64_t hash) noexcept nogil
     cdef Slot* slot_of(self, const Entry* entry) noexcept nogil
     cdef Slot* spare_slot(self, uint64_t hash) noexcept nogil
+    cdef void note_worth(self, bint found) noexcept nogil
     cdef Bucket* bucket_of(self, uint64_t hash) noexcept nogil
     cdef Entry* entry_at(self, const Slot* slot) noexcept nogil
     cdef void drop(self, Slot* slot) noexcept nogil

@@ -219,16 +219,33 @@ def test_an_answer_is_given_until_its_time_is_up():
 
 def test_once_full_a_request_is_kept_only_when_it_comes_again():
     cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND)
-    for number in range(2000):
+    for number in range(500):
         ask(cache, body_of([number, number]), 0, number)
     before = cache.snapshot()
-    assert before["evicted"] > 0
-    for number in range(5000, 9000):  # never again
+    assert before["kept"] < 500
+    for number in range(5000, 5500):  # never again
         ask(cache, body_of([number, number]), 0, number)
     after = cache.snapshot()
     assert after["kept"] - before["kept"] < 10
     for turn, expected in enumerate((-1.0, -2.0, -2.0)):
         assert ask(cache, body_of([-1]), 0, -1.0 - turn) == expected
+
+
+def test_where_nothing_comes_again_few_are_looked_up_until_something_does():
+    cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND * 3600)
+    for number in range(8000):
+        ask(cache, body_of([number, number]), 0, number)
+    before = cache.snapshot()
+    assert before["misses"] == 8000
+    hits = []
+    for turn in range(64):  # one request comes again and again among others that do not, every 50 ms
+        now = turn * 50_000_000
+        hits.append(ask(cache, body_of([-1]), now, turn) != turn)
+        for number in range(10):
+            ask(cache, body_of([turn, number, 1]), now, 0.0)
+    assert not hits[0]
+    assert hits[-1]
+    assert cache.snapshot()["misses"] > 8000 + 64 * 10 - 1
 
 
 def test_what_is_asked_for_stays_while_the_rest_goes():
