@@ -4,8 +4,8 @@ Servers run as processes of their own, all on the native transport over one regi
 without, and the bare nghttp2 echo. They are driven in turn, A B C A B C …; see `lines.py` for how ratios are taken.
 
 - *Hits*: one request again and again by h2load at 4 connections of 64 streams, against the echo of the same bytes.
-- *Unique*: `POOL` requests that all differ, in turn, by the generator of `penstock bench`. The cache, of 8 MiB, is full of
-  others before, and remembers a fifth of them, so each was forgotten long before it comes again.
+- *Unique*: `POOL` requests that all differ, in turn, by the generator of `penstock bench`. The cache, of 256 KiB, is full of
+  others before, and remembers a tenth of them, so each was forgotten long before it comes again.
 
     python -m penstock.benchmarks.cache [--rounds 5] [--seconds 3] [--pin] [--json]
 
@@ -33,8 +33,8 @@ from penstock.client import Client
 from penstock.commands._console import errors, print_json
 from penstock.errors import PenstockError
 
-POOL, OTHERS = 1 << 18, 1 << 15
-ROOM = 1 << 23  # bytes: 19,000 answers, and 52,000 requests seen lately
+POOL, OTHERS = 1 << 18, 1 << 12
+ROOM = 1 << 18  # bytes: 600 answers, and 1,600 requests seen lately, or 26,000 where few are looked up
 SETTINGS = {"cached": "cache: {plain: {bytes: 67108864}}\n", "small": f"cache: {{plain: {{bytes: {ROOM}}}}}\n"}
 HITS = (Line("cached", "rate", against="echo", at_least=0.8),)
 UNIQUE = (Line("small", "rate", against="off", at_least=0.97),)
