@@ -4,8 +4,8 @@ Servers run as processes of their own, all on the native transport over one regi
 without, and the bare nghttp2 echo. They are driven in turn, A B C A B C …; see `lines.py` for how ratios are taken.
 
 - *Hits*: one request again and again by h2load at 4 connections of 64 streams, against the echo of the same bytes.
-- *Unique*: `POOL` requests that all differ, in turn, by the generator of `penstock bench`. The cache, of 256 KiB, is full of
-  others before, and remembers a tenth of them, so each was forgotten long before it comes again.
+- *Unique*: `POOL` requests that all differ, in turn, by the generator of `penstock bench`. The cache, of 256 KiB, is
+  full of others before, and remembers a tenth of them, so each was forgotten long before it comes again.
 
     python -m penstock.benchmarks.cache [--rounds 5] [--seconds 3] [--pin] [--json]
 

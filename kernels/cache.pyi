@@ -34,7 +34,9 @@ class Cache:
             WireError: the request is malformed or does not fit the plan.
         """
     def store(self, body: bytes, token: int, reply: bytes, now_ns: int) -> bool:
-        """Keep a ModelInferResponse under the token that `look_up` gave; False where it is too large or all else is dearer.
+        """Keep a ModelInferResponse under the token that `look_up` gave.
+
+        False where it is too large, or where all that would make room for it was asked for lately.
 
         Raises:
             WireError: the request is malformed or does not fit the plan.
@@ -47,5 +49,7 @@ class Cache:
             WireError: the request is malformed or does not fit the plan.
         """
     def snapshot(self) -> dict[str, Any]:
-        """Counters since the start (hits, misses, passed, kept, evicted, expired, hit_ns, miss_ns); entries and bytes
-        now. `passed` counts requests that were not looked up; times are reckoned from a sample, in nanoseconds."""
+        """Counters since the start (hits, misses, passed, kept, evicted, expired, hit_ns, miss_ns); entries, bytes now.
+
+        `passed` counts requests too large or asking for times; times are reckoned from a sample, in nanoseconds.
+        """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,6 +40,21 @@ def test_answers_of_looked_up_features_are_kept_only_where_the_operator_says_for
     assert "joined_ttl_s" in caplog.text
     assert of([VIEW], m={"joined_ttl_s": 5}).ttl_ns == 5_000_000_000
     assert of([VIEW], m={"joined_ttl_s": 500}).ttl_ns == 30_000_000_000
+
+
+def test_the_example_of_the_page_is_taken(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "cache.md").read_text("utf-8")
+    (tmp_path / "serve.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])
+    settings = Config.read(tmp_path / "serve.yaml").cache
+    assert cache_of("fraud", PLAN, (), settings).size == 268435456
+    assert cache_of("anything", PLAN, (), settings).ttl_ns == 10**10
+
+
+def test_every_field_is_listed_with_its_default():
+    page = (Path(__file__).parents[2] / "docs" / "cache.md").read_text("utf-8")
+    for name, field in CacheSettings.model_fields.items():
+        default = "none" if field.default is None else f"{field.default:g}" if name != "bytes" else str(field.default)
+        assert f"| `{name}` | {default} |" in page
 
 
 @pytest.mark.parametrize("wrong", [{"bytes": 1}, {"ttl_s": 0}, {"joined_ttl_s": -1}, {"size": 1}])

@@ -17,6 +17,7 @@ from penstock.monitoring import Profile, Reference
 from penstock.registry import Score
 
 NAMES = ("amount", "count")
+RESULTS = ("hit", "miss", "passed")
 
 
 @pytest.fixture
@@ -51,6 +52,25 @@ def scrape(address):
 
 def value(samples, metric, model="copy", **labels):
     return samples[metric, frozenset({"model": model, "version": "1", **labels}.items())]
+
+
+def test_a_cache_is_counted_where_there_is_one(registry, graphs, serving, calling):
+    for name in ("copy", "other"):
+        graphs.publish(registry, name, graphs.copy(2))
+    addresses = serving(metrics="127.0.0.1:0", cache={"copy": {"bytes": 1 << 20}})
+    caller = calling(addresses)
+    for values in ([1.0, 2.0], [3.0, 4.0], [1.0, 2.0]):
+        caller.client.predict("copy", [values])
+    samples, types = scrape(addresses.metrics)
+    told = {result: value(samples, "penstock_cache_requests_total", result=result) for result in RESULTS}
+    assert told == {"hit": 1, "miss": 2, "passed": 0}
+    assert value(samples, "penstock_cache_kept_total") == value(samples, "penstock_cache_entries") == 2
+    assert value(samples, "penstock_cache_removed_total", reason="evicted") == 0
+    assert 200 < value(samples, "penstock_cache_bytes") < 2000
+    assert value(samples, "penstock_requests_total", result="succeeded") == 3
+    assert value(samples, "penstock_rows_total") == 2
+    assert types["penstock_cache_bytes"] == "gauge"
+    assert ("penstock_cache_entries", frozenset({"model": "other", "version": "1"}.items())) not in samples
 
 
 def test_counters_are_exact(served, caplog):
