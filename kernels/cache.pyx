@@ -5,13 +5,13 @@ asked for are compared, and the hash only finds the place. The request's id, tim
 part in it. All memory is taken from `size`, table included, and what time it is the caller says.
 
 Entries lie one after the other in a ring. Room for a new one is made at its oldest end: an entry that was asked for
-since it was written moves to the newest end instead (CLOCK, over bytes); after `MOVES` of them it is the new one that is
-not kept. Once the ring is full an answer is kept only if its request was seen lately, so requests that never come again
-push nothing out; and after `VAIN` look-ups in a row without one that was seen before, only one in `WATCHED` is looked up, in
-turn by hash and time, until one was.
+since it was written moves to the newest end instead (CLOCK, over bytes); after `MOVES` of them it is the new one that
+is not kept. Once the ring is full an answer is kept only if its request was seen lately, so requests that never come
+again push nothing out; and after `VAIN` look-ups in a row without one that was seen before, only one in `WATCHED` is
+looked up, in turn by hash and time, until one was.
 
-Cost goals for a request of 30 floats: 40 ns where none ever comes again, 50 ns for a hit, and to both, where the table is
-larger than the processor's caches, one access to memory (100 ns and more).
+Cost goals for a request of 30 floats: 40 ns where none ever comes again, 50 ns for a hit, and two accesses to memory
+more where table and entry are not in the processor's caches (100 ns and more).
 """
 
 import os
@@ -290,7 +290,10 @@ cdef class Cache:
 
     cdef bint keep(self, const Request* request, uint64_t token, const uint8_t* reply, size_t reply_size,
                    int64_t now) noexcept nogil:
-        """Keep the answer to a request; False where it is too large or all else is dearer. `now` is when what it was made of was read."""
+        """Keep the answer to a request; False where it is too large, or all that would make room was asked for lately.
+
+        `now` is when what it was made of was read.
+        """
         cdef size_t keyed = key_size(request)
         cdef size_t head = self.plan.head.size
         cdef size_t size

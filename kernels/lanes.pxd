@@ -1,9 +1,9 @@
 """The face of the lanes: what a transport cimports to submit calls and be answered, with or without the GIL.
 
 A transport fills in a `Call` from `new_call`, parses it, asks the lane whether it `takes` it, and then either has it
-answered at once by `recall` or queued by `enqueue`; it is answered through its `Sink`: a function that gets a list of finished calls, from any thread, without
-the GIL. From ADMIT until `deliver` the call belongs to the lane; before and after it belongs to the transport, which
-frees it with `free_call`.
+answered at once by `recall` or queued by `enqueue`. What was queued is answered through its `Sink`: a function that
+gets a list of finished calls, from any thread, without the GIL. From ADMIT until `deliver` the call is the lane's;
+before and after it belongs to the transport, which frees it with `free_call`.
 """
 
 from libc.stdint cimport int64_t
