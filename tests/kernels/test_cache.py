@@ -14,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from penstock.kernels import cache as kernel
 from penstock.kernels.cache import Cache
+from penstock.kernels.calls import EventSink
+from penstock.kernels.lanes import Lane
 from penstock.kernels.wire import Plan, WireError, encode
 from penstock.proto import inference_pb2 as pb
 
@@ -343,3 +345,101 @@ def test_many_threads_get_only_their_own_answers():
     assert not wrong
     assert counts["hits"] + counts["misses"] == 12000
     assert counts["hits"] > 1000
+
+
+# ---- In a lane ------------------------------------------------------------------------------------------------------
+
+
+class Future:
+    """What a submitter waits for."""
+
+    def __init__(self) -> None:
+        self.result = self.error = None
+
+    def done(self) -> bool:
+        return bool(self.result or self.error)
+
+    def set_result(self, result: bytes) -> None:
+        self.result = result
+
+    def set_exception(self, error: Exception) -> None:
+        self.error = error
+
+
+class Served:
+    """A lane with a cache, and the model y = sum of x."""
+
+    def __init__(self) -> None:
+        self.cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND)
+        self.lane, self.sink = Lane(ROWS, cache=self.cache), EventSink()
+
+    def submit(self, body: bytes, now: int = 1) -> Future:
+        future = Future()
+        self.lane.submit(body, self.sink, future, now_ns=now)
+        self.sink.drain()
+        return future
+
+    def run(self, now: int = 1, *, degraded: bool = False) -> int:
+        """Run one batch; its rows."""
+        batch = self.lane.take(block=False, now_ns=now)
+        batch.degraded = degraded
+        batch.complete({"y": batch.inputs["x"].sum(axis=1)})
+        self.sink.drain()
+        return batch.rows
+
+
+def test_a_lane_answers_what_comes_again_before_the_queue():
+    served = Served()
+    first = served.submit(body_of([1, 2], id="a"))
+    served.run()
+    again = served.submit(body_of([1, 2], id="b"))
+    answers = [pb.ModelInferResponse.FromString(future.result) for future in (first, again)]
+    assert [answer.id for answer in answers] == ["a", "b"]
+    assert answers[0].raw_output_contents == answers[1].raw_output_contents
+    assert served.lane.queued_rows == 0
+    counts = served.lane.snapshot()
+    assert (counts["succeeded"], counts["total"]["count"], counts["rows"], counts["batches"]) == (2, 2, 1, 1)
+
+
+def test_an_answer_is_as_old_as_its_batch():
+    """Its age counts from when the batch was taken, for that is before anything was looked up."""
+    served = Served()
+    served.submit(body_of([1]), now=1)
+    served.run(now=SECOND)
+    assert served.submit(body_of([1]), now=2 * SECOND - 1).done()
+    assert not served.submit(body_of([1]), now=2 * SECOND).done()
+
+
+def test_a_degraded_batch_keeps_nothing():
+    served = Served()
+    served.submit(body_of([1]))
+    served.run(degraded=True)
+    assert not served.submit(body_of([1])).done()
+    assert served.cache.snapshot()["kept"] == 0
+
+
+def test_a_call_that_was_refused_is_not_kept_and_its_neighbours_are():
+    served = Served()
+    futures = [served.submit(body_of([value])) for value in (1, 2)]
+    batch = served.lane.take(block=False, now_ns=1)
+    batch.refuse(0, 5, "no")
+    batch.complete({"y": batch.inputs["x"].sum(axis=1)})
+    served.sink.drain()
+    assert futures[0].error
+    assert not served.submit(body_of([1])).done()
+    assert served.submit(body_of([2])).done()
+
+
+def test_members_that_are_run_singly_are_kept():
+    served = Served()
+    for value in (1, 2):
+        served.submit(body_of([value]))
+    for member in served.lane.take(block=False, now_ns=1).split():
+        member.complete({"y": member.inputs["x"].sum(axis=1)})
+    served.sink.drain()
+    assert all(served.submit(body_of([value])).done() for value in (1, 2))
+
+
+def test_a_lane_refuses_the_cache_of_another_version():
+    with pytest.raises(ValueError, match="plan"):
+        Lane(ROWS, cache=Cache(PLAN, size=1 << 16, ttl_ns=1))
