@@ -59,6 +59,7 @@ KERNELS = {
     "rows": Kernel(),
     "transforms": Kernel(("m",)),
     "drift": Kernel(("m",)),
+    "costs": Kernel(),
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),
