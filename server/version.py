@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from math import inf
 from threading import Thread
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from penstock.errors import PenstockError
 from penstock.features.store import FeatureStore
 from penstock.features.transforms import Transforms
+from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
 from penstock.kernels.wire import NUMPY, Plan
@@ -20,11 +22,14 @@ from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server.config import Config
-from penstock.server.golden import check
+from penstock.server.curve import Curve
+from penstock.server.golden import check, read
 from penstock.server.join import Join
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
+from penstock.server.samples import NothingToDraw, Samples
 from penstock.server.session import Session
+from penstock.server.warmup import curve_of
 from penstock.server.watch import Watch
 
 _log = logging.getLogger("penstock.server")
@@ -41,6 +46,10 @@ class Served:
         config: limits and threads.
         store: the feature store, or None where the operator gave none.
 
+    Attributes:
+        curve: what a batch takes by its rows, measured before the version took calls.
+        cap: rows of a run at most, what has more being run in parts; 0 where there is no such bound.
+
     Raises:
         PenstockError: the version cannot be served, and why.
     """
@@ -51,14 +60,19 @@ class Served:
         self.plan = plan_of(version.manifest, version.digest)
         self.pipeline = _pipeline(version, self.plan, config, store)
         self._warm(version.files.get("golden.npz"))
+        self.curve = _measured(version, self.pipeline, config)
+        self.cap = _cap(self.curve, self.plan, config)
+        self.pipeline = replace(self.pipeline, cap=self.cap)
+        for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
+            self.pipeline.cost.seed(rows, ns)
+        self._max_batch_rows = self.cap or config.max_batch_rows
         self.lane = Lane(
             self.plan,
-            max_batch_rows=config.max_batch_rows,
+            max_batch_rows=self._max_batch_rows,
             max_queue_rows=config.max_queue_rows,
             max_queue_bytes=config.max_queue_bytes,
             max_queue_delay_us=config.max_queue_delay_us,
         )
-        self._max_batch_rows = config.max_batch_rows
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
         workers = config.workers or (2 if self.pipeline.join else 1)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
@@ -95,6 +109,11 @@ class Served:
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
 
     @property
+    def way(self) -> str:
+        """Which way calls take, and why."""
+        return "lane: a worker runs what is queued"
+
+    @property
     def full(self) -> bool:
         """Whether a whole batch is queued already, so that nothing is gained by waiting for more."""
         return self.lane.queued_rows >= self._max_batch_rows
@@ -105,7 +124,7 @@ class Served:
         Returns:
             What the calling thread is reckoned to have spent, in nanoseconds of CPU; 0 where a worker does it.
         """
-        cost = self.pipeline.cost.predict(self.lane.queued_rows) if self._inline else inf
+        cost = (self.pipeline.cost.predict(self.lane.queued_rows) if self._inline else 0) or inf
         if cost > budget_ns:
             self.lane.wake()
             return 0.0
@@ -131,12 +150,44 @@ def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore 
     bfloat16 = frozenset(spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype == "BF16")
     outputs = [spec.name for spec in signature.outputs]
     session = Session(files[manifest.artifact_path], outputs, bfloat16=bfloat16, threads=config.intra_op_threads)
-    watch = None
-    if "profile.json" in files:
-        reference = Reference.from_json(files["profile.json"])
+    if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
-        watch = Watch(reference, manifest.score, config.drift_window_s, time.time())
+    watch = _watch(version, reference, config)
     return Pipeline(plan, session, _join(manifest, config, store), _transforms(version), watch)
+
+
+def _reference(version: Version) -> Reference | None:
+    profile = version.files.get("profile.json")
+    return None if profile is None else Reference.from_json(profile)
+
+
+def _watch(version: Version, reference: Reference | None, config: Config) -> Watch | None:
+    if reference is None:
+        return None
+    return Watch(reference, version.manifest.score, config.drift_window_s, time.time())
+
+
+def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
+    """The version's curve, measured with counters that are thrown away; without points where it cannot be."""
+    if not pipeline.plan.batched:
+        return Curve(reason="the graph takes no batches")
+    if not config.warmup_ms:
+        return Curve(reason="warmup_ms is 0")
+    reference, golden = _reference(version), version.files.get("golden.npz")
+    trial = replace(pipeline, watch=_watch(version, reference, config), cost=Cost())
+    try:
+        profile = None if reference is None else reference.features
+        samples = Samples(pipeline.plan, profile, {} if golden is None else read(golden)[0], config.max_batch_rows)
+    except NothingToDraw as error:
+        return Curve(reason=str(error))
+    return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000)
+
+
+def _cap(curve: Curve, plan: Plan, config: Config) -> int:
+    if config.batch_cap == "off" or not plan.batched or (config.batch_cap == "auto" and not curve.rows):
+        return 0
+    most = config.max_batch_rows
+    return curve.cap(most) if config.batch_cap == "auto" else min(int(config.batch_cap), most)
 
 
 def _check_profile(reference: Reference, manifest: Manifest) -> None:
