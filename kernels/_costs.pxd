@@ -2,16 +2,16 @@
 
 Weighted least squares with forgetting. A run of n rows weighs 1 / (n + 1)^2, so that errors count in proportion to
 what a run takes and one-row runs are not drowned by large ones. A run counts half as much 44 runs later. A curve
-measured at warm-up stays in, as a prior that weighs a quarter of a run a point and is never forgotten: it keeps the
+measured at warm-up stays in, as a prior that weighs a quarter of a run a point and is not forgotten: it keeps the
 slope known where callers send one size only. Without any curve a lone size tells a slope and no fixed cost.
 
-- A run that took more than CLIP times what was predicted counts as having taken that: one stall moves the line by a
-  few per cent, a lasting change within some tens of runs.
+- A run that took more than CLIP times what was predicted counts as having taken that: one stall moves the line by
+  a few per cent, a lasting change within some tens of runs.
 - A run that took less than a CLIP-th of it is no stall: what was known is wrong (a cold start, say) and mostly
-  forgotten.
+  forgotten, the curve as well.
 - a and b are never negative.
 
-Learning costs about 20 ns, predicting 1. Who shares a Cost between threads holds a lock for both. A zeroed one is blank.
+Learning costs about 20 ns, predicting 1. Threads that share a Cost hold a lock for both. A zeroed one is blank.
 """
 
 from libc.stdint cimport int64_t
@@ -108,7 +108,11 @@ cdef inline void cost_learn(Cost* cost, int64_t rows, int64_t ns) noexcept nogil
         cost.error += (error - cost.error) * (ERROR_SHARE if cost.runs else 1)
         if taken > CLIP * predicted:
             taken = CLIP * predicted
-        keep_of(&cost.own, KEEP_LITTLE if CLIP * taken < predicted else KEEP)
+        if CLIP * taken < predicted:
+            keep_of(&cost.own, KEEP_LITTLE)
+            keep_of(&cost.prior, KEEP_LITTLE)
+        else:
+            keep_of(&cost.own, KEEP)
     cost.runs += 1
     cost.known += 1
     add_run(&cost.own, 1, <double>rows, taken)

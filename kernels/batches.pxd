@@ -14,12 +14,16 @@ cdef class Batch:
     cdef Call* calls                 # owned until answered; in arrival order
     cdef readonly int64_t rows
     cdef readonly int64_t taken_ns
+    cdef int64_t began_ns            # the same by the clock, for learning; 0: nothing is to be learnt
+    cdef int64_t due_ns              # when the ledger takes it to end; 0: the ledger knows of no run
     cdef readonly dict inputs
     cdef readonly object matrix
     cdef readonly object source
     cdef readonly list entities
     cdef object memory
     cdef void give_back(self)
+    cdef void leave(self) noexcept nogil
+    cdef int64_t late_rows(self, int64_t began) noexcept nogil
     cdef int check_open(self) except -1
     cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil
     cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1

@@ -70,6 +70,7 @@ cdef class Batch:
         if self.calls != NULL:      # a worker that lost its batch must not leave callers waiting
             fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
             if self.ledger is not None:
+                self.leave()
                 self.ledger.note_failures(self.calls, self.taken_ns, monotonic_ns())
             deliver(self.calls)
 
@@ -207,6 +208,7 @@ cdef class Batch:
         cdef Timing timing
         cdef Timing* told
         cdef int64_t started = monotonic_ns()
+        cdef int64_t ended
         timing.batch_rows = self.rows
         timing.lookup_us = lookup_ns // 1000
         timing.compute_us = compute_ns // 1000
@@ -216,7 +218,11 @@ cdef class Batch:
                 told = &timing if call.request.timing else NULL
                 write_answer(self.plan, blocks, call, told)
             call = call.next
-        self.ledger.note_answers(calls, self.rows, self.taken_ns, lookup_ns, compute_ns, started, monotonic_ns())
+        ended = monotonic_ns()
+        self.ledger.note_answers(calls, self.rows, self.taken_ns, lookup_ns, compute_ns, started, ended)
+        self.ledger.note_run(self.rows, lookup_ns, ended - self.began_ns - lookup_ns if self.began_ns else -1,
+                             self.late_rows(started - compute_ns))
+        self.leave()
         self.calls = NULL
         deliver(calls)
 
@@ -237,10 +243,27 @@ cdef class Batch:
         self.check_open()
         text = message.encode()
         fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+        self.leave()
         self.ledger.note_failures(calls, self.taken_ns, monotonic_ns())
         self.calls = NULL
         deliver(calls)
         self.give_back()
+
+    cdef int64_t late_rows(self, int64_t began) noexcept nogil:
+        """Rows of calls whose deadline had passed when the run began."""
+        cdef Call* call = self.calls
+        cdef int64_t rows = 0
+        while call != NULL:
+            if call.deadline_ns and call.deadline_ns < began:
+                rows += call.request.rows
+            call = call.next
+        return rows
+
+    cdef void leave(self) noexcept nogil:
+        """Tell the ledger that the run is over."""
+        if self.due_ns:
+            self.ledger.note_left(self.due_ns)
+        self.due_ns = 0
 
     cdef void give_back(self):
         """Let the next batch use this one's memory."""
@@ -258,6 +281,7 @@ cdef class Batch:
         cdef Batch part
         parts = []
         self.check_open()
+        self.leave()
         while self.calls != NULL:       # each call has an owner at any moment, so that no error on the way loses one
             part = Batch.__new__(Batch)
             part.plan, part.ledger, part.spare = self.plan, self.ledger, self.spare
@@ -265,7 +289,7 @@ cdef class Batch:
             self.calls = call.next
             call.next = NULL
             part.rows = call.request.rows
-            part.taken_ns = self.taken_ns
+            part.taken_ns = self.taken_ns      # and no began_ns: members of a failed batch teach nothing about runs
             rows = slice(call.first_row, call.first_row + call.request.rows) if self.plan.batched else slice(None)
             part.inputs = {name: values[rows] for name, values in self.inputs.items()}
             part.matrix = None if self.matrix is None else self.matrix[rows]
@@ -283,6 +307,8 @@ cdef Batch new_batch(Plan plan, Ledger ledger, list spare, Call* calls, int64_t 
     batch.calls = calls
     batch.rows = rows
     batch.taken_ns = taken_ns
+    batch.began_ns = monotonic_ns()
+    batch.due_ns = ledger.note_taken(rows, batch.began_ns)
     try:
         fill_batch(batch)
     except MemoryError:

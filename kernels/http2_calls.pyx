@@ -20,7 +20,7 @@ from penstock.kernels.exchanges cimport (
 )
 from penstock.kernels.http2_answers cimport end_with, refuse, refuse_over_budget, refuse_size, send_chunk
 from penstock.kernels.calls cimport Call, cancel_call, free_call, new_call
-from penstock.kernels.lanes cimport ADMIT, DRAINING, NEVER_FITS, Admission, Lane, Limits as LaneLimits
+from penstock.kernels.lanes cimport ADMIT, DRAINING, NEVER_FITS, TOO_LATE, Admission, Lane, Limits as LaneLimits
 from penstock.kernels.routes cimport Routes
 from penstock.kernels.wire cimport OK as FAULT_OK, parse_request
 
@@ -75,6 +75,8 @@ cdef void refuse_admission(Stream* stream, Admission admission, const Call* call
             "rows or %lld bytes: send smaller requests", <long long>call.request.rows, call.size,
             <long long>limits.max_queue_rows, <long long>limits.max_queue_bytes)
         end_with(stream, STATUS_RESOURCE_EXHAUSTED, message, <size_t>written, NULL, 0)
+    elif admission == TOO_LATE:
+        end_with(stream, call.status, <const char*>call.answer, call.answer_size, NULL, 0)
     elif admission == DRAINING:
         refuse(stream, STATUS_UNAVAILABLE, "the version is draining, try again")
     else:

@@ -17,12 +17,15 @@ cdef enum Admission:         # what a lane says to a call
     QUEUE_FULL = 1
     NEVER_FITS = 2
     DRAINING = 3
+    TOO_LATE = 4             # it could not be answered in time; the call has the status and the words
 
 cdef struct Limits:
     int64_t max_batch_rows   # rows taken at once; a larger call runs alone
     int64_t max_queue_rows
     int64_t max_queue_bytes
     int64_t delay_ns         # how long a batch that is not full may wait for company; 0: not at all
+    int workers              # that run batches of this lane at once
+    bint foresee             # refuse what cannot be answered in time, and size runs by their calls' deadlines
 
 
 cdef class Lane:
@@ -39,6 +42,7 @@ cdef class Lane:
     cdef void* lock                  # pthread mutex and condition
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil
     cdef bint takes(self, Call* call) noexcept nogil
+    cdef bint hopeless(self, Call* call, int64_t now) noexcept nogil
     cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil
     cdef void wake_worker(self) noexcept nogil
     cdef int64_t read(self, const int64_t* value) noexcept nogil

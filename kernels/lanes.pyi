@@ -1,5 +1,6 @@
 """The queue of one served version and its batch former."""
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from penstock.kernels.batches import Batch
@@ -17,6 +18,8 @@ class Lane:
         max_queue_rows: bound of the rows that may wait.
         max_queue_bytes: bound of the request bytes that may wait.
         max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+        workers: how many threads take batches at once.
+        foresee: whether calls that could not be answered in time are refused, by what runs took so far.
     """
 
     def __new__(
@@ -27,6 +30,8 @@ class Lane:
         max_queue_rows: int = 65536,
         max_queue_bytes: int = ...,
         max_queue_delay_us: int = 0,
+        workers: int = 1,
+        foresee: bool = False,
     ) -> Lane: ...
     @property
     def plan(self) -> Plan: ...
@@ -51,8 +56,9 @@ class Lane:
         """Offer one ModelInferRequest; `future` is resolved by the sink's loop.
 
         Raises:
-            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), or larger than
-                the queue (RESOURCE_EXHAUSTED). The future is left alone.
+            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), larger than
+                the queue (RESOURCE_EXHAUSTED), or not to be answered in time (DEADLINE_EXCEEDED). The future is left
+                alone.
         """
     def wake(self) -> None:
         """Tell an idle worker that calls were submitted with `wake` off."""
@@ -65,3 +71,19 @@ class Lane:
 
 def decide_share(max_batch_rows: int, queued_rows: int, idle: int) -> int:
     """How many rows a worker takes of those queued, where `idle` others wait for some."""
+
+def decide_rows_within(fixed_ns: int, row_ns: int, most: int, budget: int) -> int:
+    """How many rows a run has at most where its first call came with `budget` nanoseconds, for tests."""
+
+def decide_too_late(
+    fixed_ns: int,
+    row_ns: int,
+    max_batch_rows: int,
+    workers: int,
+    running: Sequence[int],
+    queued_rows: int,
+    rows: int,
+    deadline: int,
+    now: int,
+) -> int:
+    """0 where a call can be answered in time, else in how many nanoseconds, for tests; `running` are ends of runs."""

@@ -5,6 +5,11 @@ timed unless the operator asks for a delay. Queued rows and bytes are bounded, a
 A call whose deadline passed or whose client is gone is dropped when it would be taken, and never run. Every admitted
 call is answered exactly once.
 
+With `foresee`, what runs take is foretold from those that were (`_forecast.pxd`): a call that could not be answered in
+time is refused at once, runs are no longer than half of what their first call came with, and a call that would expire
+before its run ends is dropped. A lane that knows nothing refuses nothing, and one that is idle always takes a call
+whose deadline has not passed, so that it learns when it was wrong.
+
 What to decide (admit, expire, fit, wait) are pure functions of the state and of `now`; the rest only carries them out.
 Submitting costs about 1 microsecond, of which parsing is the most; taking and answering about 0.5 a call.
 """
@@ -12,7 +17,9 @@ Submitting costs about 1 microsecond, of which parsing is the most; taking and a
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdio cimport snprintf
 
+from penstock.kernels._forecast cimport Forecast, finish_ns, foretells, rows_within, run_ns
 from penstock.kernels._system cimport (
     flag_raised, lock_acquire, lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
 )
@@ -54,6 +61,8 @@ cdef inline Admission admit(const Limits* limits, int64_t queued_rows, int64_t q
 cdef inline int status_of_admission(Admission admission) noexcept nogil:
     if admission == ADMIT:
         return STATUS_OK
+    if admission == TOO_LATE:
+        return STATUS_DEADLINE_EXCEEDED
     return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
 
 
@@ -68,6 +77,17 @@ cdef inline int64_t share_of(const Limits* limits, int64_t queued_rows, int idle
     if idle == 0 or limits.max_batch_rows <= MIN_SHARE:
         return limits.max_batch_rows
     return min(limits.max_batch_rows, max(fair, <int64_t>MIN_SHARE))
+
+
+cdef inline int64_t too_late(const Forecast* forecast, const Limits* limits, int64_t queued_rows, int64_t rows,
+                             int64_t deadline, int64_t now) noexcept nogil:
+    """0 where a call can be answered in time, else in how many nanoseconds it would be answered."""
+    cdef int64_t most, finish
+    if deadline == 0 or not foretells(forecast) or (queued_rows == 0 and forecast.running <= 0):
+        return 0
+    most = rows_within(forecast, limits.max_batch_rows, deadline - now)
+    finish = finish_ns(forecast, most, limits.workers, queued_rows, rows, now)
+    return finish if now + finish > deadline else 0
 
 
 cdef inline bint fits(int64_t most, int64_t batch_rows, int64_t rows) noexcept nogil:
@@ -102,10 +122,13 @@ cdef class Lane:
         max_batch_rows: rows a worker takes at once. A call with more rows runs alone.
         max_queue_rows, max_queue_bytes: bounds of what may wait; request bodies are what is counted.
         max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+        workers: how many threads take batches at once.
+        foresee: whether calls that could not be answered in time are refused, by what runs took so far.
     """
 
     def __cinit__(self, Plan plan not None, *, int64_t max_batch_rows=256, int64_t max_queue_rows=65536,
-                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0):
+                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0,
+                  int workers=1, bint foresee=False):
         if max_batch_rows < 1 or max_queue_rows < 1 or max_queue_bytes < 1:
             raise ValueError("a lane's bounds are positive")
         if not 0 <= max_queue_delay_us <= MAX_DELAY_US:
@@ -115,6 +138,8 @@ cdef class Lane:
         self.limits.max_queue_rows = max_queue_rows
         self.limits.max_queue_bytes = max_queue_bytes
         self.limits.delay_ns = max_queue_delay_us * 1000
+        self.limits.workers = workers
+        self.limits.foresee = foresee
         self.spare = []
         self.lock = lock_new()
         self.ledger = Ledger(max_batch_rows)
@@ -137,8 +162,9 @@ cdef class Lane:
             wake: tell an idle worker at once; else the submitter calls `wake` soon, once for several calls.
 
         Raises:
-            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), or larger than
-                the queue (RESOURCE_EXHAUSTED). The future is left alone.
+            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), larger than
+                the queue (RESOURCE_EXHAUSTED), or not to be answered in time (DEADLINE_EXCEEDED). The future is left
+                alone.
         """
         cdef Fault fault
         cdef Ticket ticket
@@ -178,6 +204,8 @@ cdef class Lane:
         if status == STATUS_RESOURCE_EXHAUSTED:
             return (f"the request has {call.request.rows} rows and {call.size} bytes; the queue never takes more than "
                     f"{self.limits.max_queue_rows} rows or {self.limits.max_queue_bytes} bytes: send smaller requests")
+        if status == STATUS_DEADLINE_EXCEEDED:
+            return (<bytes>call.answer[:call.answer_size]).decode()
         return "the version is draining, try again" if self.draining else "the queue is full, try again later"
 
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil:
@@ -207,6 +235,8 @@ cdef class Lane:
             call.deadline_ns = until
         lock_acquire(self.lock)
         admission = admit(&self.limits, self.rows, self.bytes, call.request.rows, <int64_t>call.size, self.draining)
+        if admission == ADMIT and self.limits.foresee and self.hopeless(call, now):
+            admission = TOO_LATE
         if admission == ADMIT:
             call.next = NULL
             if self.tail == NULL:
@@ -219,9 +249,23 @@ cdef class Lane:
             if wake and self.waiting:
                 lock_signal(self.lock)
         lock_release(self.lock)
-        if admission != ADMIT:
+        if admission == TOO_LATE:
+            self.ledger.note_too_late()
+        elif admission != ADMIT:
             self.ledger.note_refused()
         return admission
+
+    cdef bint hopeless(self, Call* call, int64_t now) noexcept nogil:
+        """Whether a call could not be answered in time; then it has the status and the words. The lock is held."""
+        cdef Forecast forecast = self.ledger.foretold()
+        cdef int64_t finish = too_late(&forecast, &self.limits, self.rows, call.request.rows, call.deadline_ns, now)
+        cdef char[160] message
+        if finish == 0:
+            return False
+        set_answer(call, STATUS_DEADLINE_EXCEEDED, message, <size_t>snprintf(
+            message, sizeof(message), "the answer would take %.3f ms and the deadline is in %.3f ms; the model was "
+            "not run", 1e-6 * <double>finish, 1e-6 * <double>max(call.deadline_ns - now, <int64_t>0)))
+        return True
 
     cdef void wake_worker(self) noexcept nogil:
         """Tell an idle worker that calls were queued with `wake` off."""
@@ -246,17 +290,22 @@ cdef class Lane:
         cdef Call* last = NULL
         cdef Call* call
         cdef Call** drop_at = dropped
+        cdef Forecast forecast
         cdef int64_t most = share_of(&self.limits, self.rows, self.waiting)
+        cdef int64_t end = now   # of the run, as far as it is foretold
+        if self.limits.foresee:
+            forecast = self.ledger.foretold()
+            if self.head.deadline_ns:
+                most = rows_within(&forecast, most, self.head.deadline_ns - self.head.arrived_ns)
+            end = now + run_ns(&forecast, min(most, self.rows))
         rows[0] = 0
         dropped[0] = NULL
         while self.head != NULL:
             call = self.head
-            if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, now):
-                if flag_raised(&call.cancelled):
-                    set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
-                else:
-                    set_answer(call, STATUS_DEADLINE_EXCEEDED,
-                               b"deadline exceeded while queued; the model was not run", 53)
+            if first == NULL and call.next == NULL and self.limits.foresee and forecast.running <= 0:
+                end = now        # whatever is foretold, an idle lane runs what it can learn from
+            if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, end):
+                drop(call, now)
                 self.unlink()
                 drop_at[0] = call
                 drop_at = &call.next
@@ -370,6 +419,16 @@ cdef class Lane:
         return self.ledger.snapshot() | {"queued_rows": self.queued_rows, "queued_bytes": self.queued_bytes}
 
 
+cdef void drop(Call* call, int64_t now) noexcept nogil:
+    """Give a call that is not run its status."""
+    if flag_raised(&call.cancelled):
+        set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
+    elif is_expired(call.deadline_ns, now):
+        set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline exceeded while queued; the model was not run", 53)
+    else:
+        set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline too near to be met; the model was not run", 50)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The decisions, for tests
 # ---------------------------------------------------------------------------------------------------------------------
@@ -379,3 +438,18 @@ def decide_share(int64_t max_batch_rows, int64_t queued_rows, int idle):
     cdef Limits limits
     limits.max_batch_rows = max_batch_rows
     return share_of(&limits, queued_rows, idle)
+
+
+def decide_rows_within(int64_t fixed_ns, int64_t row_ns, int64_t most, int64_t budget):
+    """How many rows a run has at most where its first call came with so many nanoseconds."""
+    cdef Forecast forecast = Forecast(fixed_ns, row_ns * 1000, 0, 0)
+    return rows_within(&forecast, most, budget)
+
+
+def decide_too_late(int64_t fixed_ns, int64_t row_ns, int64_t max_batch_rows, int workers, running,
+                    int64_t queued_rows, int64_t rows, int64_t deadline, int64_t now):
+    """0 where a call can be answered in time, else in how many nanoseconds; `running` are ends of runs."""
+    cdef Forecast forecast = Forecast(fixed_ns, row_ns * 1000, len(running), sum(running))
+    cdef Limits limits
+    limits.max_batch_rows, limits.workers = max_batch_rows, workers
+    return too_late(&forecast, &limits, queued_rows, rows, deadline, now)

@@ -43,6 +43,7 @@ class Config(BaseModel):
         coerce_numbers_to_str=True,
         description="rows of a run at most: auto (measured), off or a number",
     )
+    foresee: bool = Field(default=True, description="refuse at once what could not be answered in time")
     warmup_ms: int = Field(default=300, ge=0, le=60_000, description="for measuring a version's curve; 0: not at all")
     max_queue_rows: int = Field(default=65536, ge=1, description="rows that may wait, for each version")
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")

@@ -63,18 +63,21 @@ class Served:
         self.curve = _measured(version, self.pipeline, config)
         self.cap = _cap(self.curve, self.plan, config)
         self.pipeline = replace(self.pipeline, cap=self.cap)
-        for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
-            self.pipeline.cost.seed(rows, ns)
         self._max_batch_rows = self.cap or config.max_batch_rows
+        workers = config.workers or (2 if self.pipeline.join else 1)
         self.lane = Lane(
             self.plan,
             max_batch_rows=self._max_batch_rows,
             max_queue_rows=config.max_queue_rows,
             max_queue_bytes=config.max_queue_bytes,
             max_queue_delay_us=config.max_queue_delay_us,
+            workers=workers,
+            foresee=config.foresee,
         )
+        for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
+            self.lane.ledger.seed(rows, ns)
+            self.pipeline.cost.seed(rows, ns)
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
-        workers = config.workers or (2 if self.pipeline.join else 1)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
             Thread(target=serve, args=(self.lane, self.pipeline), name=f"worker {name} {i}", daemon=True)

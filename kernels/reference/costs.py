@@ -33,9 +33,10 @@ class Cost:
             error = abs(predicted - taken) / max(taken, 1)
             self.error += (error - self.error) * (ERROR_SHARE if self.runs else 1)
             taken = min(taken, CLIP * predicted)
-            keep = KEEP_LITTLE if CLIP * taken < predicted else KEEP
-            own = [(n, t, weight * keep) for n, t, weight in self._points[self._seeds :]]
-            self._points[self._seeds :] = own
+            wrong = CLIP * taken < predicted
+            first = 0 if wrong else self._seeds
+            kept = [(n, t, weight * (KEEP_LITTLE if wrong else KEEP)) for n, t, weight in self._points[first:]]
+            self._points[first:] = kept
         self.runs += 1
         self._points.append((rows, taken, 1.0))
         self._fit()

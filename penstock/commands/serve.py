@@ -34,6 +34,9 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Callers must show a certificate signed by it, PEM.")
     ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="Rows run at once.")] = None,
+    batch_cap: Annotated[
+        str | None, typer.Option(metavar="auto|off|ROWS", help="Rows of a run at most; measured where it is auto.")
+    ] = None,
     max_queue_delay_us: Annotated[int | None, typer.Option(help="How long a batch may wait for company.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads for each version; 0 chooses.")] = None,
     drain_delay: Annotated[
@@ -79,6 +82,7 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         max_batch_rows=max_batch_rows,
+        batch_cap=batch_cap,
         max_queue_delay_us=max_queue_delay_us,
         workers=workers,
         drain_delay_s=drain_delay,
