@@ -68,6 +68,7 @@ def tuning(served: Served) -> dict[str, str]:
         "penstock.curve": json.dumps(
             {"rows": curve.rows, "ns": curve.ns, "whole": curve.whole, "reason": curve.reason}
         ),
+        "penstock.deadlines": json.dumps({"too_late": seen["too_late"], "late_rows": seen["late_rows"]}),
         "penstock.cost": json.dumps({step: seen[f"{step}_cost"] for step in ("lookup", "run")}),
     }
 

@@ -23,7 +23,7 @@ def test_sizes_double_up_to_the_largest_batch():
         ((100, 110, 120, 140), 8),  # still growing
         ((100, 200, 400, 800), 1),  # flat: the smallest, whose calls are answered soonest
         ((100, 120, 200, 500), 4),  # a peak
-        ((100, 103, 203, 402), 4),  # within 3 % of it
+        ((100, 103, 203, 402), 2),  # within 3 % of it
     ],
 )
 def test_the_cap_is_the_smallest_size_within_3_percent_of_the_most_rows_a_second(ns, cap):
