@@ -62,7 +62,7 @@ def test_counters_are_exact(served, caplog):
         assert caller.send("copy", bad).exception()
     assert caller.send("fragile", [[0]]).exception()
     samples, kinds = read()
-    results = {"succeeded": 4, "invalid": 2, "failed": 0, "refused": 0, "expired": 0, "cancelled": 0}
+    results = {"succeeded": 4, "invalid": 2, "failed": 0, "refused": 0, "too_late": 0, "expired": 0, "cancelled": 0}
     for result, count in results.items():
         assert value(samples, "penstock_requests_total", result=result) == count, result
     assert value(samples, "penstock_requests_total", "fragile", result="failed") == 1

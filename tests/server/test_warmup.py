@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import socket
+import time
+from urllib.request import urlopen
 
+import grpc
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from penstock.commands.models import app
+from penstock.errors import PenstockError
 from penstock.monitoring import Profile, Reference
-from penstock.registry import Score
+from penstock.registry import Registry, Score
 from penstock.server.config import Config
 from penstock.server.version import Served
 
@@ -123,3 +130,106 @@ def test_a_cap_that_is_none_is_refused(bad):
 
 def test_a_cap_may_stand_as_a_number_in_yaml():
     assert Config(batch_cap=16).batch_cap == "16"
+
+
+# ---- Told ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def show(registry, monkeypatch):
+    """`penstock models show` of double, as a terminal of 100 columns has it."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("PENSTOCK_SERVER", raising=False)
+
+    def run(*words) -> str:
+        result = CliRunner().invoke(app, ["show", "double", "--registry", str(registry.root), *words])
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.stdout
+
+    return run
+
+
+def test_models_show_prints_how_a_server_runs_the_version(registry, graphs, serving, calling, show):
+    graphs.publish(registry, "double", graphs.double(), files={"golden.npz": DOUBLED})
+    addresses = serving(max_batch_rows=4)
+    caller = calling(addresses)
+    caller.answer(caller.send("double", [[1.0, 2.0]]))
+    out = show("--server", addresses.grpc)
+    for told in (f"Serving at {addresses.grpc}", "Way   lane", "Cost  run: ", "us a row", "Rows/s", "0 calls refused"):
+        assert told in out
+    assert sum("cap" in line.split() for line in out.splitlines()) == 1
+    serves = json.loads(show("--server", addresses.grpc, "--json"))["serving"]
+    assert [point["rows"] for point in serves["curve"]] == [1, 2, 4]
+    assert serves["costs"]["run"]["runs"] == 1
+    assert [point["rows"] for point in serves["curve"] if point["cap"]] == [serves["cap"]]
+    assert "serving" not in json.loads(show("--json"))
+    assert "Serving at" not in show()
+
+
+def test_models_show_says_why_there_is_no_curve(registry, graphs, serving, show):
+    graphs.publish(registry, "double", graphs.double())
+    out = show("--server", serving().grpc)
+    assert "Cap   none" in out
+    assert "Curve was not measured: there is neither a profile nor golden rows" in out
+
+
+def test_models_show_refuses_a_server_that_is_not_there_or_serves_something_else(
+    registry, graphs, serving, show, tmp_path
+):
+    graphs.publish(registry, "double", graphs.double())
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(PenstockError, match=r"no server answers at 127\.0\.0\.1"):
+            show("--server", f"127.0.0.1:{closed.getsockname()[1]}")
+    address = serving().grpc
+    other = Registry(tmp_path / "other")
+    other.root.mkdir()
+    graphs.publish(other, "double", graphs.double(), created_by="somebody else")
+    with pytest.raises(PenstockError, match="serves another double version 1"):
+        show("--server", address, "--registry", str(other.root))
+
+
+# ---- Refused early -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", ["native", "grpcio"])
+def test_a_call_that_could_not_be_answered_in_time_is_told_so_at_once(
+    registry, graphs, gate, serving, calling, transport
+):
+    if transport == "native":
+        pytest.importorskip("penstock.kernels.http2", reason="this build has no native transport")
+    graphs.publish(registry, "double", graphs.double())
+    addresses = serving(transport=transport, metrics="127.0.0.1:0")
+    caller = calling(addresses)
+    (lane,) = gate.lanes
+    for rows in (1, 2, 4):
+        lane.ledger.seed(rows, rows * 5_000_000_000)  # five seconds a row
+    gate.shut()
+    first = caller.send("double", [[1.0, 2.0]])
+    gate.entered()
+    began = time.monotonic()
+    error = caller.send("double", [[1.0, 2.0]], timeout=4).exception()
+    assert time.monotonic() - began < 3
+    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "the answer would take" in error.details()
+    patient = caller.send("double", [[1.0, 2.0]], timeout=60)
+    gate.open()
+    assert caller.answer(first).tolist() == caller.answer(patient).tolist() == [[2, 4]]
+    page = urlopen(f"http://{addresses.metrics}/metrics").read().decode()
+    assert 'penstock_requests_total{model="double",result="too_late",version="1"} 1.0' in page
+    assert 'penstock_late_rows_total{model="double",version="1"} 0.0' in page
+
+
+def test_a_server_that_is_not_to_foresee_keeps_the_call(registry, graphs, gate, serving, calling):
+    graphs.publish(registry, "double", graphs.double())
+    caller = calling(serving(foresee=False))
+    (lane,) = gate.lanes
+    lane.ledger.seed(1, 5_000_000_000)
+    gate.shut()
+    first = caller.send("double", [[1.0, 2.0]])
+    gate.entered()
+    second = caller.send("double", [[1.0, 2.0]], timeout=4)
+    gate.queued(1)
+    gate.open()
+    assert caller.answer(first).tolist() == caller.answer(second).tolist() == [[2, 4]]
