@@ -52,6 +52,13 @@ class Target:
             return cls(address, host, port, connection.getsockname()[0] == host)
 
     @property
+    def grpc(self) -> str:
+        """The address as a gRPC client takes it, where nothing is resolved any more."""
+        if not self.port:
+            return self.address
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
     def authority(self) -> str:
         return self.address if self.port else "localhost"
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from penstock.bench import drive, spans
+from penstock.bench import levels, shapes, spans
 from penstock.bench.histogram import Histogram
 from penstock.bench.target import Target
 from penstock.bench.work import Work
@@ -78,8 +78,8 @@ class Steps:
 
 @pytest.mark.parametrize(("growth", "windows"), [(1.0, 3), (1.5, 6)])
 def test_without_a_duration_windows_are_measured_until_three_agree_or_there_are_enough(growth, windows):
-    timing = drive.Timing(warmup_s=0.0, window_s=0.05, most_windows=6)
-    run = drive._Run(Steps(growth), timing, lambda *_: None, dict)
+    timing = shapes.Timing(warmup_s=0.0, window_s=0.05, most_windows=6)
+    run = levels._Run(Steps(growth), timing, lambda *_: None, dict)
     run.measure()
     assert len(run.windows) == windows
     assert run.reported().answered == sum(window.answered for window in run.windows)
@@ -92,7 +92,7 @@ def test_of_a_run_that_became_stable_only_the_stable_windows_are_reported():
         if what == "window 3":
             steps.growth = 1.0
 
-    run = drive._Run(steps, drive.Timing(warmup_s=0.0, window_s=0.05), calm, dict)
+    run = levels._Run(steps, shapes.Timing(warmup_s=0.0, window_s=0.05), calm, dict)
     run.measure()
     assert 5 <= len(run.windows) <= 10
     assert spans.is_stable(run.windows)
@@ -139,10 +139,10 @@ class Stalling:
 
 
 def driven(address, shape):
-    timing = drive.Timing(warmup_s=0.2, window_s=0.5, duration_s=2.5)
+    timing = shapes.Timing(warmup_s=0.2, window_s=0.5, duration_s=2.5)
     work = Work("any", 1, [b"x"], 1, ())
-    level, interrupted = drive.measure(Target.reach(address), work, (), shape, timing, lambda *_: None, dict)
-    assert not interrupted
+    level = levels.measure(levels.Subject(Target.reach(address), work), shape, timing, lambda *_: None)
+    assert not level.ended
     assert not level.span.failed
     return level
 
@@ -155,8 +155,8 @@ def test_a_stall_that_a_closed_loop_hides_is_shown_by_an_open_one():
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
-        closed = driven(address, drive.Shape(callers=1))
-        opened = driven(address, drive.Shape(rate=200, arrivals="constant"))
+        closed = driven(address, shapes.Shape(callers=1))
+        opened = driven(address, shapes.Shape(rate=200, arrivals="constant"))
     finally:
         server.stop(None).wait()
     for level in (closed, opened):
