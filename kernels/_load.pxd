@@ -39,10 +39,11 @@ cdef enum Phase:
 
 cdef enum:
     READ_BYTES = 1 << 18     # of one read
+    SHORT_READ_BYTES = 1 << 14    # where there is a schedule: about 0.1 ms of answers
     WRITE_BYTES = 1 << 18    # collected for one write
     FRAME_BYTES = 1 << 15    # more than a frame of nghttp2's has
     READS_A_PASS = 4         # of one connection
-    DUE_A_PASS = 64          # requests of the schedule between two writes
+    DUE_A_PASS = 256         # requests of the schedule between two writes
     EVENTS = 64
     STREAM_WINDOW = 1 << 20
     CONNECTION_WINDOW = 1 << 24
@@ -133,6 +134,8 @@ cdef struct Thread:
     int64_t body_at
     int64_t arrival          # the number of the schedule's next request
     int64_t next_due
+    int64_t written_at       # when requests of the schedule last went out
+    uint64_t turn            # of connections, each time they do
     int64_t[DUE_A_PASS] due  # intended times of what was submitted in this pass
     int due_count
     int64_t next_tick

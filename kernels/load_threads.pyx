@@ -1,6 +1,6 @@
 """Passes of a thread: what is due goes out, what came is read, and epoll waits no longer than the schedule allows."""
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from penstock.kernels._client cimport EPOLLET, alarm_new, alarm_set
@@ -68,53 +68,72 @@ cdef void begin_callers(Thread* thread) noexcept nogil:
             ask_again(thread, call, <int>(i % thread.slot_count), monotonic_ns())
 
 
-cdef void send_due(Thread* thread, int64_t now) noexcept nogil:
-    """Submit what the schedule asks for by now, at most DUE_A_PASS."""
-    cdef Shared* shared = thread.shared
-    cdef Call* call
-    cdef int64_t due
-    cdef int _turn
-    for _turn in range(DUE_A_PASS):
-        due = shared.begin + thread.arrival // shared.offset_count * shared.period + (
-            shared.offsets[thread.arrival % shared.offset_count])
-        thread.next_due = due
-        if due > now:
-            return
-        call = take_call(thread)
-        if call == NULL:
-            tally(&thread.outcomes[NOT_SENT])
-        elif not ask(thread, call, <int>(thread.arrival // shared.threads % thread.slot_count), due):
-            tally(&thread.outcomes[NOT_CONNECTED])
-            give_back(thread, call)
-        else:
-            thread.due[thread.due_count] = due
-            thread.due_count += 1
-        thread.arrival += shared.threads
+cdef inline int64_t send_at(const Thread* thread) noexcept nogil:
+    """When the schedule's next request is to go out, together with those that are due by then."""
+    cdef int64_t earliest = thread.written_at + thread.shared.quantum
+    return thread.next_due if thread.next_due > earliest else earliest
 
 
-cdef void write_due(Thread* thread) noexcept nogil:
-    """Write what was submitted, and note how late that is."""
-    cdef Wire* wire = thread.wires
-    cdef int64_t now
-    cdef int i
-    while wire != NULL:
-        if not wire.lost:
-            flush(wire)
-        wire = wire.next
-    now = monotonic_ns()
+cdef void send_due(Thread* thread) noexcept nogil:
+    """Submit and write what the schedule asks for by now, if it is time, and note how late each request is.
+
+    What goes out together goes out on one connection: a system call for each costs more than all else together.
+    """
+    cdef int64_t now = monotonic_ns()
+    cdef int slot, i
+    if now < send_at(thread):
+        return
+    slot = <int>(thread.turn % <uint64_t>thread.slot_count)
+    thread.turn += 1
+    submit_due(thread, slot, now)
+    write_all(thread)
+    now = thread.written_at = monotonic_ns()
     for i in range(thread.due_count):
         tally(&thread.lags[bucket_of(now - thread.due[i])])
     thread.due_count = 0
 
 
-cdef int patience_until(Thread* thread, int64_t now) noexcept nogil:
-    """How long epoll may wait, in milliseconds, with the alarm set for what is due before."""
-    cdef int64_t quantum = thread.shared.quantum
-    cdef int64_t at = thread.next_due
-    if at <= now + SPIN_NS and (quantum == 0 or at <= now):
+cdef void submit_due(Thread* thread, int slot, int64_t now) noexcept nogil:
+    """At most DUE_A_PASS requests of the schedule."""
+    cdef Shared* shared = thread.shared
+    cdef Call* call
+    cdef int _turn
+    for _turn in range(DUE_A_PASS):
+        if thread.next_due > now:
+            return
+        call = take_call(thread)
+        if call == NULL:
+            tally(&thread.outcomes[NOT_SENT])
+        elif not ask(thread, call, slot, thread.next_due):
+            tally(&thread.outcomes[NOT_CONNECTED])
+            give_back(thread, call)
+        else:
+            thread.due[thread.due_count] = thread.next_due
+            thread.due_count += 1
+        thread.arrival += shared.threads
+        thread.next_due = due_time(shared, thread.arrival)
+
+
+cdef inline int64_t due_time(const Shared* shared, int64_t arrival) noexcept nogil:
+    """When the schedule's request of this number is due."""
+    return shared.begin + arrival // shared.offset_count * shared.period + shared.offsets[arrival % shared.offset_count]
+
+
+cdef void write_all(Thread* thread) noexcept nogil:
+    """Write what connections have to say."""
+    cdef Wire* wire = thread.wires
+    while wire != NULL:
+        if not wire.lost:
+            flush(wire)
+        wire = wire.next
+
+
+cdef int patience_until(Thread* thread) noexcept nogil:
+    """How long epoll may wait, in milliseconds, with the alarm set for what is to go out before."""
+    cdef int64_t at = send_at(thread)
+    cdef int64_t now = monotonic_ns()
+    if at <= now or (thread.shared.quantum == 0 and at <= now + SPIN_NS):
         return 0
-    if at < now + quantum:
-        at = now + quantum
     if thread.alarmed <= now or thread.alarmed > at:
         alarm_set(thread.alarm, at)
         thread.alarmed = at
@@ -143,7 +162,7 @@ cdef void tick(Thread* thread, int64_t now) noexcept nogil:
     if now >= thread.next_look:
         thread.next_look = now + (thread.shared.timeout >> 2 if thread.shared.timeout < SECOND else SECOND >> 2)
         give_up_late(thread, now)
-    write_due(thread)
+    write_all(thread)
 
 
 cdef void give_up_late(Thread* thread, int64_t now) noexcept nogil:
@@ -165,36 +184,48 @@ cdef void live(Thread* thread) noexcept nogil:
     cdef bint begun = False
     cdef bint open_loop = shared.offsets != NULL
     cdef int64_t now, phase
-    cdef int found, i, patience
-    cdef void* tag
+    cdef int patience
     while True:
         phase = atomic_get(&shared.phase)
-        now = monotonic_ns()
         if phase == STOPPED or (phase == FINISHING and thread.in_flight == 0):
             return
         if not begun and flag_raised(&shared.started):
             begun = True
-            thread.first = now
-            if not open_loop:
-                begin_callers(thread)
-                write_due(thread)
+            begin(thread)
         if begun and not open_loop and thread.in_flight == 0 and thread.parked == NULL:
             return           # every request that was asked for is answered
         patience = TICK_MS
         if begun and open_loop and phase == SENDING:
-            send_due(thread, now)
-            if thread.due_count:
-                write_due(thread)
-            patience = patience_until(thread, now)
-        found = poll_wait(thread.poll, thread.events, EVENTS, patience)
-        for i in range(found):
-            tag = thread.events[i].data.ptr
-            if tag == &thread.wake:
-                event_clear(thread.wake)
-            elif tag != &thread.alarm and not (<Wire*>tag).lost:
-                on_ready(<Wire*>tag, thread.events[i].events)
+            send_due(thread)
+            patience = patience_until(thread)
+        serve_events(thread, poll_wait(thread.poll, thread.events, EVENTS, patience),
+                     begun and open_loop and phase == SENDING)
         now = monotonic_ns()
         if thread.untidy:
             tidy(thread, now)
         if now >= thread.next_tick:
             tick(thread, now)
+
+
+cdef void begin(Thread* thread) noexcept nogil:
+    """The first request of every caller, or of the schedule."""
+    thread.first = monotonic_ns()
+    if thread.shared.offsets == NULL:
+        begin_callers(thread)
+        write_all(thread)
+    else:
+        thread.next_due = due_time(thread.shared, thread.arrival)
+
+
+cdef void serve_events(Thread* thread, int found, bint scheduled) noexcept nogil:
+    """What epoll found; where there is a schedule, what is due goes out between two connections."""
+    cdef void* tag
+    cdef int i
+    for i in range(found):
+        tag = thread.events[i].data.ptr
+        if tag == &thread.wake:
+            event_clear(thread.wake)
+        elif tag != &thread.alarm and not (<Wire*>tag).lost:
+            if scheduled and i:
+                send_due(thread)
+            on_ready(<Wire*>tag, thread.events[i].events)

@@ -13,8 +13,8 @@ from penstock.kernels._client cimport (
     NGHTTP2_SETTINGS_ENABLE_PUSH, nghttp2_session_client_new2, nghttp2_strerror, socket_connect, strerror,
 )
 from penstock.kernels._load cimport (
-    CONNECTION_WINDOW, FRAME_BYTES, NOT_CONNECTED, READ_BYTES, READS_A_PASS, RETRY_NS, STREAM_WINDOW, WRITE_BYTES, Call,
-    Thread, Wire,
+    CONNECTION_WINDOW, FRAME_BYTES, NOT_CONNECTED, READ_BYTES, READS_A_PASS, RETRY_NS, SHORT_READ_BYTES, STREAM_WINDOW,
+    WRITE_BYTES, Call, Thread, Wire,
 )
 from penstock.kernels._nghttp2 cimport (
     NGHTTP2_FLAG_ACK, NGHTTP2_FLAG_NONE, NGHTTP2_GOAWAY, NGHTTP2_SETTINGS, NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE,
@@ -197,10 +197,14 @@ cdef void on_ready(Wire* wire, uint32_t events) noexcept nogil:
     """What epoll says of a connection."""
     cdef ssize_t got
     cdef ssize_t used
-    cdef int _read
+    cdef size_t room = READ_BYTES
+    cdef int reads = READS_A_PASS
+    if wire.thread.shared.offsets != NULL:
+        room, reads = SHORT_READ_BYTES, 1
     if events & (EPOLLIN | EPOLLERR | EPOLLHUP):
-        for _read in range(READS_A_PASS):
-            got = socket_read(wire.fd, wire.thread.read_buffer, READ_BYTES)
+        while reads:
+            reads -= 1
+            got = socket_read(wire.fd, wire.thread.read_buffer, room)
             if got <= 0:
                 if got == 0:
                     lose(wire, b"the server closed the connection")
@@ -210,7 +214,7 @@ cdef void on_ready(Wire* wire, uint32_t events) noexcept nogil:
             used = nghttp2_session_mem_recv(wire.session, wire.thread.read_buffer, <size_t>got)
             if used < 0:
                 lose(wire, nghttp2_strerror(<int>used))
-            if wire.lost or got < READ_BYTES:
+            if wire.lost or <size_t>got < room:
                 break
     if events & EPOLLOUT and wire.waits and not wire.lost:
         if write_out(wire, wire.unsent, wire.unsent_size):

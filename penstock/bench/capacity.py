@@ -142,8 +142,10 @@ def end_of(level: Level, limit_ms: float) -> End:
     if level.cores and server >= FULL * level.cores:
         return End("server CPU", f"the server kept its {_cores(level.cores)} busy ({server:.2f} of {level.cores})")
     if level.cores and span.busy_s is not None and span.busy_s / seconds >= FULL * level.cores:
-        own = f"the server {server:.2f} and the generator {span.own_s / seconds:.2f} of {_cores(level.cores)}"
-        return End("shared CPU", f"the server's cores were busy, though not with it alone: {own}")
+        busy, mine = span.busy_s / seconds, span.own_s / seconds
+        others = max(busy - server - mine, 0)
+        own = f"server {server:.2f}, generator {mine:.2f}, others {others:.2f} of {_cores(level.cores)}"
+        return End("shared CPU", f"the server's cores are full, and not of it alone ({own})")
     if level.sent_on_time < ON_TIME:
         return End("generator", f"only {level.sent_on_time:.1%} of the requests were sent within 1 ms of when due")
     if not level.cores:

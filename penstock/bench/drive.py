@@ -5,6 +5,7 @@ Sending happens in threads of `kernels.load` that never wait for Python. What th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 METHOD = b"/inference.GRPCInferenceService/ModelInfer"
 CONNECT_S, PROBE_S = 5.0, 10.0
+NICE = -5
 
 
 def kernel() -> type[Load]:
@@ -49,16 +51,48 @@ def headers(target: Target, deadline_ms: float = 0.0, method: bytes = METHOD) ->
     return [*sent, (b"grpc-timeout", b"%du" % round(deadline_ms * 1000))] if deadline_ms else sent
 
 
+class Life(threading.Thread):
+    """A thread of a load; `priority` is what it could raise its own to, in words, and "" where it did not."""
+
+    def __init__(self, load: Load, index: int, cores: str, *, hurried: bool) -> None:
+        super().__init__(name=f"load-{index}")
+        self._load, self._index, self._cores, self._hurried = load, index, cores, hurried
+        self.priority = ""
+
+    def run(self) -> None:
+        if self._cores:
+            os.sched_setaffinity(0, {int(core) for core in self._cores.split(",")})  # of this thread only
+        if self._hurried:
+            self.priority = raised()
+        self._load.run(self._index)
+
+
+def raised() -> str:
+    """Raise the priority of this thread as far as this user may; what it is now, in words, or "" as it was.
+
+    Else the scheduler lets a thread that wakes up wait until others have used up their time, some milliseconds.
+    """
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))  # 0 is this thread
+        return "real-time priority"
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        return f"niceness {NICE}"
+    return ""
+
+
 @contextmanager
 def running(
-    load: Load, threads: int, connections: int, address: str, cores: str = ""
-) -> Iterator[list[threading.Thread]]:
+    load: Load, threads: int, connections: int, address: str, cores: str = "", *, hurried: bool = False
+) -> Iterator[list[Life]]:
     """The load's threads, connected, on these cores ("1,3") or any; they are ended at the end.
+
+    Where they are `hurried` they raise their priority, as far as they may.
 
     Raises:
         BenchFailed: they cannot connect.
     """
-    lives = [threading.Thread(target=_live, args=(load, i, cores), name=f"load-{i}") for i in range(threads)]
+    lives = [Life(load, i, cores, hurried=hurried) for i in range(threads)]
     for life in lives:
         life.start()
     try:
@@ -73,12 +107,6 @@ def running(
         load.stop()
         for life in lives:
             life.join()
-
-
-def _live(load: Load, index: int, cores: str) -> None:
-    if cores:
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})  # of this thread only
-    load.run(index)
 
 
 def probe(target: Target, work: Work) -> bytes:

@@ -89,7 +89,8 @@ def measure(subject: Subject, shape: Shape, timing: Timing, progress: Progress) 
         **settings,
     )
     pids = local.listeners(target.port, target.host) if target.local else []
-    with running(load, shape.threads, settings["connections"], target.address) as lives:
+    threads, wires = shape.threads, settings["connections"]
+    with running(load, threads, wires, target.address, hurried=shape.hurried) as lives:
         run = _Run(Meter(load, pids), timing, progress, subject.statistics)
         load.start()
         run.measure()
@@ -108,6 +109,7 @@ def measure(subject: Subject, shape: Shape, timing: Timing, progress: Progress) 
         words,
         run.why(words),
         len(local.cores_of(pids)),
+        lives[0].priority,
     )
 
 

@@ -88,8 +88,10 @@ def _remarks(level: Level) -> Iterator[str]:
     if not level.callers and span.lags.total:
         late = level.sent_on_time < ON_TIME
         only = "only " if late else ""
-        yield f"{only}{level.sent_on_time:.2%} of requests were sent within 1 ms of when they were due" + (
-            "; this machine is too busy, so its own delay is in the latencies" if late else ""
+        yield (
+            f"{only}{level.sent_on_time:.2%} of requests were sent within 1 ms of when they were due"
+            + (f", by a generator at {level.priority}" if level.priority else "")
+            + ("; this machine is too busy, so its own delay is in the latencies" if late else "")
         )
     for name, count in span.errors.items():
         yield f"{count:,} {name}" + (f" ({level.words[name]})" if level.words.get(name) else "")
@@ -156,6 +158,7 @@ def _level(level: Level) -> dict[str, Any]:
     shape: dict[str, Any] = {"concurrency": level.callers}
     if not level.callers:
         shape = {"rate": level.asked_rate, "arrivals": level.arrivals, "sent_within_1ms": level.sent_on_time}
+        shape["generator_priority"] = level.priority
         shape["sent_late_us"] = _percentiles(level.span.lags.percentiles(PERCENTILES))
     span = level.span
     return {

@@ -53,6 +53,7 @@ class Shape:
         threads: of the generator.
         deadline_ms: sent with each call as its grpc-timeout; 0 for none.
         timeout_s: after which the generator itself gives a call up.
+        realtime: whether the threads of an open loop raise their priority where they may.
     """
 
     callers: int = 0
@@ -63,6 +64,12 @@ class Shape:
     threads: int = 1
     deadline_ms: float = 0.0
     timeout_s: float = 30.0
+    realtime: bool = True
+
+    @property
+    def hurried(self) -> bool:
+        """Whether threads raise their priority: those of an open loop that leave the server a core."""
+        return self.realtime and not self.callers and self.threads < len(os.sched_getaffinity(0))
 
     def settings(self) -> dict[str, Any]:
         """The arguments of `Load`."""

@@ -135,6 +135,7 @@ class Level:
         words: what was first said of each kind of error.
         ended: why measuring ended early, INTERRUPTED by Ctrl-C; empty where it did not.
         cores: which the server may use; 0 where that is not known.
+        priority: what the generator raised its own to, in words; empty where it did not.
     """
 
     callers: int
@@ -149,6 +150,7 @@ class Level:
     words: Mapping[str, str] = field(default_factory=dict)
     ended: str = ""
     cores: int = 0
+    priority: str = ""
 
     @property
     def latencies(self) -> Histogram:

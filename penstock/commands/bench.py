@@ -50,6 +50,9 @@ def bench(
     entities: Annotated[Path | None, typer.Option(metavar="FILE", help="Entity ids to send, one on each line.")] = None,
     connections: Annotated[int, typer.Option(min=0, help="In all; 0: one for each caller, up to 4.")] = 0,
     threads: Annotated[int, typer.Option(min=1, max=64, help="Of the generator.")] = 1,
+    realtime: Annotated[
+        bool, typer.Option(help="Open loop: raise the generator's priority, where allowed, so that it sends on time.")
+    ] = True,
     deadline: Annotated[float, typer.Option(min=0.0, metavar="MS", help="Deadline sent with each call; 0: none.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="To give a call up after.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Of made-up rows and Poisson arrivals.")] = 7,
@@ -88,7 +91,14 @@ def bench(
         raise BenchFailed("give either --input or --entities")
     files = _bench.Files(csv, plot, as_json)
     options.check_files(csv, plot)
-    common = Shape(seed=seed, connections=connections, threads=threads, deadline_ms=deadline, timeout_s=timeout)
+    common = Shape(
+        seed=seed,
+        connections=connections,
+        threads=threads,
+        deadline_ms=deadline,
+        timeout_s=timeout,
+        realtime=realtime,
+    )
     shapes = options.shapes(common, concurrency, rate, arrivals, capacity=capacity)
     columns = read(input) if input is not None else None
     ids = read_ids(entities) if entities is not None else None

@@ -143,6 +143,27 @@ def test_an_open_loop_sends_what_is_due_and_no_more(serve):
     assert lags.sum() == latencies.sum() == made.counts()["sent"] == 100
 
 
+def test_what_is_due_within_the_quantum_goes_out_together_and_nothing_is_left_behind(serve):
+    schedule = np.arange(300, dtype=np.int64) * 100_000
+    made = a_load(serve(echo), schedule=schedule, period_ns=10**12, connections=3, quantum_ns=2_000_000)
+    with running(made):
+        made.start()
+        until(lambda: outcomes(made) == {"OK": 300})
+    lags = np.zeros(BUCKETS, np.uint64)
+    made.read_lags(lags)
+    assert lags.sum() == 300
+    assert Histogram(lags).percentile(50) < 200e6
+
+
+def test_the_schedule_is_served_by_every_thread(serve):
+    schedule = np.arange(200, dtype=np.int64) * 500_000
+    made = a_load(serve(echo), schedule=schedule, period_ns=10**12, connections=5, threads=3)
+    with running(made, threads=3):
+        made.start()
+        until(lambda: outcomes(made) == {"OK": 200})
+    assert made.counts()["sent"] == 200
+
+
 def test_an_open_loop_counts_what_it_cannot_send(serve):
     go = threading.Event()
     server = serve(lambda body, _: go.wait(20) and body)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
 from penstock.bench import levels, shapes, spans
 from penstock.bench.histogram import Histogram
 from penstock.bench.target import Target
 from penstock.bench.work import Work
+from penstock.registry import Registry
 
 pytest.importorskip("penstock.kernels.load")
 
@@ -59,6 +63,34 @@ def test_an_open_loop_keeps_its_rate(server):
     assert level["rate"] == 200
     assert level["requests_per_s"] == pytest.approx(200, rel=0.3)
     assert 0 < level["sent_within_1ms"] <= 1
+
+
+@pytest.fixture
+def real_server(tmp_path, penstock_server):
+    """Starts `penstock serve` with a model that gives back what it gets; rows.npz beside it holds rows for it."""
+    identity = runpy.run_path(str(Path(__file__).parents[1] / "peers" / "identity.py"))
+    registry = Registry(tmp_path / "registry")
+    identity["publish_identity"](registry, "identity", ("FP32",))
+    np.savez(tmp_path / "rows.npz", in_FP32=np.random.default_rng(7).normal(size=(512, 3)).astype(np.float32))
+    return lambda *words: penstock_server(registry.root, *words)
+
+
+def test_the_capacity_of_a_real_server_is_found(real_server, tmp_path):
+    started = real_server()
+    words = ["--capacity", "--p99", "50", "--duration", "0.3", "--warmup", "0.1", "--precision", "50", "--json"]
+    done = penstock("bench", started.grpc, "--model", "identity", "--input", str(tmp_path / "rows.npz"), *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    found = told["capacity"]
+    assert found["complete"]
+    assert found["requests_per_s"] > 0
+    assert found["missed_at"] is None or found["missed_at"] <= 1.5 * found["requests_per_s"]
+    assert found["ended_by"] in {"errors", "server CPU", "shared CPU", "generator", "latency"}
+    rates = [level["rate"] for level in told["levels"]]
+    assert found["requests_per_s"] in rates
+    assert rates == sorted(rates)
+    assert all(level["arrivals"] == "poisson" for level in told["levels"])
+    assert "% in time" in done.stderr
 
 
 class Steps:
@@ -247,6 +279,7 @@ def test_calls_that_all_fail_end_it_early(server):
         (["--rate", "5", "--arrivals", "bursts"], "--arrivals is constant or poisson, not 'bursts'"),
         (["--plot", "a.png"], "must end in .html, not 'a.png'"),
         (["--csv", "/no/such/folder/a.csv"], "there is no folder /no/such/folder"),
+        (["--capacity", "--rate", "5"], "--capacity finds the rate by itself"),
         (["--input", "a.npz", "--entities", "b"], "either --input or --entities"),
     ],
 )
