@@ -30,7 +30,7 @@ FAILING = 1 - SHARE
 FIRST = 0.6  # of what a closed loop reaches
 CALLERS = 64  # of that closed loop
 ENOUGH, LIMITS = 1000, 20  # a probe has so many requests, and is so many times as long as the limit
-PROBE_S, LONGEST_S = 3.0, 60.0
+PROBE_S, LONGEST_S, LEAST_DRAIN_S = 3.0, 60.0, 0.5
 
 Show = Callable[[Shape], AbstractContextManager[Progress]]
 Tried = Callable[[Shape, Level, float], None]  # and the share of its calls that were in time
@@ -116,10 +116,14 @@ def find(subject: Subject, promise: Promise, shape: Shape, timing: Timing, show:
 
 
 def probe_timing(timing: Timing, rate: float, promise: Promise) -> Timing:
-    """As long as it takes for a percentile to mean something, and for a queue to outgrow the limit."""
+    """As long as it takes for a percentile to mean something, and for a queue to outgrow the limit.
+
+    What is answered later than the limit is late however late it is, so it is not waited for much longer.
+    """
     least = timing.duration_s or PROBE_S
     wanted = max(ENOUGH / rate, LIMITS * promise.limit_ms / 1e3)
-    return replace(timing, duration_s=max(least, min(wanted, LONGEST_S)))
+    drain = min(timing.drain_s, max(2 * promise.limit_ms / 1e3, LEAST_DRAIN_S))
+    return replace(timing, duration_s=max(least, min(wanted, LONGEST_S)), drain_s=drain)
 
 
 def share_in_time(level: Level, limit_ms: float) -> float:
