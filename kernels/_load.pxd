@@ -81,6 +81,8 @@ cdef struct Wire:            # a connection
     Wire* next
     int slot
     int fd
+    void* tls                # NULL: plaintext
+    bint shaking             # hands
     nghttp2_session* session
     bint ready               # the server's settings came
     bint waits               # to write
@@ -93,6 +95,8 @@ cdef struct Wire:            # a connection
 cdef struct Shared:          # nothing of it changes while threads run, but the last four
     char[HOST_BYTES] host
     int port
+    void* tls                # what connections are made of; NULL: plaintext
+    const char* tls_name     # that the server is asked for
     nghttp2_nv[MAX_HEADERS] headers
     size_t header_count
     nghttp2_session_callbacks* callbacks

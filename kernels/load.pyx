@@ -35,6 +35,7 @@ from penstock.kernels.load_answers cimport on_data, on_header
 from penstock.kernels.load_requests cimport on_close
 from penstock.kernels.load_threads cimport close_thread, live, open_thread
 from penstock.kernels.load_wires cimport on_frame
+from penstock.kernels.tls cimport TlsTrust
 
 cdef enum:
     NO_COPY = 3              # of both name and value of a header
@@ -68,12 +69,13 @@ cdef class Load:
     cdef Shared shared
     cdef Thread* threads
     cdef list kept           # bytes that pointers point into
+    cdef TlsTrust tls
     cdef const int64_t[::1] schedule
 
     def __cinit__(
         self, *, bytes host not None, int port, headers, bodies, rows, int connections, int threads=1,
         int64_t callers=0, const int64_t[::1] schedule=None, int64_t period_ns=0, outputs=(), int64_t quantum_ns=0,
-        int64_t limit=0, double timeout_s=30.0, int64_t most_in_flight=65536,
+        int64_t limit=0, double timeout_s=30.0, int64_t most_in_flight=65536, TlsTrust tls=None,
     ):
         self.kept = []
         if len(host) >= HOST_BYTES:
@@ -97,6 +99,9 @@ cdef class Load:
         self.shared.limit, self.shared.quantum = limit, quantum_ns
         self.shared.timeout = <int64_t>(timeout_s * 1e9)
         self.shared.threads = threads
+        if tls is not None:
+            self.tls = tls
+            self.shared.tls, self.shared.tls_name = tls.context, tls.name
         self.keep_request(headers, bodies, rows, outputs)
         if schedule is not None:
             self.schedule = schedule

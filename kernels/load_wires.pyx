@@ -5,6 +5,7 @@ more is asked of nghttp2 until it is gone, and epoll tells when to go on. Calls 
 seen are sent again (`load_requests`); the others on a lost connection are counted as such.
 """
 
+from libc.errno cimport EAGAIN, ECONNRESET
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy
@@ -28,6 +29,10 @@ from penstock.kernels._sockets cimport (
 )
 from penstock.kernels._system cimport close, monotonic_ns, tally
 from penstock.kernels.load_calls cimport count, give_back, park, say_text
+from penstock.kernels.tls cimport (
+    TLS_AGAIN_READ, TLS_AGAIN_WRITE, TLS_DONE, TLS_WANT_READ, TLS_WANT_WRITE, tls_connect, tls_free, tls_handshake,
+    tls_read, tls_write,
+)
 
 
 cdef Wire* open_wire(Thread* thread, int slot) noexcept nogil:
@@ -41,7 +46,11 @@ cdef Wire* open_wire(Thread* thread, int slot) noexcept nogil:
         say_text(thread, NOT_CONNECTED, strerror(-wire.fd))
         free(wire)
         return NULL
-    if not greet(wire) or poll_set(thread.poll, EPOLL_CTL_ADD, wire.fd, EPOLLIN | EPOLLOUT, wire) != 0:
+    if thread.shared.tls != NULL:
+        wire.shaking = True
+        wire.tls = tls_connect(thread.shared.tls, wire.fd, thread.shared.tls_name)
+    if (wire.shaking and wire.tls == NULL) or not greet(wire) or poll_set(
+            thread.poll, EPOLL_CTL_ADD, wire.fd, EPOLLIN | EPOLLOUT, wire) != 0:
         free_wire(wire)
         return NULL
     wire.next = thread.wires
@@ -65,6 +74,7 @@ cdef bint greet(Wire* wire) noexcept nogil:
 cdef void free_wire(Wire* wire) noexcept nogil:
     if wire.session != NULL:
         nghttp2_session_del(wire.session)
+    tls_free(wire.tls, not wire.lost)
     close(wire.fd)           # which takes it out of epoll
     free(wire.unsent)
     free(wire)
@@ -134,13 +144,51 @@ cdef void end_calls(Thread* thread, Wire* wire, int64_t now) noexcept nogil:
             give_back(thread, call)
 
 
+cdef bint shake_hands(Wire* wire) noexcept nogil:
+    """Go on with TLS; whether it is done, and what was held back may be written."""
+    cdef int result = tls_handshake(wire.tls)
+    if result == TLS_DONE:
+        wire.shaking = False
+    elif result != TLS_WANT_READ and result != TLS_WANT_WRITE:
+        lose(wire, b"the TLS handshake failed")
+        return False
+    poll_set(wire.thread.poll, EPOLL_CTL_MOD, wire.fd, EPOLLIN if result == TLS_WANT_READ else EPOLLIN | EPOLLOUT, wire)
+    return result == TLS_DONE
+
+
+cdef ssize_t read_some(Wire* wire, uint8_t* out, size_t size) noexcept nogil:
+    """Bytes read, 0 where the server is done, or -errno."""
+    cdef ssize_t got
+    if wire.tls == NULL:
+        return socket_read(wire.fd, out, size)
+    got = tls_read(wire.tls, out, size)
+    return got if got >= 0 else error_of(wire, got)
+
+
+cdef ssize_t write_some(Wire* wire, const uint8_t* data, size_t size) noexcept nogil:
+    """Bytes written, or -errno."""
+    cdef ssize_t put
+    if wire.tls == NULL:
+        return socket_write(wire.fd, data, size)
+    put = tls_write(wire.tls, data, size)
+    return put if put >= 0 else error_of(wire, put)
+
+
+cdef ssize_t error_of(Wire* wire, ssize_t result) noexcept nogil:
+    """-errno of what TLS says; where it wants to write first, epoll tells when it may."""
+    if result == TLS_AGAIN_WRITE and not wire.waits:
+        wire.waits = True
+        poll_set(wire.thread.poll, EPOLL_CTL_MOD, wire.fd, EPOLLIN | EPOLLOUT, wire)
+    return -EAGAIN if result == TLS_AGAIN_READ or result == TLS_AGAIN_WRITE else -ECONNRESET
+
+
 cdef bint write_out(Wire* wire, const uint8_t* data, size_t size) noexcept nogil:
     """Write, and keep what the socket does not take; whether it took all."""
     cdef size_t done = 0
     cdef ssize_t put
     cdef uint8_t* rest
     while done < size:
-        put = socket_write(wire.fd, data + done, size - done)
+        put = write_some(wire, data + done, size - done)
         if put < 0:
             if not would_block(put):
                 lose(wire, strerror(<int>-put))
@@ -201,10 +249,12 @@ cdef void on_ready(Wire* wire, uint32_t events) noexcept nogil:
     cdef int reads = READS_A_PASS
     if wire.thread.shared.offsets != NULL:
         room, reads = SHORT_READ_BYTES, 1
-    if events & (EPOLLIN | EPOLLERR | EPOLLHUP):
+    if wire.shaking and not shake_hands(wire):
+        return
+    if wire.tls != NULL or events & (EPOLLIN | EPOLLERR | EPOLLHUP):
         while reads:
             reads -= 1
-            got = socket_read(wire.fd, wire.thread.read_buffer, room)
+            got = read_some(wire, wire.thread.read_buffer, room)
             if got <= 0:
                 if got == 0:
                     lose(wire, b"the server closed the connection")

@@ -43,7 +43,7 @@ def headers(target: Target, deadline_ms: float = 0.0, method: bytes = METHOD) ->
     """Of every request."""
     sent = [
         (b":method", b"POST"),
-        (b":scheme", b"http"),
+        (b":scheme", b"https" if target.trust else b"http"),
         (b":path", method),
         (b":authority", target.authority.encode()),
     ]
@@ -126,6 +126,7 @@ def probe(target: Target, work: Work) -> bytes:
         callers=1,
         limit=1,
         timeout_s=PROBE_S,
+        tls=target.trust.kernel(target.name) if target.trust else None,
     )
     with running(load, 1, 1, target.address) as lives:
         load.start()

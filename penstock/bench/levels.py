@@ -47,14 +47,17 @@ class Subject:
 
 
 class Meter:
-    """Reads a load's counters, and the CPU time of the server, of this process and of the server's cores."""
+    """Reads a load's counters, and the CPU time of the server, of this process and of the server's cores.
+
+    CPU time costs a millisecond of /proc, which a generator that shares the server's cores takes from both.
+    """
 
     def __init__(self, load: Load, pids: Sequence[int]) -> None:
         self._load = load
         self._pids = pids
         self._cores = local.cores_of(pids)
 
-    def read(self) -> Reading:
+    def read(self, *, cpu: bool = True) -> Reading:
         counts: Any = self._load.counts()
         latencies, lags = empty(), empty()
         self._load.read_latencies(latencies)
@@ -66,9 +69,9 @@ class Meter:
             tuple(counts["outcomes"]),
             counts["rows"],
             counts["latency_ns"],
-            local.family_cpu_s(self._pids) if self._pids else None,
+            local.family_cpu_s(self._pids) if cpu and self._pids else None,
             time.process_time(),
-            local.busy_s(self._cores) if self._cores else None,
+            local.busy_s(self._cores) if cpu and self._cores else None,
         )
 
 
@@ -86,6 +89,7 @@ def measure(subject: Subject, shape: Shape, timing: Timing, progress: Progress) 
         bodies=work.bodies,
         rows=[work.rows] * len(work.bodies),
         outputs=subject.outputs,
+        tls=target.trust.kernel(target.name) if target.trust else None,
         **settings,
     )
     pids = local.listeners(target.port, target.host) if target.local else []
@@ -110,6 +114,7 @@ def measure(subject: Subject, shape: Shape, timing: Timing, progress: Progress) 
         run.why(words),
         len(local.cores_of(pids)),
         lives[0].priority,
+        time.time() - (time.monotonic_ns() - run.origin) / 1e9,
     )
 
 
@@ -174,12 +179,12 @@ class _Run:
             self.windows.append(self._edges[-1].since(self._edges[-2], self.origin))
 
     def _stretch(self, seconds: float, what: str, *, keep: bool) -> None:
-        """Read every slice for so long, unless the run is hopeless."""
+        """Read every slice for so long, unless the run is hopeless; CPU time at the end only."""
         until = time.monotonic() + seconds
         each = max(self.timing.length_s / SLICES, SLICE_S)
         while not self.ended and (left := until - time.monotonic()) > 0:
             time.sleep(min(each, left))
-            reading = self.meter.read()
+            reading = self.meter.read(cpu=left <= each)
             span = reading.since(self.last, self.origin if keep else reading.at_ns)
             self.last = reading
             if keep:
@@ -204,11 +209,16 @@ class _Run:
         return self._edges[-1].since(self._edges[first], self.origin)
 
     def server_us(self) -> dict[str, float]:
-        """Means of the server's own phases over the whole measurement, for a request in µs."""
+        """Means of the server's own phases over the whole measurement, for a request in µs.
+
+        None of them where a counter went back: then they say nothing.
+        """
         if len(self._server) < 2 or not self._server[-1]:
             return {}
         before, after = self._server[0], self._server[-1]
         spent = {name: (after[name][0] - n, after[name][1] - ns) for name, (n, ns) in before.items() if name in after}
+        if any(n < 0 or ns < 0 for n, ns in spent.values()):
+            return {}
         return {name: ns / n / 1e3 if n > 0 else 0.0 for name, (n, ns) in spent.items()}
 
     def why(self, words: dict[str, str]) -> str:

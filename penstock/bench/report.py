@@ -163,6 +163,7 @@ def _level(level: Level) -> dict[str, Any]:
     span = level.span
     return {
         **shape,
+        "began_s": round(level.began_s + span.start_s, 6),
         "seconds": span.seconds,
         "requests": span.answered,
         "requests_per_s": span.rate,

@@ -135,6 +135,7 @@ class Level:
         words: what was first said of each kind of error.
         ended: why measuring ended early, INTERRUPTED by Ctrl-C; empty where it did not.
         cores: which the server may use; 0 where that is not known.
+        began_s: when measuring began, in Unix time.
         priority: what the generator raised its own to, in words; empty where it did not.
     """
 
@@ -151,6 +152,7 @@ class Level:
     ended: str = ""
     cores: int = 0
     priority: str = ""
+    began_s: float = 0.0
 
     @property
     def latencies(self) -> Histogram:

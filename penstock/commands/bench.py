@@ -55,6 +55,10 @@ def bench(
     ] = True,
     deadline: Annotated[float, typer.Option(min=0.0, metavar="MS", help="Deadline sent with each call; 0: none.")] = 0,
     timeout: Annotated[float, typer.Option(min=0.01, metavar="SECONDS", help="To give a call up after.")] = 30.0,
+    tls: Annotated[bool, typer.Option("--tls", help="Connect over TLS; the three below imply it.")] = False,
+    ca: Annotated[Path | None, typer.Option(metavar="FILE", help="CAs to trust; else the system's.")] = None,
+    certificate: Annotated[Path | None, typer.Option(metavar="FILE", help="The client's own, for mutual TLS.")] = None,
+    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The key of --certificate.")] = None,
     seed: Annotated[int, typer.Option(help="Of made-up rows and Poisson arrivals.")] = 7,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write perf_analyzer's CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write plots of latency.")] = None,
@@ -84,6 +88,7 @@ def bench(
     from penstock.bench.shapes import Shape, Timing
     from penstock.bench.spans import INTERRUPTED
     from penstock.bench.target import BenchFailed, Target
+    from penstock.bench.trust import Trust
     from penstock.client import Client
     from penstock.commands import _bench
 
@@ -103,8 +108,9 @@ def bench(
     columns = read(input) if input is not None else None
     ids = read_ids(entities) if entities is not None else None
     timing = Timing(warmup, window, duration)
-    target = Target.reach(address)
-    with Client(target.grpc) as client:
+    tls = tls or ca is not None or certificate is not None or key is not None
+    target = Target.reach(address, Trust(ca, certificate, key) if tls else None)
+    with Client(target.grpc, tls=target.trust.client(target.name) if target.trust else False) as client:
         subject = _bench.subject_of(client, target, model, version, rows, columns, ids, seed)
         if capacity:
             found = _bench.capacity_of(subject, Promise(p99, precision / 100), shapes[0], timing)

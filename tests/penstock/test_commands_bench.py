@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -99,7 +101,7 @@ class Steps:
     def __init__(self, growth):
         self.growth, self.more, self.at_ns, self.answered = growth, 100.0, 0, 0
 
-    def read(self):
+    def read(self, **_):
         self.at_ns += 10_000_000
         self.answered += int(self.more)
         self.more *= self.growth
@@ -129,6 +131,15 @@ def test_of_a_run_that_became_stable_only_the_stable_windows_are_reported():
     assert 5 <= len(run.windows) <= 10
     assert spans.is_stable(run.windows)
     assert run.reported().answered == sum(window.answered for window in run.windows[-3:])
+
+
+@pytest.mark.parametrize(("after", "told"), [((30, 7000), {"queue": 0.1}), ((30, 4000), {}), ((9, 7000), {})])
+def test_phases_of_a_server_whose_counters_go_back_are_not_told(after, told):
+    answers = iter([{"queue": (10, 5000)}, {"queue": after}])
+    timing = shapes.Timing(warmup_s=0.0, window_s=0.05, most_windows=1)
+    run = levels._Run(Steps(1.0), timing, lambda *_: None, lambda: next(answers))
+    run.measure()
+    assert run.server_us() == told
 
 
 def test_the_table_and_the_files_are_written(server, tmp_path):
@@ -243,12 +254,57 @@ def test_an_unknown_model_is_told_with_those_there_are(server):
     refused(bench(server, *SHORT, model="nobody"), "'nobody' is not found; this server has echo")
 
 
-def test_a_server_that_wants_tls(certificates, penstock_server, tmp_path):
-    (tmp_path / "models").mkdir()
-    files = ["--tls-certificate", str(certificates / "server.pem"), "--tls-key", str(certificates / "server.key")]
-    started = penstock_server(tmp_path, *files)
-    done = penstock("bench", started.grpc, "--model", "fraud")
-    refused(done, "wants TLS")
+@pytest.fixture
+def tls_words(certificates):
+    """Options of a server with TLS that asks its clients for a certificate."""
+    server = ["--tls-certificate", certificates / "server.pem", "--tls-key", certificates / "server.key"]
+    return [*map(str, server), "--tls-client-ca", str(certificates / "ca.pem")]
+
+
+def test_a_server_with_tls_is_measured_with_a_clients_certificate(real_server, tls_words, certificates, tmp_path):
+    started = real_server(*tls_words)
+    port = started.grpc.rpartition(":")[2]
+    words = ["--model", "identity", "--input", tmp_path / "rows.npz", *SHORT, "--connections", "2"]
+    words += ["--ca", certificates / "ca.pem", "--certificate", certificates / "client.pem"]
+    words += ["--key", certificates / "client.key"]
+    for address in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        done = penstock("bench", address, *map(str, words), "--json")
+        assert done.returncode == 0, done.stderr
+        (level,) = json.loads(done.stdout)["levels"]
+        assert level["requests"] > 10
+        assert not level["errors"]
+
+
+def test_what_tls_lacks_is_told(real_server, tls_words, certificates):
+    address = real_server(*tls_words).grpc
+    ask = ["bench", address, "--model", "identity"]
+    refused(penstock(*ask), "wants TLS")
+    refused(penstock(*ask, "--tls"), "is not trusted")
+    another = ["--ca", str(certificates / "another_ca.pem")]
+    refused(penstock(*ask, *another), "is not trusted")
+    refused(penstock(*ask, "--ca", str(certificates / "ca.pem")), "give --certificate and --key")
+    refused(penstock(*ask, "--certificate", str(certificates / "client.pem")), "belong together")
+    refused(penstock(*ask, "--ca", str(certificates / "ca.key")), "no certificates or no key")
+    refused(penstock(*ask, "--ca", "/no/such.pem"), "--ca: there is no file /no/such.pem")
+
+
+def test_a_plaintext_server_asked_for_tls_is_told(server):
+    refused(bench(server, "--tls"), "does not take TLS")
+
+
+def test_a_server_on_a_unix_socket_is_measured_by_several_threads(real_server, tmp_path):
+    path = Path(tempfile.mkdtemp(prefix="penstock-")) / "socket"  # short, for socket paths are
+    real_server("--grpc", f"unix:{path}")
+    words = ["--model", "identity", "--input", str(tmp_path / "rows.npz"), *SHORT[:4], "--json"]
+    loops = (["--concurrency", "7"], ["--rate", "300"])
+    for loop in loops:
+        done = penstock("bench", f"unix:{path}", *words, *loop, "--threads", "2", "--connections", "3")
+        assert done.returncode == 0, done.stderr
+        (level,) = json.loads(done.stdout)["levels"]
+        assert level["requests"] > 10
+        assert not level["errors"]
+        assert level["server_cores"] > 0  # its process was found by the socket's path
+    shutil.rmtree(path.parent)
 
 
 def test_a_first_call_that_fails_is_told_with_its_status(server):

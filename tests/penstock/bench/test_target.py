@@ -36,7 +36,7 @@ def speaking(answer, family=socket.AF_INET, at=("127.0.0.1", 0)):
     ("answer", "words"),
     [
         (b"\x15\x03\x01\0\x02\x02\x46", "wants TLS"),
-        (b"", "it wants TLS, or it is no gRPC server"),
+        (b"", "it wants TLS .--tls., or it is no gRPC server"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak HTTP/2"),
     ],
 )
