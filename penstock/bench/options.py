@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.bench import pictures
 from penstock.bench.shapes import Shape
 from penstock.bench.target import BenchFailed
 
@@ -49,8 +50,11 @@ def numbers(option: str, text: str, least: float, most: float) -> list[float]:
 
 def check_files(csv: Path | None, plot: Path | None) -> None:
     """What would fail after the measurement fails before it. Raises BenchFailed."""
-    if plot is not None and plot.suffix.lower() not in {".html", ".htm"}:
-        raise BenchFailed(f"--plot: plots are written as HTML, so the name must end in .html, not {plot.name!r}")
+    kind = plot.suffix.lower() if plot is not None else ".html"
+    if plot is not None and kind not in {".html", ".htm", ".png"}:
+        raise BenchFailed(f"--plot: plots are HTML or PNG, so the name must end in .html or .png, not {plot.name!r}")
+    if kind == ".png" and not pictures.drawable():
+        raise BenchFailed("--plot: PNG needs matplotlib (pip install 'penstock[plots]'); .html needs nothing")
     for option, path in (("--csv", csv), ("--plot", plot)):
         if path is not None and not path.absolute().parent.is_dir():
             raise BenchFailed(f"{option}: there is no folder {path.absolute().parent}")

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from penstock.bench import perf_csv, plots, report
+from penstock.bench import perf_csv, pictures, plots, report
 from penstock.bench.capacity import Capacity, Promise, find
 from penstock.bench.drive import probe
 from penstock.bench.levels import Progress, Statistics, Subject, measure
@@ -130,8 +130,13 @@ def report_capacity(subject: Subject, found: Capacity, seed: int, files: Files) 
 def _write(subject: Subject, levels: Sequence[Level], files: Files, remarks: Sequence[str]) -> None:
     if files.csv is not None and levels:
         perf_csv.write(files.csv, levels)
-    if files.plot is not None and levels:
-        files.plot.write_text(plots.page(report.title(subject.target, subject.work, levels), levels, remarks))
+    if files.plot is None or not levels:
+        return
+    heading = report.title(subject.target, subject.work, levels)
+    if files.plot.suffix.lower() == ".png":
+        pictures.write(files.plot, heading, levels)
+    else:
+        files.plot.write_text(plots.page(heading, levels, remarks))
 
 
 def _print_table(subject: Subject, levels: Sequence[Level]) -> None:

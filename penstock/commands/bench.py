@@ -61,7 +61,7 @@ def bench(
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="The key of --certificate.")] = None,
     seed: Annotated[int, typer.Option(help="Of made-up rows and Poisson arrivals.")] = 7,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write perf_analyzer's CSV.")] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write plots of latency.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Write plots of latency: .html or .png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Measure a server of the Open Inference Protocol over gRPC: throughput, latency to p99.99, errors.

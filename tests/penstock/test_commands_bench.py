@@ -333,7 +333,7 @@ def test_calls_that_all_fail_end_it_early(server):
         (["--rate", "x"], "--rate is a list such as 1,8,32"),
         (["--rate", "5", "--concurrency", "1"], "either --concurrency, for a closed loop, or --rate"),
         (["--rate", "5", "--arrivals", "bursts"], "--arrivals is constant or poisson, not 'bursts'"),
-        (["--plot", "a.png"], "must end in .html, not 'a.png'"),
+        (["--plot", "a.pdf"], "must end in .html or .png, not 'a.pdf'"),
         (["--csv", "/no/such/folder/a.csv"], "there is no folder /no/such/folder"),
         (["--capacity", "--rate", "5"], "--capacity finds the rate by itself"),
         (["--input", "a.npz", "--entities", "b"], "either --input or --entities"),
