@@ -182,9 +182,11 @@ class _Run:
         """Read every slice for so long, unless the run is hopeless; CPU time at the end only."""
         until = time.monotonic() + seconds
         each = max(self.timing.length_s / SLICES, SLICE_S)
-        while not self.ended and (left := until - time.monotonic()) > 0:
-            time.sleep(min(each, left))
-            reading = self.meter.read(cpu=left <= each)
+        done = seconds <= 0
+        while not (done or self.ended):
+            time.sleep(min(each, max(until - time.monotonic(), 0)))
+            done = time.monotonic() >= until
+            reading = self.meter.read(cpu=done)
             span = reading.since(self.last, self.origin if keep else reading.at_ns)
             self.last = reading
             if keep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import runpy
 import shutil
@@ -117,6 +118,18 @@ def test_without_a_duration_windows_are_measured_until_three_agree_or_there_are_
     run.measure()
     assert len(run.windows) == windows
     assert run.reported().answered == sum(window.answered for window in run.windows)
+
+
+def test_every_window_begins_and_ends_with_a_reading_of_cpu_time():
+    class Costly(Steps):
+        def read(self, *, cpu=True):
+            return dataclasses.replace(super().read(), cpu_s=self.at_ns / 1e9 if cpu else None)
+
+    timing = shapes.Timing(warmup_s=0.01, window_s=0.05, duration_s=0.5)
+    run = levels._Run(Costly(1.0), timing, lambda *_: None, dict)
+    run.measure()
+    assert all(window.cpu_s for window in run.windows)
+    assert any(part.cpu_s is None for part in run.slices)
 
 
 def test_of_a_run_that_became_stable_only_the_stable_windows_are_reported():
