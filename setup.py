@@ -50,6 +50,7 @@ class Kernel(NamedTuple):
 
 # From the lowest layer to the highest, as drawn in kernels/_http2.pxd.
 HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "mailboxes", "loops")
+LOAD = ("calls", "answers", "wires", "requests", "threads")  # as drawn in kernels/_load.pxd
 KERNELS = {
     "wire": Kernel(),
     "calls": Kernel(("pthread",)),
@@ -64,7 +65,7 @@ KERNELS = {
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),
     "http2": Kernel(("nghttp2", "pthread"), optional=True, parts=HTTP2),
-    "load": Kernel(("nghttp2",), optional=True),
+    "load": Kernel(("nghttp2",), optional=True, parts=LOAD),
 }
 
 # The optional kernels are the native transport. Each program must compile and link, or all of them are left out.
