@@ -57,6 +57,7 @@ KERNELS = {
     "batches": Kernel(),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
+    "ort": Kernel(("dl",)),
     "transforms": Kernel(("m",)),
     "drift": Kernel(("m",)),
     "costs": Kernel(),

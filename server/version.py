@@ -149,10 +149,8 @@ class Served:
 
 def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
     manifest, files = version.manifest, version.files
-    signature = manifest.signature
-    bfloat16 = frozenset(spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype == "BF16")
-    outputs = [spec.name for spec in signature.outputs]
-    session = Session(files[manifest.artifact_path], outputs, bfloat16=bfloat16, threads=config.intra_op_threads)
+    outputs = [spec.name for spec in manifest.signature.outputs]
+    session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
     watch = _watch(version, reference, config)
