@@ -61,6 +61,7 @@ KERNELS = {
     "transforms": Kernel(("m",)),
     "drift": Kernel(("m",)),
     "costs": Kernel(),
+    "windows": Kernel(("m", "pthread")),
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),

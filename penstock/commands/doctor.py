@@ -30,7 +30,7 @@ OPTIONAL = {
     "skl2onnx": "pip install 'penstock[convert]' to convert models",
     "pyarrow": "pip install 'penstock[tables]' to read Parquet and CSV",
 }
-KERNELS = ("wire", "lanes", "rows", "transforms", "drift", "routes", "exchanges", "ort")
+KERNELS = ("wire", "lanes", "rows", "transforms", "drift", "windows", "routes", "exchanges", "ort")
 NATIVE = "penstock.kernels.http2"
 NATIVE_ADVICE = (
     "built only where nghttp2 and OpenSSL can be compiled against: apt-get install libnghttp2-dev libssl-dev "

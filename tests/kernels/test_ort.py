@@ -77,9 +77,11 @@ def equal(ours, theirs):
     assert ours.tobytes() == theirs.tobytes()
 
 
-SESSIONS = {
-    name: (ort.Session(same(kind, "a", "b", "c")), binding(same(kind, "a", "b", "c"))) for name, kind in KINDS.items()
-}
+def both(onnx):
+    return ort.Session(onnx), binding(onnx)
+
+
+SESSIONS = {name: both(same(kind, "a", "b", "c")) for name, kind in KINDS.items()}
 
 
 @given(data=st.data(), name=st.sampled_from(sorted(KINDS)))
@@ -240,7 +242,7 @@ def test_nothing_is_lost_whatever_becomes_of_a_run(what):
         elif what == "refused":
             refused(
                 "dimensions",
-                lambda: LAYERED[0].run({"x": np.zeros((9, 9), np.float32), "b": np.zeros((9, 9), np.float32)}),
+                lambda: LAYERED[0].run(wrong),
             )
         elif what == "loading":
             ort.Session(onnx)
