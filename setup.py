@@ -55,6 +55,7 @@ KERNELS = {
     "calls": Kernel(("pthread",)),
     "ledger": Kernel(("pthread",)),
     "batches": Kernel(),
+    "engines": Kernel(("pthread",)),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
     "ort": Kernel(("dl",)),
