@@ -1,7 +1,7 @@
 """The I/O thread: one pass after another until it is told to stop, without the GIL as long as it lives.
 
 One pass: wait with epoll; read what connections have; run what that queued where it is cheap, and wake workers for the
-rest; take what the mailbox holds, the answers of workers first; look at the timers; write, one `send` a connection; free
+rest; take what the mailbox holds, workers' answers first; look at the timers; write, one `send` a connection; free
 what was closed. Nothing here blocks but epoll, and models run for no longer than `INLINE_BUDGET_NS` and one run beyond.
 Connections are accepted by the first loop and go to the one that has fewest.
 """
