@@ -18,7 +18,7 @@ from penstock.kernels.calls cimport (
 )
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport (
-    KIND_ENTITY, Blocks, Plan, Request, Slot, Timing, fill_numbers, read_texts, write_response,
+    KIND_ENTITY, Blocks, OutputBlock, Plan, Request, Slot, Timing, fill_numbers, read_texts, write_response,
 )
 
 from penstock.kernels.wire import NUMPY as _NUMPY
@@ -204,24 +204,8 @@ cdef class Batch:
     cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
         """Write the reply of every call that has no status yet, count the batch and deliver it."""
         cdef Call* calls = self.calls
-        cdef Call* call = calls
-        cdef Timing timing
-        cdef Timing* told
-        cdef int64_t started = monotonic_ns()
-        cdef int64_t ended
-        timing.batch_rows = self.rows
-        timing.lookup_us = lookup_ns // 1000
-        timing.compute_us = compute_ns // 1000
-        while call != NULL:
-            if call.status == STATUS_OK:
-                timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
-                told = &timing if call.request.timing else NULL
-                write_answer(self.plan, blocks, call, told)
-            call = call.next
-        ended = monotonic_ns()
-        self.ledger.note_answers(calls, self.rows, self.taken_ns, lookup_ns, compute_ns, started, ended)
-        self.ledger.note_run(self.rows, lookup_ns, ended - self.began_ns - lookup_ns if self.began_ns else -1,
-                             self.late_rows(started - compute_ns))
+        answer_calls(self.plan, self.ledger, blocks.blocks, calls, self.rows, self.taken_ns, self.began_ns, lookup_ns,
+                     compute_ns)
         self.leave()
         self.calls = NULL
         deliver(calls)
@@ -248,16 +232,6 @@ cdef class Batch:
         self.calls = NULL
         deliver(calls)
         self.give_back()
-
-    cdef int64_t late_rows(self, int64_t began) noexcept nogil:
-        """Rows of calls whose deadline had passed when the run began."""
-        cdef Call* call = self.calls
-        cdef int64_t rows = 0
-        while call != NULL:
-            if call.deadline_ns and call.deadline_ns < began:
-                rows += call.request.rows
-            call = call.next
-        return rows
 
     cdef void leave(self) noexcept nogil:
         """Tell the ledger that the run is over."""
@@ -335,14 +309,48 @@ cdef int64_t output_bytes(Plan plan, Blocks blocks, int64_t rows) noexcept nogil
     return total
 
 
-cdef void write_answer(Plan plan, Blocks blocks, Call* call, const Timing* timing) noexcept nogil:
+cdef void answer_calls(Plan plan, Ledger ledger, const OutputBlock* blocks, Call* calls, int64_t rows, int64_t taken_ns,
+                       int64_t began_ns, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
+    """Write the reply of every call that has no status yet, and count the batch; delivering is left to the caller.
+
+    `began_ns` is when work on the batch began; 0: nothing is to be learnt from it.
+    """
+    cdef Call* call = calls
+    cdef Timing timing
+    cdef int64_t started = monotonic_ns()
+    cdef int64_t ended
+    timing.batch_rows = rows
+    timing.lookup_us = lookup_ns // 1000
+    timing.compute_us = compute_ns // 1000
+    while call != NULL:
+        if call.status == STATUS_OK:
+            timing.queue_us = (taken_ns - call.arrived_ns) // 1000
+            write_answer(plan, blocks, call, &timing if call.request.timing else NULL)
+        call = call.next
+    ended = monotonic_ns()
+    ledger.note_answers(calls, rows, taken_ns, lookup_ns, compute_ns, started, ended)
+    ledger.note_run(rows, lookup_ns, ended - began_ns - lookup_ns if began_ns else -1,
+                    late_rows(calls, started - compute_ns))
+
+
+cdef int64_t late_rows(const Call* call, int64_t began) noexcept nogil:
+    """Rows of calls whose deadline had passed when the run began."""
+    cdef int64_t rows = 0
+    while call != NULL:
+        if call.deadline_ns and call.deadline_ns < began:
+            rows += call.request.rows
+        call = call.next
+    return rows
+
+
+cdef void write_answer(Plan plan, const OutputBlock* blocks, Call* call, const Timing* timing) noexcept nogil:
     """Write the reply of one call."""
-    call.answer_size = write_response(plan, &call.request, blocks.blocks, call.first_row, timing, NULL)
+    call.answer_size = write_response(plan, &call.request, blocks, call.first_row, timing, NULL)
     call.answer = <uint8_t*>malloc(call.answer_size)
     if call.answer == NULL:
         set_answer(call, STATUS_RESOURCE_EXHAUSTED, b"no memory for the answer", 24)
     else:
-        write_response(plan, &call.request, blocks.blocks, call.first_row, timing, call.answer)
+        write_response(plan, &call.request, blocks, call.first_row, timing, call.answer)
 
 
 cdef int fill_batch(Batch batch) except -1:

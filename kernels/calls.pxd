@@ -40,6 +40,7 @@ cdef struct Call:            # one RPC in flight
     int64_t deadline_ns      # CLOCK_MONOTONIC; 0: none
     Request request
     int64_t first_row        # in the batch it was taken into
+    bint alone               # shares no batch any more, since one it was in failed
     int status               # gRPC status of the answer
     uint8_t* answer          # the reply's bytes, or the message of a status that is not OK
     size_t answer_size

@@ -9,6 +9,7 @@ frees it with `free_call`.
 from libc.stdint cimport int64_t
 
 from penstock.kernels.calls cimport Call
+from penstock.kernels.engines cimport Engine
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport Fault, Plan
 
@@ -18,6 +19,14 @@ cdef enum Admission:         # what a lane says to a call
     NEVER_FITS = 2
     DRAINING = 3
     TOO_LATE = 4             # it could not be answered in time; the call has the status and the words
+
+cdef enum Inline:            # whether the thread that queued calls may run them itself
+    INLINE_OFF = 0
+    INLINE_AUTO = 1          # where it is cheap
+    INLINE_ON = 2            # whatever it costs
+
+cdef enum:
+    INLINE_BUDGET_NS = 200_000   # how long a pass of an I/O thread may run models; the last run may exceed it
 
 cdef struct Limits:
     int64_t max_batch_rows   # rows taken at once; a larger call runs alone
@@ -37,6 +46,10 @@ cdef class Lane:
     cdef int64_t bytes
     cdef int waiting
     cdef bint draining
+    cdef bint told                   # what is queued is a worker's business
+    cdef int lent                    # batches that are being run inline
+    cdef Inline mode
+    cdef readonly Engine engine      # what runs batches inline; None where only workers do
     cdef readonly Ledger ledger
     cdef list spare                  # memory of finished batches
     cdef void* lock                  # pthread mutex and condition
@@ -45,9 +58,14 @@ cdef class Lane:
     cdef bint hopeless(self, Call* call, int64_t now) noexcept nogil
     cdef Admission enqueue(self, Call* call, int64_t now, bint wake) noexcept nogil
     cdef void wake_worker(self) noexcept nogil
+    cdef void tell(self) noexcept nogil
     cdef int64_t read(self, const int64_t* value) noexcept nogil
-    cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil
+    cdef Call* form(self, int64_t now, int idle, Call** dropped, int64_t* rows) noexcept nogil
     cdef void unlink(self) noexcept nogil
     cdef str reason(self, Call* call, Fault* fault, int status)
     cdef int64_t wait_ns(self, int64_t now) noexcept nogil
     cdef Call* wait(self, bint block, int64_t* present, int64_t* rows) noexcept nogil
+    cdef Call* run_inline(self, int64_t* budget_ns) noexcept nogil
+    cdef bint runs_inline(self, int64_t budget_ns) noexcept nogil
+    cdef bint run_batch(self, Call* calls, int64_t rows, int64_t now) noexcept nogil
+    cdef void put_back(self, Call* calls) noexcept nogil

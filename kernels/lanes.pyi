@@ -5,8 +5,12 @@ from typing import Any, final
 
 from penstock.kernels.batches import Batch
 from penstock.kernels.calls import EventSink, Future, Ticket
+from penstock.kernels.engines import Engine
 from penstock.kernels.ledger import Ledger
 from penstock.kernels.wire import Plan
+
+INLINE_NS: int
+"""How long, in nanoseconds, a transport's own thread may run models before it looks at its connections again."""
 
 @final
 class Lane:
@@ -39,6 +43,12 @@ class Lane:
     def ledger(self) -> Ledger:
         """What was counted."""
     @property
+    def engine(self) -> Engine | None:
+        """What runs batches in the thread that queued them; None where only workers run any."""
+    @property
+    def always_inline(self) -> bool:
+        """Whether the engine is used whatever it costs."""
+    @property
     def queued_rows(self) -> int:
         """Rows waiting to be taken."""
     @property
@@ -64,6 +74,18 @@ class Lane:
         """Tell an idle worker that calls were submitted with `wake` off."""
     def take(self, *, block: bool = True, now_ns: int = 0) -> Batch | None:
         """The next batch, waiting for one without the GIL; None once the lane is drained and empty."""
+    def use(self, engine: Engine, *, always: bool = False) -> None:
+        """Let threads that queue calls have them run by an engine, where nothing older waits. Before any call comes.
+
+        Args:
+            engine: of the same plan and ledger.
+            always: whatever it costs; else where that fits the time such a thread has (`INLINE_NS`).
+        """
+    def run_now(self, budget_ns: int = ...) -> int:
+        """Run what was submitted with `wake` off, where it is to be run inline, and deliver it.
+
+        It is what an I/O thread does at the end of a pass. Returns what is left of the budget.
+        """
     def drain(self) -> None:
         """Refuse new calls from now on; workers finish what is queued, then `take` gives None."""
     def snapshot(self) -> dict[str, Any]:

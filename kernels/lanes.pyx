@@ -24,6 +24,7 @@ from penstock.kernels._system cimport (
     flag_raised, lock_acquire, lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
 )
 from penstock.kernels.batches cimport Batch, new_batch
+from penstock.kernels.engines cimport Engine
 from penstock.kernels.calls cimport (
     RELEASE_GIL_BYTES, STATUS_CANCELLED, STATUS_DEADLINE_EXCEEDED, STATUS_INVALID_ARGUMENT, STATUS_OK,
     STATUS_RESOURCE_EXHAUSTED, STATUS_UNAVAILABLE, Call, EventSink, Ticket, deliver, fail_all, free_call, new_call,
@@ -31,7 +32,7 @@ from penstock.kernels.calls cimport (
 )
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport (
-    OK, OUT_OF_MEMORY, Fault, Plan, Request, explain, match_request, parse_request, same_shapes,
+    OK, OUT_OF_MEMORY, Fault, Plan, explain, match_request, parse_request, same_shapes,
 )
 
 from penstock.kernels.calls import Refused
@@ -40,6 +41,8 @@ cdef enum:
     MIN_SHARE = 64           # rows
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
+
+INLINE_NS = INLINE_BUDGET_NS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,9 +98,11 @@ cdef inline bint fits(int64_t most, int64_t batch_rows, int64_t rows) noexcept n
     return batch_rows == 0 or batch_rows + rows <= most
 
 
-cdef inline bint share(Plan plan, const Request* a, const Request* b) noexcept nogil:
+cdef inline bint share(Plan plan, const Call* a, const Call* b) noexcept nogil:
     """Whether two calls can lie in one batch."""
-    return plan.batched and (plan.fixed_shapes or same_shapes(a, b))
+    if not plan.batched or a.alone or b.alone:
+        return False
+    return plan.fixed_shapes or same_shapes(&a.request, &b.request)
 
 
 cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t now,
@@ -108,6 +113,14 @@ cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t olde
         return 0
     rest = oldest + limits.delay_ns - now
     return rest if rest > 0 else 0
+
+
+cdef inline Call** append(Call** end, Call* calls) noexcept nogil:
+    """Put calls at the end of a list; where that ends now."""
+    end[0] = calls
+    while end[0] != NULL:
+        end = &end[0].next
+    return end
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -246,8 +259,8 @@ cdef class Lane:
             self.tail = call
             self.rows += call.request.rows
             self.bytes += <int64_t>call.size
-            if wake and self.waiting:
-                lock_signal(self.lock)
+            if wake:
+                self.tell()
         lock_release(self.lock)
         if admission == TOO_LATE:
             self.ledger.note_too_late()
@@ -270,9 +283,15 @@ cdef class Lane:
     cdef void wake_worker(self) noexcept nogil:
         """Tell an idle worker that calls were queued with `wake` off."""
         lock_acquire(self.lock)
-        if self.waiting and self.head != NULL:
-            lock_signal(self.lock)
+        if self.head != NULL:
+            self.tell()
         lock_release(self.lock)
+
+    cdef void tell(self) noexcept nogil:
+        """Leave what is queued to the workers. The lock is held."""
+        self.told = True
+        if self.waiting:
+            lock_signal(self.lock)
 
     def wake(self):
         """Tell an idle worker that calls were submitted with `wake` off."""
@@ -284,14 +303,15 @@ cdef class Lane:
             return -1
         return hold(&self.limits, self.rows, self.head.arrived_ns, now, self.draining)
 
-    cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil:
-        """Take one batch off the queue, and what is to be dropped on the way. The lock is held."""
+    cdef Call* form(self, int64_t now, int idle, Call** dropped, int64_t* rows) noexcept nogil:
+        """Take one batch off the queue, to be shared with `idle` others, and what is to be dropped on the way. The lock
+        is held."""
         cdef Call* first = NULL
         cdef Call* last = NULL
         cdef Call* call
         cdef Call** drop_at = dropped
         cdef Forecast forecast
-        cdef int64_t most = share_of(&self.limits, self.rows, self.waiting)
+        cdef int64_t most = share_of(&self.limits, self.rows, idle)
         cdef int64_t end = now   # of the run, as far as it is foretold
         if self.limits.foresee:
             forecast = self.ledger.foretold()
@@ -312,7 +332,7 @@ cdef class Lane:
                 continue
             if not fits(most, rows[0], call.request.rows):
                 break
-            if first != NULL and not share(self.plan, &first.request, &call.request):
+            if first != NULL and not share(self.plan, first, call):
                 break
             self.unlink()
             call.first_row = rows[0]
@@ -330,6 +350,7 @@ cdef class Lane:
         self.head = call.next
         if self.head == NULL:
             self.tail = NULL
+            self.told = False
         call.next = NULL
         self.rows -= call.request.rows
         self.bytes -= <int64_t>call.size
@@ -372,7 +393,7 @@ cdef class Lane:
             now = present[0] = given if given else monotonic_ns()
             wait = self.wait_ns(now)
             if wait == 0:
-                calls = self.form(now, &dropped, rows)
+                calls = self.form(now, self.waiting, &dropped, rows)
                 if self.head != NULL and self.waiting:   # what is left may have been told to nobody but this worker
                     lock_signal(self.lock)
                 if dropped != NULL:
@@ -381,13 +402,88 @@ cdef class Lane:
                     deliver(dropped)
                     lock_acquire(self.lock)
                 continue
-            if not block or (wait < 0 and self.draining):
+            if not block or (wait < 0 and self.draining and self.lent == 0):
                 break
             self.waiting += 1
             lock_wait(self.lock, now + wait if wait > 0 else 0)
             self.waiting -= 1
         lock_release(self.lock)
         return calls
+
+    def use(self, Engine engine not None, *, bint always=False):
+        """Let threads that queue calls have them run by an engine; before any call comes."""
+        self.mode = INLINE_ON if always else INLINE_AUTO
+        self.engine = engine
+
+    def run_now(self, int64_t budget_ns=INLINE_BUDGET_NS):
+        """Run what was submitted with `wake` off, where it is to be run inline, and deliver it: what an I/O thread does
+        at the end of a pass. Returns what is left of the budget."""
+        with nogil:
+            deliver(self.run_inline(&budget_ns))
+        return budget_ns
+
+    cdef bint runs_inline(self, int64_t budget_ns) noexcept nogil:
+        """Whether what is queued is to be run inline. The lock is held."""
+        if self.mode == INLINE_OFF or self.head == NULL or self.told:
+            return False
+        if self.head.request.rows > self.limits.max_batch_rows:      # workers run such a call in parts
+            return False
+        return self.mode == INLINE_ON or self.engine.fits(self.rows, budget_ns)
+
+    cdef Call* run_inline(self, int64_t* budget_ns) noexcept nogil:
+        """Run what was queued with `wake` off, here and now, where nothing older waits and it fits the budget, which
+        what it takes is taken from; a worker is woken for the rest. The finished calls, to be delivered."""
+        cdef Call* finished = NULL
+        cdef Call** end = &finished
+        cdef Call* dropped
+        cdef Call* calls
+        cdef int64_t rows, started
+        lock_acquire(self.lock)
+        while self.runs_inline(budget_ns[0]):
+            started = monotonic_ns()
+            calls = self.form(started, 0, &dropped, &rows)
+            self.lent += 1
+            lock_release(self.lock)
+            if dropped != NULL:
+                self.ledger.note_dropped(dropped)
+                end = append(end, dropped)
+            if calls != NULL and self.run_batch(calls, rows, started):
+                end = append(end, calls)
+                calls = NULL
+            lock_acquire(self.lock)
+            self.lent -= 1
+            if calls != NULL:
+                self.put_back(calls)
+            if self.draining:
+                lock_broadcast(self.lock)
+            budget_ns[0] -= monotonic_ns() - started
+        if self.head != NULL:
+            self.tell()
+        lock_release(self.lock)
+        return finished
+
+    cdef bint run_batch(self, Call* calls, int64_t rows, int64_t now) noexcept nogil:
+        """Have the engine answer a batch; False: its calls are as they were."""
+        cdef int64_t due = self.ledger.note_taken(rows, now)
+        cdef bint done = rows <= self.limits.max_batch_rows and self.engine.run(calls, rows, now)
+        self.ledger.note_left(due)
+        return done
+
+    cdef void put_back(self, Call* calls) noexcept nogil:
+        """Have the calls of a batch that failed run again by a worker, each alone. The lock is held."""
+        cdef Call* last = NULL
+        cdef Call* call = calls
+        while call != NULL:
+            call.alone = True
+            self.rows += call.request.rows
+            self.bytes += <int64_t>call.size
+            last = call
+            call = call.next
+        last.next = self.head
+        self.head = calls
+        if self.tail == NULL:
+            self.tail = last
+        self.tell()
 
     def drain(self):
         """Refuse new calls from now on; workers finish what is queued, then `take` gives None."""
@@ -396,6 +492,11 @@ cdef class Lane:
             self.draining = True
             lock_broadcast(self.lock)
             lock_release(self.lock)
+
+    @property
+    def always_inline(self):
+        """Whether the engine is used whatever it costs."""
+        return self.mode == INLINE_ON
 
     @property
     def queued_rows(self):

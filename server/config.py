@@ -6,10 +6,10 @@ Read from `penstock serve --config FILE` (YAML with these names) and overridden 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from penstock.server.address import Address
 from penstock.server.certificates import Certificates
@@ -19,6 +19,11 @@ MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
 LONGEST_S = 1_000_000
 """Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
+
+
+def _switch(value: Any) -> Any:
+    """What YAML makes of a bare `on` or `off` is a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Config(BaseModel):
@@ -49,6 +54,9 @@ class Config(BaseModel):
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
     workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0: 1, or 2 with features")
+    inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+        default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
+    )
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="ONNX Runtime threads of one run")
 
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")

@@ -39,6 +39,7 @@ TRANSPORT_COUNTERS = {
     "reset": ("penstock_transport_reset", "Calls given up by their clients"),
     "over_budget": ("penstock_transport_over_budget", "Calls refused for want of bytes, beyond max_in_flight_bytes"),
     "inferences": ("penstock_transport_inferences", "Calls that went straight into a lane"),
+    "inlined": ("penstock_transport_inlined", "Of those, calls run and answered by the thread that read them"),
     "exchanges": ("penstock_transport_exchanges", "Calls that Python answered"),
 }
 _BOUNDS = bucket_bounds()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from math import inf
 from threading import Thread
 from typing import Any
@@ -24,6 +25,7 @@ from penstock.registry.manifest import Manifest
 from penstock.server.config import Config
 from penstock.server.curve import Curve
 from penstock.server.golden import check, read
+from penstock.server.inline import use_engine, way_of
 from penstock.server.join import Join
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
@@ -77,6 +79,9 @@ class Served:
         for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
             self.lane.ledger.seed(rows, ns)
             self.pipeline.cost.seed(rows, ns)
+        trial = _trial(version, self.pipeline, config)
+        samples = partial(_any_samples, version, self.plan)
+        self._not_inline = use_engine(self.lane, self.pipeline, config, trial, samples)
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
@@ -96,6 +101,16 @@ class Served:
         """The version's number."""
         return self.manifest.version
 
+    @property
+    def way(self) -> str:
+        """Which way calls take on the native transport, and why: one line."""
+        return way_of(self.lane, self._not_inline)
+
+    @property
+    def way(self) -> str:
+        """Which way calls take on the native transport, and why: one line."""
+        return way_of(self.lane, self._not_inline)
+
     def _warm(self, golden: bytes | None) -> None:
         """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
 
@@ -110,11 +125,6 @@ class Served:
         except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
             line = " ".join(str(error).split())[:300]
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
-
-    @property
-    def way(self) -> str:
-        """Which way calls take, and why."""
-        return "lane: a worker runs what is queued"
 
     @property
     def full(self) -> bool:
@@ -149,10 +159,8 @@ class Served:
 
 def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
     manifest, files = version.manifest, version.files
-    signature = manifest.signature
-    bfloat16 = frozenset(spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype == "BF16")
-    outputs = [spec.name for spec in signature.outputs]
-    session = Session(files[manifest.artifact_path], outputs, bfloat16=bfloat16, threads=config.intra_op_threads)
+    outputs = [spec.name for spec in manifest.signature.outputs]
+    session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
     watch = _watch(version, reference, config)
@@ -176,14 +184,32 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
         return Curve(reason="the graph takes no batches")
     if not config.warmup_ms:
         return Curve(reason="warmup_ms is 0")
-    reference, golden = _reference(version), version.files.get("golden.npz")
-    trial = replace(pipeline, watch=_watch(version, reference, config), cost=Cost())
     try:
-        profile = None if reference is None else reference.features
-        samples = Samples(pipeline.plan, profile, {} if golden is None else read(golden)[0], config.max_batch_rows)
+        samples = _samples(version, pipeline.plan, config.max_batch_rows)
     except NothingToDraw as error:
         return Curve(reason=str(error))
+    trial = _trial(version, pipeline, config)
     return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000)
+
+
+def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:
+    """The same pipeline with counters of its own."""
+    return replace(pipeline, watch=_watch(version, _reference(version), config), cost=Cost())
+
+
+def _samples(version: Version, plan: Plan, most: int) -> Samples:
+    reference, golden = _reference(version), version.files.get("golden.npz")
+    return Samples(
+        plan, None if reference is None else reference.features, {} if golden is None else read(golden)[0], most
+    )
+
+
+def _any_samples(version: Version, plan: Plan) -> Samples:
+    """Rows like those the version was trained on, or ones where nothing is known of them."""
+    try:
+        return _samples(version, plan, 1)
+    except NothingToDraw:
+        return Samples(plan, None, _made_up(plan), 1)
 
 
 def _cap(curve: Curve, plan: Plan, config: Config) -> int:

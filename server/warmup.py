@@ -42,7 +42,7 @@ class Trial:
         Raises:
             RunFailed: the version does not run these rows, and why.
         """
-        answer = _Answer()
+        answer = Answer()
         try:
             self._lane.submit(self._samples.request(rows), self._sink, answer)
             started = monotonic_ns()
@@ -58,7 +58,7 @@ class Trial:
             self._sink.drain()
 
 
-class _Answer:
+class Answer:
     """A future that nobody waits for."""
 
     def done(self) -> bool:

@@ -39,6 +39,9 @@ def serve(
     ] = None,
     max_queue_delay_us: Annotated[int | None, typer.Option(help="How long a batch may wait for company.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads for each version; 0 chooses.")] = None,
+    inline: Annotated[
+        str | None, typer.Option(metavar="auto|on|off", help="Whether I/O threads run models themselves.")
+    ] = None,
     drain_delay: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Between NOT_SERVING and closing the listener.")
     ] = None,
@@ -85,6 +88,7 @@ def serve(
         batch_cap=batch_cap,
         max_queue_delay_us=max_queue_delay_us,
         workers=workers,
+        inline=inline,
         drain_delay_s=drain_delay,
         drift_window_s=drift_window,
         allow_remote=allow_remote,

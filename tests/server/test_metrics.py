@@ -192,4 +192,4 @@ def test_the_native_transport_tells_what_its_connections_do(registry, graphs, se
     families = {name: kind for name, kind in kinds.items() if name.startswith("penstock_transport_")}
     assert families.pop("penstock_transport_inferences") == "counter"
     assert families.pop("penstock_transport_bytes") == "gauge"
-    assert len(families) == 10
+    assert len(families) == 11
