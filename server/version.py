@@ -183,7 +183,8 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
         samples = Samples(pipeline.plan, profile, {} if golden is None else read(golden)[0], config.max_batch_rows)
     except NothingToDraw as error:
         return Curve(reason=str(error))
-    return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000)
+    budget_ns, alone = config.warmup_ms * 1_000_000, config.intra_op_threads == 1
+    return curve_of(trial, samples, config.max_batch_rows, budget_ns, alone=alone)
 
 
 def _cap(curve: Curve, plan: Plan, config: Config) -> int:
