@@ -11,7 +11,7 @@ slope known where callers send one size only. Without any curve a lone size tell
   forgotten, the curve as well.
 - a and b are never negative.
 
-Learning costs about 20 ns, predicting 1. Threads that share a Cost hold a lock for both. A zeroed one is blank.
+Learning costs about 40 ns, predicting 1. Threads that share a Cost hold a lock for both. A zeroed one is blank.
 """
 
 from libc.stdint cimport int64_t

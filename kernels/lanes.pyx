@@ -310,20 +310,20 @@ cdef class Lane:
         cdef Call* last = NULL
         cdef Call* call
         cdef Call** drop_at = dropped
-        cdef Forecast forecast
-        cdef int64_t most = share_of(&self.limits, self.rows, idle)
+        cdef Forecast forecast = self.ledger.foretold()
+        cdef int64_t most = 0
         cdef int64_t end = now   # of the run, as far as it is foretold
-        if self.limits.foresee:
-            forecast = self.ledger.foretold()
-            if self.head.deadline_ns:
-                most = rows_within(&forecast, most, self.head.deadline_ns - self.head.arrived_ns)
-            end = now + run_ns(&forecast, min(most, self.rows))
         rows[0] = 0
         dropped[0] = NULL
         while self.head != NULL:
             call = self.head
-            if first == NULL and call.next == NULL and self.limits.foresee and forecast.running <= 0:
-                end = now        # whatever is foretold, an idle lane runs what it can learn from
+            if first == NULL:
+                most = share_of(&self.limits, self.rows, idle)
+            if first == NULL and self.limits.foresee:
+                most = rows_within(&forecast, most, call.deadline_ns - call.arrived_ns if call.deadline_ns else 0)
+                end = now + run_ns(&forecast, min(most, self.rows))
+                if call.next == NULL and forecast.running <= 0:
+                    end = now    # whatever is foretold, an idle lane runs what it can learn from
             if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, end):
                 drop(call, now)
                 self.unlink()

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 
-ROUNDS = 9
-NEAR_PEAK = 0.97
+ROUNDS = 21
+NEAR_PEAK = 0.98
 """A size this near to the most rows a second is as good: the smaller the batch, the sooner its calls are answered."""
 
 
@@ -33,7 +33,7 @@ class Curve:
     reason: str = ""
 
     def cap(self, most: int) -> int:
-        """The smallest size within 3 % of the most rows a second, at most `most`.
+        """The smallest size within 2 % of the most rows a second, at most `most`.
 
         It is `most` where the curve does not tell: nothing was measured, or rows a second still grew at the last size
         and more sizes were wanted.

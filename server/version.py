@@ -188,8 +188,8 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
         samples = _samples(version, pipeline.plan, config.max_batch_rows)
     except NothingToDraw as error:
         return Curve(reason=str(error))
-    trial = _trial(version, pipeline, config)
-    return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000)
+    trial, alone = _trial(version, pipeline, config), config.intra_op_threads == 1
+    return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000, alone=alone)
 
 
 def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:

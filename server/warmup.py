@@ -2,13 +2,14 @@
 
 What is timed is what a worker does from taking a batch to the last written answer: copying rows, transforms, the run,
 counting drift (into a window that is thrown away) and answers. Left out are parsing, which transports do, and looking
-features up: rows carry every value. It runs in the thread that loads the version, never in one that serves.
+features up: rows carry every value. It runs in the thread that loads the version, never in one that serves. What is
+timed is that thread's CPU, which a busy machine does not change much; wall time where runs have threads of their own.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from time import monotonic_ns
+from time import monotonic_ns, thread_time_ns
 
 from penstock.errors import PenstockError
 from penstock.kernels.calls import EventSink, Refused
@@ -28,9 +29,11 @@ class Trial:
     Args:
         pipeline: a version's, with counters of its own: what is run here is counted there.
         samples: rows to run.
+        alone: whether the calling thread does all of a run.
     """
 
-    def __init__(self, pipeline: Pipeline, samples: Samples) -> None:
+    def __init__(self, pipeline: Pipeline, samples: Samples, *, alone: bool) -> None:
+        self._clock = thread_time_ns if alone else monotonic_ns
         self._pipeline = pipeline
         self._samples = samples
         self._sink = EventSink()
@@ -45,11 +48,11 @@ class Trial:
         answer = Answer()
         try:
             self._lane.submit(self._samples.request(rows), self._sink, answer)
-            started = monotonic_ns()
+            started = self._clock()
             batch = self._lane.take(block=False)
             assert batch is not None
             self._pipeline.run(batch)
-            return monotonic_ns() - started
+            return self._clock() - started
         except Refused as error:
             raise RunFailed(error.message) from error
         except Exception as error:  # ONNX Runtime has a class of exception for every cause
@@ -69,7 +72,7 @@ class Answer:
     def set_exception(self, exception: Exception, /) -> None: ...
 
 
-def curve_of(pipeline: Pipeline, samples: Samples, most: int, budget_ns: int) -> Curve:
+def curve_of(pipeline: Pipeline, samples: Samples, most: int, budget_ns: int, *, alone: bool = True) -> Curve:
     """The measured curve of a version up to `most` rows; without points, and with the reason, where there is none.
 
     Args:
@@ -77,10 +80,11 @@ def curve_of(pipeline: Pipeline, samples: Samples, most: int, budget_ns: int) ->
         samples: rows to run; sizes beyond them are not measured.
         most: rows of the largest batch.
         budget_ns: of all runs together; see `measure`.
+        alone: whether the calling thread does all of a run.
     """
     sizes = [size for size in sizes_to(most) if size <= samples.rows]
     try:
-        curve = measure(Trial(pipeline, samples).run, sizes, budget_ns)
+        curve = measure(Trial(pipeline, samples, alone=alone).run, sizes, budget_ns)
     except RunFailed as error:
         return Curve(reason=f"rows made up for measuring did not run: {error}")
     return replace(curve, whole=curve.whole and sizes[-1] == most)

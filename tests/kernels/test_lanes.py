@@ -870,3 +870,11 @@ def test_the_members_of_a_failed_batch_teach_nothing():
     for part in lane.take(block=False).split():
         part.complete(sums(part))
     assert lane.snapshot()["run_cost"]["runs"] == 0
+
+
+def test_a_call_that_is_dropped_does_not_size_the_run_of_those_behind_it():
+    lane, sink, now = taught(row_ns=MS), EventSink(), time.monotonic_ns()
+    lane.submit(columns_of([1, 1]), sink, Future(), now + 3 * MS, now)
+    for _ in range(8):
+        lane.submit(columns_of([1, 1]), sink, Future(), now + 1000 * MS, now)
+    assert lane.take(block=False, now_ns=now + 5 * MS).rows == 8
