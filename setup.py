@@ -50,21 +50,26 @@ class Kernel(NamedTuple):
 
 # From the lowest layer to the highest, as drawn in kernels/_http2.pxd.
 HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "mailboxes", "loops")
+LOAD = ("calls", "answers", "wires", "requests", "threads")  # as drawn in kernels/_load.pxd
 KERNELS = {
     "wire": Kernel(),
     "cache": Kernel(("pthread",)),
     "calls": Kernel(("pthread",)),
     "ledger": Kernel(("pthread",)),
     "batches": Kernel(),
+    "engines": Kernel(("pthread",)),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
+    "ort": Kernel(("dl",)),
     "transforms": Kernel(("m",)),
     "drift": Kernel(("m",)),
+    "costs": Kernel(),
+    "windows": Kernel(("m", "pthread")),
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),
     "http2": Kernel(("nghttp2", "pthread"), optional=True, parts=HTTP2),
-    "load": Kernel(("nghttp2",), optional=True),
+    "load": Kernel(("nghttp2",), optional=True, parts=LOAD),
 }
 
 # The optional kernels are the native transport. Each program must compile and link, or all of them are left out.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import grpc.aio
+import numpy as np
 
 from penstock._codec import decode_bytes, encode_bytes
 from penstock.bench.drive import headers, kernel, running, words_of
@@ -41,11 +42,13 @@ class LoadFailed(PenstockError):  # noqa: N818 - the house's errors say what hap
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What a run came to: requests answered, seconds from the first to the last, median latency in µs (0: not told)."""
+    """What a run came to: requests answered, seconds from the first to the last, latency in µs (0: not told)."""
 
     requests: int
     seconds: float
     p50_us: float
+    p90_us: float = 0.0
+    p99_us: float = 0.0
 
     @property
     def rate(self) -> float:
@@ -201,7 +204,8 @@ def _merge(logs: Sequence[Path]) -> Load:
     rows = [line.split("\t") for log in logs for line in log.read_text().splitlines()]
     starts, latencies = [int(row[0]) for row in rows], [int(row[2]) for row in rows]
     end = max(start + latency for start, latency in zip(starts, latencies, strict=True))
-    return Load(len(rows), (end - min(starts)) / 1e6, statistics.median(latencies))
+    p90, p99 = np.percentile(latencies, (90, 99), method="inverted_cdf")
+    return Load(len(rows), (end - min(starts)) / 1e6, statistics.median(latencies), float(p90), float(p99))
 
 
 async def closed_loop(address: str, method: str, bodies: Sequence[bytes], callers: int, requests: int) -> Load:

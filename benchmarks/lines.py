@@ -13,12 +13,13 @@ from typing import Any
 
 from penstock.benchmarks.sides import Run, median_run
 
-FIGURES = {"rate": "requests/s", "cpu_us": "CPU µs a request", "p50_us": "p50"}
+FIGURES = {"rate": "requests/s", "cpu_us": "CPU µs a request", "p50_us": "p50", "p90_us": "p90", "p99_us": "p99"}
+FIGURES |= {"on_time": "share sent within 1 ms"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """`figure` (a field of Run) of `side`, over that of `against` if given, is `at_least` or `at_most` so much."""
+    """`figure` (a field of Run) of `side`, over that of `against` if given, is `at_least`, `at_most` or between."""
 
     side: str
     figure: str
@@ -33,6 +34,8 @@ class Line:
 
     @property
     def limit(self) -> str:
+        if self.at_least is not None and self.at_most is not None:
+            return f"{self.at_least:g} to {self.at_most:g}"
         return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:.3g}"
 
     def values(self, rounds: Sequence[Mapping[str, Run]]) -> list[float]:

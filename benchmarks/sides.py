@@ -44,10 +44,10 @@ class Side:
     redis: Sequence[int] = ()  # process ids
 
 
-def penstock(name: str, folder: Path, transport: str, cores: str) -> Server:
-    """`penstock serve` over what `seeded.publish` put into `folder`."""
+def penstock(name: str, folder: Path, transport: str, cores: str, more: str = "") -> Server:
+    """`penstock serve` over what `seeded.publish` put into `folder`, with `more` lines of settings."""
     settings = folder / f"{name}.yaml"
-    settings.write_text(PATIENT)
+    settings.write_text(PATIENT + more)
     command = [sys.executable, "-c", "from penstock.cli import main; main()", "serve", "--config", str(settings)]
     listen = ["--grpc", "127.0.0.1:0", "--http", "off", "--metrics", "off", "--transport", transport]
     words = [*command, *listen, "--registry", str(folder / "registry"), "--features", store_url(folder)]

@@ -177,6 +177,7 @@ cdef struct Counters:        # written by the loop's thread, read by any
     uint64_t reset           # calls the client gave up
     uint64_t over_budget     # calls refused for want of bytes
     uint64_t inferences      # calls that went straight to a lane
+    uint64_t inlined         # of those, run and answered by the thread itself
     uint64_t exchanges       # calls that went to Python
 
 cdef struct Shared:          # by all loops of one transport

@@ -18,6 +18,8 @@ cdef extern from "openssl/ssl.h" nogil:
         pass
     ctypedef struct X509_NAMES "STACK_OF(X509_NAME)":
         pass
+    ctypedef struct X509_VERIFY_PARAM:
+        pass
 
     int SSL_FILETYPE_PEM
     int SSL_SESS_CACHE_OFF
@@ -49,6 +51,7 @@ cdef extern from "openssl/ssl.h" nogil:
     ctypedef int (*verify_function)(int good, void* store) noexcept nogil
 
     const SSL_METHOD* TLS_server_method()
+    const SSL_METHOD* TLS_client_method()
     SSL_CTX* SSL_CTX_new(const SSL_METHOD* method)
     void SSL_CTX_free(SSL_CTX* context)
     int SSL_CTX_set_min_proto_version(SSL_CTX* context, int version)
@@ -65,6 +68,11 @@ cdef extern from "openssl/ssl.h" nogil:
     int SSL_CTX_use_PrivateKey_file(SSL_CTX* context, const char* path, int kind)
     int SSL_CTX_use_certificate_chain_file(SSL_CTX* context, const char* path)
     int SSL_CTX_check_private_key(const SSL_CTX* context)
+    int SSL_CTX_set_default_verify_paths(SSL_CTX* context)
+    int SSL_CTX_set_alpn_protos(SSL_CTX* context, const unsigned char* names, unsigned int size)
+    X509_VERIFY_PARAM* SSL_CTX_get0_param(SSL_CTX* context)
+    int X509_VERIFY_PARAM_set1_host(X509_VERIFY_PARAM* checks, const char* name, size_t size)
+    int X509_VERIFY_PARAM_set1_ip_asc(X509_VERIFY_PARAM* checks, const char* address)
     int SSL_CTX_load_verify_locations(SSL_CTX* context, const char* file, const char* folder)
     X509_NAMES* SSL_load_client_CA_file(const char* path)
     void SSL_CTX_set_client_CA_list(SSL_CTX* context, X509_NAMES* names)
@@ -74,6 +82,8 @@ cdef extern from "openssl/ssl.h" nogil:
     void SSL_free(SSL* tls)
     int SSL_set_fd(SSL* tls, int fd)
     void SSL_set_accept_state(SSL* tls)
+    void SSL_set_connect_state(SSL* tls)
+    int SSL_set_tlsext_host_name(SSL* tls, const char* name)
     int SSL_do_handshake(SSL* tls)
     int SSL_is_init_finished(const SSL* tls)
     int SSL_read_ex(SSL* tls, void* data, size_t size, size_t* done)

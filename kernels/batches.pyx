@@ -19,7 +19,7 @@ from penstock.kernels.calls cimport (
 )
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport (
-    KIND_ENTITY, Blocks, Plan, Request, Slot, Timing, fill_numbers, read_texts, write_response,
+    KIND_ENTITY, Blocks, OutputBlock, Plan, Request, Slot, Timing, fill_numbers, read_texts, write_response,
 )
 
 from penstock.kernels.wire import NUMPY as _NUMPY
@@ -72,6 +72,7 @@ cdef class Batch:
         if self.calls != NULL:      # a worker that lost its batch must not leave callers waiting
             fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
             if self.ledger is not None:
+                self.leave()
                 self.ledger.note_failures(self.calls, self.taken_ns, monotonic_ns())
             deliver(self.calls)
 
@@ -205,28 +206,13 @@ cdef class Batch:
     cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
         """Write the reply of every call that has no status yet, count the batch and deliver it."""
         cdef Call* calls = self.calls
-        cdef Call* call = calls
-        cdef Timing timing
-        cdef Timing* told
-        cdef int64_t started = monotonic_ns()
-        timing.batch_rows = self.rows
-        timing.lookup_us = lookup_ns // 1000
-        timing.compute_us = compute_ns // 1000
-        while call != NULL:
-            if call.status == STATUS_OK:
-                timing.queue_us = (self.taken_ns - call.arrived_ns) // 1000
-                told = &timing if call.request.timing else NULL
-                write_answer(self.plan, blocks, call, told)
-                self.keep_answer(call)
-            call = call.next
-        self.ledger.note_answers(calls, self.rows, self.taken_ns, lookup_ns, compute_ns, started, monotonic_ns())
+        answer_calls(self.plan, self.ledger, blocks.blocks, calls, self.rows, self.taken_ns, self.began_ns, lookup_ns,
+                     compute_ns)
+        self.leave()
+        if self.cache is not None and not self.degraded:
+            keep_answers(self.cache, calls, self.taken_ns)
         self.calls = NULL
         deliver(calls)
-
-    cdef void keep_answer(self, Call* call) noexcept nogil:
-        """Have the cache keep an answer, as old as what it was made of can be."""
-        if call.token and call.status == STATUS_OK and self.cache is not None and not self.degraded:
-            self.cache.keep(&call.request, call.token, call.answer, call.answer_size, self.taken_ns)
 
     def refuse(self, int64_t row, int status, str message not None):
         """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
@@ -245,10 +231,17 @@ cdef class Batch:
         self.check_open()
         text = message.encode()
         fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
+        self.leave()
         self.ledger.note_failures(calls, self.taken_ns, monotonic_ns())
         self.calls = NULL
         deliver(calls)
         self.give_back()
+
+    cdef void leave(self) noexcept nogil:
+        """Tell the ledger that the run is over."""
+        if self.due_ns:
+            self.ledger.note_left(self.due_ns)
+        self.due_ns = 0
 
     cdef void give_back(self):
         """Let the next batch use this one's memory."""
@@ -266,6 +259,7 @@ cdef class Batch:
         cdef Batch part
         parts = []
         self.check_open()
+        self.leave()
         while self.calls != NULL:       # each call has an owner at any moment, so that no error on the way loses one
             part = Batch.__new__(Batch)
             part.plan, part.ledger, part.cache, part.spare = self.plan, self.ledger, self.cache, self.spare
@@ -273,7 +267,7 @@ cdef class Batch:
             self.calls = call.next
             call.next = NULL
             part.rows = call.request.rows
-            part.taken_ns = self.taken_ns
+            part.taken_ns = self.taken_ns      # and no began_ns: members of a failed batch teach nothing about runs
             rows = slice(call.first_row, call.first_row + call.request.rows) if self.plan.batched else slice(None)
             part.inputs = {name: values[rows] for name, values in self.inputs.items()}
             part.matrix = None if self.matrix is None else self.matrix[rows]
@@ -291,12 +285,22 @@ cdef Batch new_batch(Plan plan, Ledger ledger, Cache cache, list spare, Call* ca
     batch.calls = calls
     batch.rows = rows
     batch.taken_ns = taken_ns
+    batch.began_ns = monotonic_ns()
+    batch.due_ns = ledger.note_taken(rows, batch.began_ns)
     try:
         fill_batch(batch)
     except MemoryError:
         batch.fail(STATUS_RESOURCE_EXHAUSTED, f"no memory for a batch of {rows} rows")
         return None
     return batch
+
+
+cdef void keep_answers(Cache cache, const Call* call, int64_t now) noexcept nogil:
+    """Have the cache keep what it wants of the answers of a batch, taken at `now`: as old as what they are made of."""
+    while call != NULL:
+        if call.token and call.status == STATUS_OK:
+            cache.keep(&call.request, call.token, call.answer, call.answer_size, now)
+        call = call.next
 
 
 cdef int check_status(int status) except -1:
@@ -317,14 +321,48 @@ cdef int64_t output_bytes(Plan plan, Blocks blocks, int64_t rows) noexcept nogil
     return total
 
 
-cdef void write_answer(Plan plan, Blocks blocks, Call* call, const Timing* timing) noexcept nogil:
+cdef void answer_calls(Plan plan, Ledger ledger, const OutputBlock* blocks, Call* calls, int64_t rows, int64_t taken_ns,
+                       int64_t began_ns, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
+    """Write the reply of every call that has no status yet, and count the batch; delivering is left to the caller.
+
+    `began_ns` is when work on the batch began; 0: nothing is to be learnt from it.
+    """
+    cdef Call* call = calls
+    cdef Timing timing
+    cdef int64_t started = monotonic_ns()
+    cdef int64_t ended
+    timing.batch_rows = rows
+    timing.lookup_us = lookup_ns // 1000
+    timing.compute_us = compute_ns // 1000
+    while call != NULL:
+        if call.status == STATUS_OK:
+            timing.queue_us = (taken_ns - call.arrived_ns) // 1000
+            write_answer(plan, blocks, call, &timing if call.request.timing else NULL)
+        call = call.next
+    ended = monotonic_ns()
+    ledger.note_answers(calls, rows, taken_ns, lookup_ns, compute_ns, started, ended)
+    ledger.note_run(rows, lookup_ns, ended - began_ns - lookup_ns if began_ns else -1,
+                    late_rows(calls, started - compute_ns))
+
+
+cdef int64_t late_rows(const Call* call, int64_t began) noexcept nogil:
+    """Rows of calls whose deadline had passed when the run began."""
+    cdef int64_t rows = 0
+    while call != NULL:
+        if call.deadline_ns and call.deadline_ns < began:
+            rows += call.request.rows
+        call = call.next
+    return rows
+
+
+cdef void write_answer(Plan plan, const OutputBlock* blocks, Call* call, const Timing* timing) noexcept nogil:
     """Write the reply of one call."""
-    call.answer_size = write_response(plan, &call.request, blocks.blocks, call.first_row, timing, NULL)
+    call.answer_size = write_response(plan, &call.request, blocks, call.first_row, timing, NULL)
     call.answer = <uint8_t*>malloc(call.answer_size)
     if call.answer == NULL:
         set_answer(call, STATUS_RESOURCE_EXHAUSTED, b"no memory for the answer", 24)
     else:
-        write_response(plan, &call.request, blocks.blocks, call.first_row, timing, call.answer)
+        write_response(plan, &call.request, blocks, call.first_row, timing, call.answer)
 
 
 cdef int fill_batch(Batch batch) except -1:

@@ -41,6 +41,7 @@ cdef struct Call:            # one RPC in flight
     Request request
     uint64_t token           # what the cache keeps its answer under; 0: it is not kept
     int64_t first_row        # in the batch it was taken into
+    bint alone               # shares no batch any more, since one it was in failed
     int status               # gRPC status of the answer
     uint8_t* answer          # the reply's bytes, or the message of a status that is not OK
     size_t answer_size

@@ -123,7 +123,8 @@ class Http2:
         Gauges: connections, bytes (of requests and answers held), in_lanes (calls). Counters: accepted, refused (beyond
         max_connections), handshakes_failed (of TLS), timed_out (connections and calls), calmed (connections told to
         calm down), reset (calls the client gave up), over_budget (calls refused for want of bytes), inferences (calls
-        that went straight to a lane), exchanges (calls that Python answers).
+        that went straight to a lane), inlined (of those, calls that the thread ran itself), exchanges (calls that
+        Python answers).
         """
 
 def versions() -> dict[str, str]:

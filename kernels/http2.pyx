@@ -214,7 +214,7 @@ cdef class Http2:
         """Gauges and counters since the start: see `Counters` in _http2.pxd."""
         told = {"connections": atomic_get(&self.shared.connections), "bytes": atomic_get(&self.shared.budget.used),
                 "in_lanes": 0, "accepted": 0, "refused": 0, "handshakes_failed": 0, "timed_out": 0, "calmed": 0,
-                "reset": 0, "over_budget": 0, "inferences": 0, "exchanges": 0}
+                "reset": 0, "over_budget": 0, "inferences": 0, "inlined": 0, "exchanges": 0}
         cdef int i
         cdef Loop* loop
         for i in range(self.shared.n_loops):
@@ -228,6 +228,7 @@ cdef class Http2:
             told["reset"] += tallied(&loop.counters.reset)
             told["over_budget"] += tallied(&loop.counters.over_budget)
             told["inferences"] += tallied(&loop.counters.inferences)
+            told["inlined"] += tallied(&loop.counters.inlined)
             told["exchanges"] += tallied(&loop.counters.exchanges)
         return told
 

@@ -7,7 +7,7 @@ from penstock.kernels.exchanges cimport Command
 from penstock.kernels.calls cimport Call
 
 cdef bint into_lane(Stream* stream) noexcept nogil
-cdef void wake_workers(Loop* loop) noexcept nogil
+cdef void run_touched(Loop* loop) noexcept nogil
 cdef Call* deliver_one(Loop* loop, Call* call) noexcept nogil
 cdef void begin_exchange(Stream* stream) noexcept nogil
 cdef void hand_over_message(Stream* stream, int kind) noexcept nogil

@@ -19,8 +19,10 @@ from penstock.kernels.exchanges cimport (
     release_exchange,
 )
 from penstock.kernels.http2_answers cimport end_with, refuse, refuse_over_budget, refuse_size, send_chunk
-from penstock.kernels.calls cimport Call, cancel_call, free_call, new_call
-from penstock.kernels.lanes cimport ADMIT, DRAINING, NEVER_FITS, Admission, Lane, Limits as LaneLimits
+from penstock.kernels.calls cimport Call, cancel_call, deliver, free_call, new_call
+from penstock.kernels.lanes cimport (
+    ADMIT, DRAINING, INLINE_BUDGET_NS, NEVER_FITS, TOO_LATE, Admission, Lane, Limits as LaneLimits,
+)
 from penstock.kernels.routes cimport Routes
 from penstock.kernels.wire cimport OK as FAULT_OK, parse_request
 
@@ -79,6 +81,8 @@ cdef void refuse_admission(Stream* stream, Admission admission, const Call* call
             "rows or %lld bytes: send smaller requests", <long long>call.request.rows, call.size,
             <long long>limits.max_queue_rows, <long long>limits.max_queue_bytes)
         end_with(stream, STATUS_RESOURCE_EXHAUSTED, message, <size_t>written, NULL, 0)
+    elif admission == TOO_LATE:
+        end_with(stream, call.status, <const char*>call.answer, call.answer_size, NULL, 0)
     elif admission == DRAINING:
         refuse(stream, STATUS_UNAVAILABLE, "the version is draining, try again")
     else:
@@ -86,7 +90,7 @@ cdef void refuse_admission(Stream* stream, Admission admission, const Call* call
 
 
 cdef void touch(Loop* loop, void* lane) noexcept nogil:
-    """Have a worker of the lane woken at the end of the pass."""
+    """Have the lane seen to at the end of the pass; a worker does it at once where too many are."""
     cdef int i
     for i in range(loop.n_touched):
         if loop.touched[i] == lane:
@@ -101,6 +105,29 @@ cdef void wake_workers(Loop* loop) noexcept nogil:
     cdef int i
     for i in range(loop.n_touched):
         (<Lane>loop.touched[i]).wake_worker()
+    loop.n_touched = 0
+
+
+cdef void run_touched(Loop* loop) noexcept nogil:
+    """See to the lanes that got calls in this pass: run what is cheap at once, wake a worker for the rest.
+
+    Routes change only in a later part of the pass, so the lanes are alive.
+    """
+    cdef int64_t budget = INLINE_BUDGET_NS
+    cdef Call* call
+    cdef Call* following
+    cdef int i
+    for i in range(loop.n_touched):
+        call = (<Lane>loop.touched[i]).run_inline(&budget)
+        while call != NULL:
+            if call.sink == &loop.sink:
+                tally(&loop.counters.inlined)
+                call = deliver_one(loop, call)
+            else:                # another thread's, queued there a moment ago
+                following = call.next
+                call.next = NULL
+                deliver(call)
+                call = following
     loop.n_touched = 0
 
 

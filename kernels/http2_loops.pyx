@@ -1,8 +1,9 @@
 """The I/O thread: one pass after another until it is told to stop, without the GIL as long as it lives.
 
-One pass: wait with epoll; read what connections have; wake a worker for each lane touched; take what the mailbox holds,
-the answers of workers first; look at the timers; write, one `send` a connection; free what was closed. Nothing here
-blocks but epoll. Connections are accepted by the first loop and go to the one that has fewest.
+One pass: wait with epoll; read what connections have; run what that queued where it is cheap, and wake workers for the
+rest; take what the mailbox holds, workers' answers first; look at the timers; write, one `send` a connection; free
+what was closed. Nothing here blocks but epoll, and models run for no longer than `INLINE_BUDGET_NS` and one run beyond.
+Connections are accepted by the first loop and go to the one that has fewest.
 """
 
 from libc.stdlib cimport free
@@ -16,7 +17,7 @@ from penstock.kernels._system cimport (
 )
 from penstock.kernels._timers cimport Timer, cancel_timer, set_timer, start_wheel, take_due, wait_ms
 from penstock.kernels.exchanges cimport DRAINED, Command, post_event, take_commands
-from penstock.kernels.http2_calls cimport carry_out, deliver_one, wake_workers
+from penstock.kernels.http2_calls cimport carry_out, deliver_one, run_touched
 from penstock.kernels.http2_connections cimport (
     begin_drain, end_connection, on_connection_timer, on_ready, open_connection,
 )
@@ -60,7 +61,7 @@ cdef void run_pass(Loop* loop) noexcept nogil:
             accept_connections(loop, (<int*>tag)[0])
         else:
             on_ready(<Connection*>tag, loop.polled[i].events)
-    wake_workers(loop)
+    run_touched(loop)
     if mail:
         empty_mailbox(loop)
     run_timers(loop)

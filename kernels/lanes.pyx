@@ -5,6 +5,11 @@ timed unless the operator asks for a delay. Queued rows and bytes are bounded, a
 A call whose deadline passed or whose client is gone is dropped when it would be taken, and never run. Every admitted
 call is answered exactly once.
 
+With `foresee`, what runs take is foretold from those that were (`_forecast.pxd`): a call that could not be answered in
+time is refused at once, runs are no longer than half of what their first call came with, and a call that would expire
+before its run ends is dropped. A lane that knows nothing refuses nothing, and one that is idle always takes a call
+whose deadline has not passed, so that it learns when it was wrong.
+
 What to decide (admit, expire, fit, wait) are pure functions of the state and of `now`; the rest only carries them out.
 Submitting costs about 1 microsecond, of which parsing is the most; taking and answering about 0.5 a call.
 """
@@ -12,12 +17,15 @@ Submitting costs about 1 microsecond, of which parsing is the most; taking and a
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int64_t, uint8_t
+from libc.stdio cimport snprintf
 
+from penstock.kernels._forecast cimport Forecast, finish_ns, foretells, rows_within, run_ns
 from penstock.kernels._system cimport (
     flag_raised, lock_acquire, lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
 )
-from penstock.kernels.batches cimport Batch, new_batch
+from penstock.kernels.batches cimport Batch, keep_answers, new_batch
 from penstock.kernels.cache cimport Cache
+from penstock.kernels.engines cimport Engine
 from penstock.kernels.calls cimport (
     RELEASE_GIL_BYTES, STATUS_CANCELLED, STATUS_DEADLINE_EXCEEDED, STATUS_INVALID_ARGUMENT, STATUS_OK,
     STATUS_RESOURCE_EXHAUSTED, STATUS_UNAVAILABLE, Call, EventSink, Ticket, deliver, fail_all, free_call, new_call,
@@ -25,7 +33,7 @@ from penstock.kernels.calls cimport (
 )
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.wire cimport (
-    OK, OUT_OF_MEMORY, Fault, Plan, Request, explain, match_request, parse_request, same_shapes,
+    OK, OUT_OF_MEMORY, Fault, Plan, explain, match_request, parse_request, same_shapes,
 )
 
 from penstock.kernels.calls import Refused
@@ -34,6 +42,8 @@ cdef enum:
     MIN_SHARE = 64           # rows
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
+
+INLINE_NS = INLINE_BUDGET_NS
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,6 +65,8 @@ cdef inline Admission admit(const Limits* limits, int64_t queued_rows, int64_t q
 cdef inline int status_of_admission(Admission admission) noexcept nogil:
     if admission == ADMIT:
         return STATUS_OK
+    if admission == TOO_LATE:
+        return STATUS_DEADLINE_EXCEEDED
     return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
 
 
@@ -71,14 +83,27 @@ cdef inline int64_t share_of(const Limits* limits, int64_t queued_rows, int idle
     return min(limits.max_batch_rows, max(fair, <int64_t>MIN_SHARE))
 
 
+cdef inline int64_t too_late(const Forecast* forecast, const Limits* limits, int64_t queued_rows, int64_t rows,
+                             int64_t deadline, int64_t now) noexcept nogil:
+    """0 where a call can be answered in time, else in how many nanoseconds it would be answered."""
+    cdef int64_t most, finish
+    if deadline == 0 or not foretells(forecast) or (queued_rows == 0 and forecast.running <= 0):
+        return 0
+    most = rows_within(forecast, limits.max_batch_rows, deadline - now)
+    finish = finish_ns(forecast, most, limits.workers, queued_rows, rows, now)
+    return finish if now + finish > deadline else 0
+
+
 cdef inline bint fits(int64_t most, int64_t batch_rows, int64_t rows) noexcept nogil:
     """Whether a call joins a batch that has `batch_rows` already; the first one always does."""
     return batch_rows == 0 or batch_rows + rows <= most
 
 
-cdef inline bint share(Plan plan, const Request* a, const Request* b) noexcept nogil:
+cdef inline bint share(Plan plan, const Call* a, const Call* b) noexcept nogil:
     """Whether two calls can lie in one batch."""
-    return plan.batched and (plan.fixed_shapes or same_shapes(a, b))
+    if not plan.batched or a.alone or b.alone:
+        return False
+    return plan.fixed_shapes or same_shapes(&a.request, &b.request)
 
 
 cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t now,
@@ -89,6 +114,14 @@ cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t olde
         return 0
     rest = oldest + limits.delay_ns - now
     return rest if rest > 0 else 0
+
+
+cdef inline Call** append(Call** end, Call* calls) noexcept nogil:
+    """Put calls at the end of a list; where that ends now."""
+    end[0] = calls
+    while end[0] != NULL:
+        end = &end[0].next
+    return end
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -104,10 +137,13 @@ cdef class Lane:
         max_queue_rows, max_queue_bytes: bounds of what may wait; request bodies are what is counted.
         max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
         cache: where answers are kept and looked up, of the same plan; None: nowhere.
+        workers: how many threads take batches at once.
+        foresee: whether calls that could not be answered in time are refused, by what runs took so far.
     """
 
     def __cinit__(self, Plan plan not None, *, int64_t max_batch_rows=256, int64_t max_queue_rows=65536,
-                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0, Cache cache=None):
+                  int64_t max_queue_bytes=1 << 28, int64_t max_queue_delay_us=0,
+                  int workers=1, bint foresee=False, Cache cache=None):
         if max_batch_rows < 1 or max_queue_rows < 1 or max_queue_bytes < 1:
             raise ValueError("a lane's bounds are positive")
         if not 0 <= max_queue_delay_us <= MAX_DELAY_US:
@@ -120,6 +156,8 @@ cdef class Lane:
         self.limits.max_queue_rows = max_queue_rows
         self.limits.max_queue_bytes = max_queue_bytes
         self.limits.delay_ns = max_queue_delay_us * 1000
+        self.limits.workers = workers
+        self.limits.foresee = foresee
         self.spare = []
         self.lock = lock_new()
         self.ledger = Ledger(max_batch_rows)
@@ -142,8 +180,9 @@ cdef class Lane:
             wake: tell an idle worker at once; else the submitter calls `wake` soon, once for several calls.
 
         Raises:
-            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), or larger than
-                the queue (RESOURCE_EXHAUSTED). The future is left alone.
+            Refused: malformed or not fitting (INVALID_ARGUMENT), queue full or draining (UNAVAILABLE), larger than
+                the queue (RESOURCE_EXHAUSTED), or not to be answered in time (DEADLINE_EXCEEDED). The future is left
+                alone.
         """
         cdef Fault fault
         cdef Ticket ticket
@@ -183,6 +222,8 @@ cdef class Lane:
         if status == STATUS_RESOURCE_EXHAUSTED:
             return (f"the request has {call.request.rows} rows and {call.size} bytes; the queue never takes more than "
                     f"{self.limits.max_queue_rows} rows or {self.limits.max_queue_bytes} bytes: send smaller requests")
+        if status == STATUS_DEADLINE_EXCEEDED:
+            return (<bytes>call.answer[:call.answer_size]).decode()
         return "the version is draining, try again" if self.draining else "the queue is full, try again later"
 
     cdef int offer(self, Call* call, int64_t now, bint wake, Fault* fault) noexcept nogil:
@@ -230,6 +271,8 @@ cdef class Lane:
             call.deadline_ns = until
         lock_acquire(self.lock)
         admission = admit(&self.limits, self.rows, self.bytes, call.request.rows, <int64_t>call.size, self.draining)
+        if admission == ADMIT and self.limits.foresee and self.hopeless(call, now):
+            admission = TOO_LATE
         if admission == ADMIT:
             call.next = NULL
             if self.tail == NULL:
@@ -239,19 +282,39 @@ cdef class Lane:
             self.tail = call
             self.rows += call.request.rows
             self.bytes += <int64_t>call.size
-            if wake and self.waiting:
-                lock_signal(self.lock)
+            if wake:
+                self.tell()
         lock_release(self.lock)
-        if admission != ADMIT:
+        if admission == TOO_LATE:
+            self.ledger.note_too_late()
+        elif admission != ADMIT:
             self.ledger.note_refused()
         return admission
+
+    cdef bint hopeless(self, Call* call, int64_t now) noexcept nogil:
+        """Whether a call could not be answered in time; then it has the status and the words. The lock is held."""
+        cdef Forecast forecast = self.ledger.foretold()
+        cdef int64_t finish = too_late(&forecast, &self.limits, self.rows, call.request.rows, call.deadline_ns, now)
+        cdef char[160] message
+        if finish == 0:
+            return False
+        set_answer(call, STATUS_DEADLINE_EXCEEDED, message, <size_t>snprintf(
+            message, sizeof(message), "the answer would take %.3f ms and the deadline is in %.3f ms; the model was "
+            "not run", 1e-6 * <double>finish, 1e-6 * <double>max(call.deadline_ns - now, <int64_t>0)))
+        return True
 
     cdef void wake_worker(self) noexcept nogil:
         """Tell an idle worker that calls were queued with `wake` off."""
         lock_acquire(self.lock)
-        if self.waiting and self.head != NULL:
-            lock_signal(self.lock)
+        if self.head != NULL:
+            self.tell()
         lock_release(self.lock)
+
+    cdef void tell(self) noexcept nogil:
+        """Leave what is queued to the workers. The lock is held."""
+        self.told = True
+        if self.waiting:
+            lock_signal(self.lock)
 
     def wake(self):
         """Tell an idle worker that calls were submitted with `wake` off."""
@@ -263,30 +326,36 @@ cdef class Lane:
             return -1
         return hold(&self.limits, self.rows, self.head.arrived_ns, now, self.draining)
 
-    cdef Call* form(self, int64_t now, Call** dropped, int64_t* rows) noexcept nogil:
-        """Take one batch off the queue, and what is to be dropped on the way. The lock is held."""
+    cdef Call* form(self, int64_t now, int idle, Call** dropped, int64_t* rows) noexcept nogil:
+        """Take one batch off the queue, to be shared with `idle` others, and what is to be dropped on the way. The lock
+        is held."""
         cdef Call* first = NULL
         cdef Call* last = NULL
         cdef Call* call
         cdef Call** drop_at = dropped
-        cdef int64_t most = share_of(&self.limits, self.rows, self.waiting)
+        cdef Forecast forecast = self.ledger.foretold()
+        cdef int64_t most = 0
+        cdef int64_t end = now   # of the run, as far as it is foretold
         rows[0] = 0
         dropped[0] = NULL
         while self.head != NULL:
             call = self.head
-            if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, now):
-                if flag_raised(&call.cancelled):
-                    set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
-                else:
-                    set_answer(call, STATUS_DEADLINE_EXCEEDED,
-                               b"deadline exceeded while queued; the model was not run", 53)
+            if first == NULL:
+                most = share_of(&self.limits, self.rows, idle)
+            if first == NULL and self.limits.foresee:
+                most = rows_within(&forecast, most, call.deadline_ns - call.arrived_ns if call.deadline_ns else 0)
+                end = now + run_ns(&forecast, min(most, self.rows))
+                if call.next == NULL and forecast.running <= 0:
+                    end = now    # whatever is foretold, an idle lane runs what it can learn from
+            if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, end):
+                drop(call, now)
                 self.unlink()
                 drop_at[0] = call
                 drop_at = &call.next
                 continue
             if not fits(most, rows[0], call.request.rows):
                 break
-            if first != NULL and not share(self.plan, &first.request, &call.request):
+            if first != NULL and not share(self.plan, first, call):
                 break
             self.unlink()
             call.first_row = rows[0]
@@ -304,6 +373,7 @@ cdef class Lane:
         self.head = call.next
         if self.head == NULL:
             self.tail = NULL
+            self.told = False
         call.next = NULL
         self.rows -= call.request.rows
         self.bytes -= <int64_t>call.size
@@ -346,7 +416,7 @@ cdef class Lane:
             now = present[0] = given if given else monotonic_ns()
             wait = self.wait_ns(now)
             if wait == 0:
-                calls = self.form(now, &dropped, rows)
+                calls = self.form(now, self.waiting, &dropped, rows)
                 if self.head != NULL and self.waiting:   # what is left may have been told to nobody but this worker
                     lock_signal(self.lock)
                 if dropped != NULL:
@@ -355,13 +425,90 @@ cdef class Lane:
                     deliver(dropped)
                     lock_acquire(self.lock)
                 continue
-            if not block or (wait < 0 and self.draining):
+            if not block or (wait < 0 and self.draining and self.lent == 0):
                 break
             self.waiting += 1
             lock_wait(self.lock, now + wait if wait > 0 else 0)
             self.waiting -= 1
         lock_release(self.lock)
         return calls
+
+    def use(self, Engine engine not None, *, bint always=False):
+        """Let threads that queue calls have them run by an engine; before any call comes."""
+        self.mode = INLINE_ON if always else INLINE_AUTO
+        self.engine = engine
+
+    def run_now(self, int64_t budget_ns=INLINE_BUDGET_NS):
+        """Run what was submitted with `wake` off, where it is to be run inline, and deliver it: what an I/O thread does
+        at the end of a pass. Returns what is left of the budget."""
+        with nogil:
+            deliver(self.run_inline(&budget_ns))
+        return budget_ns
+
+    cdef bint runs_inline(self, int64_t budget_ns) noexcept nogil:
+        """Whether what is queued is to be run inline. The lock is held."""
+        if self.mode == INLINE_OFF or self.head == NULL or self.told:
+            return False
+        if self.head.request.rows > self.limits.max_batch_rows:      # workers run such a call in parts
+            return False
+        return self.mode == INLINE_ON or self.engine.fits(self.rows, budget_ns)
+
+    cdef Call* run_inline(self, int64_t* budget_ns) noexcept nogil:
+        """Run what was queued with `wake` off, here and now, where nothing older waits and it fits the budget, which
+        what it takes is taken from; a worker is woken for the rest. The finished calls, to be delivered."""
+        cdef Call* finished = NULL
+        cdef Call** end = &finished
+        cdef Call* dropped
+        cdef Call* calls
+        cdef int64_t rows, started
+        lock_acquire(self.lock)
+        while self.runs_inline(budget_ns[0]):
+            started = monotonic_ns()
+            calls = self.form(started, 0, &dropped, &rows)
+            self.lent += 1
+            lock_release(self.lock)
+            if dropped != NULL:
+                self.ledger.note_dropped(dropped)
+                end = append(end, dropped)
+            if calls != NULL and self.run_batch(calls, rows, started):
+                end = append(end, calls)
+                calls = NULL
+            lock_acquire(self.lock)
+            self.lent -= 1
+            if calls != NULL:
+                self.put_back(calls)
+            if self.draining:
+                lock_broadcast(self.lock)
+            budget_ns[0] -= monotonic_ns() - started
+        if self.head != NULL:
+            self.tell()
+        lock_release(self.lock)
+        return finished
+
+    cdef bint run_batch(self, Call* calls, int64_t rows, int64_t now) noexcept nogil:
+        """Have the engine answer a batch; False: its calls are as they were."""
+        cdef int64_t due = self.ledger.note_taken(rows, now)
+        cdef bint done = rows <= self.limits.max_batch_rows and self.engine.run(calls, rows, now)
+        self.ledger.note_left(due)
+        if done and self.cache is not None:
+            keep_answers(self.cache, calls, now)
+        return done
+
+    cdef void put_back(self, Call* calls) noexcept nogil:
+        """Have the calls of a batch that failed run again by a worker, each alone. The lock is held."""
+        cdef Call* last = NULL
+        cdef Call* call = calls
+        while call != NULL:
+            call.alone = True
+            self.rows += call.request.rows
+            self.bytes += <int64_t>call.size
+            last = call
+            call = call.next
+        last.next = self.head
+        self.head = calls
+        if self.tail == NULL:
+            self.tail = last
+        self.tell()
 
     def drain(self):
         """Refuse new calls from now on; workers finish what is queued, then `take` gives None."""
@@ -370,6 +517,11 @@ cdef class Lane:
             self.draining = True
             lock_broadcast(self.lock)
             lock_release(self.lock)
+
+    @property
+    def always_inline(self):
+        """Whether the engine is used whatever it costs."""
+        return self.mode == INLINE_ON
 
     @property
     def queued_rows(self):
@@ -393,6 +545,16 @@ cdef class Lane:
         return self.ledger.snapshot() | {"queued_rows": self.queued_rows, "queued_bytes": self.queued_bytes}
 
 
+cdef void drop(Call* call, int64_t now) noexcept nogil:
+    """Give a call that is not run its status."""
+    if flag_raised(&call.cancelled):
+        set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
+    elif is_expired(call.deadline_ns, now):
+        set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline exceeded while queued; the model was not run", 53)
+    else:
+        set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline too near to be met; the model was not run", 50)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The decisions, for tests
 # ---------------------------------------------------------------------------------------------------------------------
@@ -402,3 +564,18 @@ def decide_share(int64_t max_batch_rows, int64_t queued_rows, int idle):
     cdef Limits limits
     limits.max_batch_rows = max_batch_rows
     return share_of(&limits, queued_rows, idle)
+
+
+def decide_rows_within(int64_t fixed_ns, int64_t row_ns, int64_t most, int64_t budget):
+    """How many rows a run has at most where its first call came with so many nanoseconds."""
+    cdef Forecast forecast = Forecast(fixed_ns, row_ns * 1000, 0, 0)
+    return rows_within(&forecast, most, budget)
+
+
+def decide_too_late(int64_t fixed_ns, int64_t row_ns, int64_t max_batch_rows, int workers, running,
+                    int64_t queued_rows, int64_t rows, int64_t deadline, int64_t now):
+    """0 where a call can be answered in time, else in how many nanoseconds; `running` are ends of runs."""
+    cdef Forecast forecast = Forecast(fixed_ns, row_ns * 1000, len(running), sum(running))
+    cdef Limits limits
+    limits.max_batch_rows, limits.workers = max_batch_rows, workers
+    return too_late(&forecast, &limits, queued_rows, rows, deadline, now)

@@ -11,6 +11,10 @@ class Ledger:
     """
 
     def __new__(cls, max_batch_rows: int) -> Ledger: ...
+    def seed(self, rows: int, ns: int) -> None:
+        """A point of a curve measured beforehand: what a run of `rows` takes without its look-up."""
+    def predict(self, rows: int) -> int:
+        """Nanoseconds that a run of `rows` will take, its look-up included; 0 where nothing is known."""
     def snapshot(self) -> dict[str, Any]:
         """Counters since the start, durations in nanoseconds."""
 

@@ -1,4 +1,4 @@
-"""What one served version has done: calls by their end, durations by phase, batches by size.
+"""What one served version has done: calls by their end, durations by phase, batches by size. And what runs will take.
 
 Durations go into histograms of four buckets an octave, so percentiles read from them are within 25 %. Counting a batch
 takes the lock once and about 10 nanoseconds a call.
@@ -10,7 +10,11 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
-from penstock.kernels._system cimport epoch_ms, lock_acquire, lock_free, lock_new, lock_release
+from penstock.kernels._costs cimport Cost, cost_learn, cost_seed
+from penstock.kernels._forecast cimport Forecast, run_ns
+from penstock.kernels._system cimport (
+    atomic_add, atomic_get, atomic_put, epoch_ms, lock_acquire, lock_free, lock_new, lock_release,
+)
 from penstock.kernels.calls cimport STATUS_CANCELLED, STATUS_OK, Call
 
 cdef extern from *:
@@ -37,10 +41,69 @@ cdef class Ledger:
         free(self.size_ns)
         lock_free(self.lock)
 
+    cdef Forecast foretold(self) noexcept nogil:
+        """The present forecast. Its numbers may be of neighbouring moments; a call costs no lock."""
+        cdef Forecast copy
+        copy.fixed_ns = atomic_get(&self.forecast.fixed_ns)
+        copy.row_ps = atomic_get(&self.forecast.row_ps)
+        copy.running = atomic_get(&self.forecast.running)
+        copy.due_ns = atomic_get(&self.forecast.due_ns)
+        return copy
+
+    cdef void publish(self) noexcept nogil:
+        """Put what was learnt into the forecast; the lock is held."""
+        cdef double fixed = self.lookup_cost.fixed_ns + self.run_cost.fixed_ns
+        cdef double row = 1e3 * (self.lookup_cost.row_ns + self.run_cost.row_ns)
+        if self.run_cost.known:
+            atomic_put(&self.forecast.fixed_ns, <int64_t>min(fixed, 1e17) + 1)
+            atomic_put(&self.forecast.row_ps, <int64_t>min(row, 1e17))
+
+    cdef int64_t note_taken(self, int64_t rows, int64_t now) noexcept nogil:
+        """A run of so many rows begins; gives when it should end, which `note_left` is to be told."""
+        cdef Forecast copy = self.foretold()
+        cdef int64_t due = now + run_ns(&copy, rows)
+        atomic_add(&self.forecast.running, 1)
+        atomic_add(&self.forecast.due_ns, due)
+        return due
+
+    cdef void note_left(self, int64_t due) noexcept nogil:
+        """A run that `note_taken` was told of is over, whatever came of it."""
+        atomic_add(&self.forecast.running, -1)
+        atomic_add(&self.forecast.due_ns, -due)
+
+    cdef void note_run(self, int64_t rows, int64_t lookup, int64_t run, int64_t late_rows) noexcept nogil:
+        """Learn what a run took: its look-up, and all else; negative where nothing is to be learnt."""
+        lock_acquire(self.lock)
+        if lookup > 0 and run >= 0:
+            cost_learn(&self.lookup_cost, rows, lookup)
+        cost_learn(&self.run_cost, rows, run)
+        self.statistics.late_rows += <uint64_t>late_rows
+        self.publish()
+        lock_release(self.lock)
+
+    def seed(self, int64_t rows, int64_t ns):
+        """A point of a curve measured beforehand: what a run of `rows` takes without its look-up."""
+        with nogil:
+            lock_acquire(self.lock)
+            cost_seed(&self.run_cost, rows, ns)
+            self.publish()
+            lock_release(self.lock)
+
+    def predict(self, int64_t rows):
+        """Nanoseconds that a run of `rows` will take, its look-up included; 0 where nothing is known."""
+        cdef Forecast copy = self.foretold()
+        return run_ns(&copy, rows)
+
     cdef void note_refused(self) noexcept nogil:
         """A call was not admitted."""
         lock_acquire(self.lock)
         self.statistics.refused += 1
+        lock_release(self.lock)
+
+    cdef void note_too_late(self) noexcept nogil:
+        """A call was not admitted, since it could not have been answered in time."""
+        lock_acquire(self.lock)
+        self.statistics.too_late += 1
         lock_release(self.lock)
 
     cdef void note_invalid(self) noexcept nogil:
@@ -105,15 +168,18 @@ cdef class Ledger:
         """Counters since the start, durations in nanoseconds: see `Statistics` in ledger.pxd.
 
         Phases (total, queue, lookup, compute, encode) are dicts of count, ns and buckets (bounds: `bucket_bounds`);
-        `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger.
+        `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger;
+        `lookup_cost` and `run_cost` are dicts of fixed_ns, row_ns, error and runs: what was learnt of either.
         """
         cdef Statistics copy
+        cdef Cost lookup_cost, run_cost
         cdef size_t n = <size_t>self.max_batch_rows + 2
         cdef uint64_t[::1] counts = np.empty(n, np.uint64)
         cdef uint64_t[::1] ns = np.empty(n, np.uint64)
         with nogil:       # no object is made under the lock: making one may run other code, which may want the lock
             lock_acquire(self.lock)
             copy = self.statistics
+            lookup_cost, run_cost = self.lookup_cost, self.run_cost
             memcpy(&counts[0], self.size_counts, n * sizeof(uint64_t))
             memcpy(&ns[0], self.size_ns, n * sizeof(uint64_t))
             lock_release(self.lock)
@@ -123,7 +189,8 @@ cdef class Ledger:
             "expired": copy.expired, "cancelled": copy.cancelled, "rows": copy.rows, "batches": copy.batches,
             "failed_ns": copy.failed_ns, "last_ms": copy.last_ms,
             "sizes": sizes, "total": phase(&copy.total), "queue": phase(&copy.queue), "lookup": phase(&copy.lookup),
-            "compute": phase(&copy.compute), "encode": phase(&copy.encode),
+            "compute": phase(&copy.compute), "encode": phase(&copy.encode), "too_late": copy.too_late,
+            "late_rows": copy.late_rows, "lookup_cost": learnt(&lookup_cost), "run_cost": learnt(&run_cost),
         }
 
 
@@ -149,6 +216,10 @@ cdef inline void note(Phase* phase, int64_t ns) noexcept nogil:
 
 cdef dict phase(Phase* counted):
     return {"count": counted.count, "ns": counted.ns, "buckets": [counted.buckets[i] for i in range(BUCKETS)]}
+
+
+cdef dict learnt(const Cost* cost):
+    return {"fixed_ns": cost.fixed_ns, "row_ns": cost.row_ns, "error": cost.error, "runs": cost.runs}
 
 
 def bucket_bounds():

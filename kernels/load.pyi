@@ -6,6 +6,8 @@ from typing import TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from penstock.kernels.tls import TlsTrust
+
 _Expected: TypeAlias = tuple[bytes, bytes, int, Sequence[int]]
 
 @final
@@ -38,6 +40,7 @@ class Load:
         limit: int = 0,
         timeout_s: float = 30.0,
         most_in_flight: int = 65536,
+        tls: TlsTrust | None = None,
     ) -> Load:
         """Make a load that does not run yet: a closed loop with `callers`, an open one with a `schedule`.
 
@@ -58,6 +61,7 @@ class Load:
             limit: of a closed loop, requests in all; 0 for none.
             timeout_s: a call is given up after that.
             most_in_flight: of an open loop; what would be more is not sent.
+            tls: whom to trust and what to show; None for plaintext.
 
         Raises:
             ValueError: a number is out of bounds.

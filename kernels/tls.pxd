@@ -22,6 +22,7 @@ cdef enum:
     TLS_RECORD = 16384       # the most that one record holds
 
 cdef void* tls_new(void* context, int fd) noexcept nogil
+cdef void* tls_connect(void* context, int fd, const char* name) noexcept nogil
 cdef int tls_handshake(void* tls) noexcept nogil
 cdef ssize_t tls_read(void* tls, void* data, size_t size) noexcept nogil
 cdef ssize_t tls_write(void* tls, const void* data, size_t size) noexcept nogil
@@ -30,6 +31,11 @@ cdef void tls_free(void* tls, bint say_goodbye) noexcept nogil
 
 cdef class TlsContext:
     cdef void* context       # SSL_CTX*
+
+
+cdef class TlsTrust:
+    cdef void* context       # SSL_CTX*
+    cdef bytes name          # that the server is asked for; empty for an address
 
 
 cdef class TlsPeer:

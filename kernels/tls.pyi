@@ -38,6 +38,23 @@ class TlsContext:
         """
 
 @final
+class TlsTrust:
+    """Whom a client trusts and what it shows: TLS 1.2 or newer, HTTP/2 only. Does not change afterwards."""
+
+    def __new__(cls, name: str, ca: str = "", certificate: str = "", key: str = "") -> Self:
+        """Read the files.
+
+        Args:
+            name: a host's name, or an address, that the server's certificate must be for.
+            ca: path of a PEM file with CA certificates to trust; empty for the system's.
+            certificate: path of a PEM file with the client's own certificate, where servers ask for one.
+            key: path of a PEM file with its private key, without a passphrase.
+
+        Raises:
+            TlsError: a file cannot be read, is not what it should be, or the key is not that of the certificate.
+        """
+
+@final
 class TlsPeer:
     """One connection as the kernel `http2` drives it, but from Python: the tests' way to the functions of tls.pxd."""
 

@@ -3,7 +3,8 @@
 Rules: TLS 1.2 or 1.3, only ciphers that authenticate what they encrypt and keep the past secret, only HTTP/2 (ALPN h2);
 no renegotiation, no compression, and no resumption, so that a server holds no state of clients that left and no key
 that opens old sessions. A client without h2 is refused at its first message, before any signature is computed. With a
-client CA every client must show a certificate of it.
+client CA every client must show a certificate of it. On the client's side (`TlsTrust`, which the load generator uses)
+the rules are the same, and the server's certificate must be for the name that is expected.
 
 OpenSSL keeps its errors in a queue of the thread, which Python's own ssl module reads too: the queue is emptied before
 and after each call. It writes to sockets with write(2), which raises SIGPIPE where the peer is gone; Python ignores
@@ -24,14 +25,16 @@ from penstock.kernels._openssl cimport (
     SSL_MODE_RELEASE_BUFFERS, SSL_OP_NO_COMPRESSION, SSL_OP_NO_RENEGOTIATION, SSL_OP_NO_TICKET, SSL_SESS_CACHE_OFF,
     SSL_TLSEXT_ERR_ALERT_FATAL, SSL_TLSEXT_ERR_OK, SSL_VERIFY_FAIL_IF_NO_PEER_CERT, SSL_VERIFY_PEER, TLS1_2_VERSION,
     X509_NAMES, ERR_clear_error, ERR_peek_error, ERR_reason_error_string, OpenSSL_version, SSL_client_hello_get0_ext,
-    SSL_CTX_check_private_key, SSL_CTX_clear_mode, SSL_CTX_free, SSL_CTX_load_verify_locations, SSL_CTX_new,
-    SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cipher_list, SSL_CTX_set_client_CA_list, SSL_CTX_set_client_hello_cb,
-    SSL_CTX_set_default_passwd_cb, SSL_CTX_set_default_passwd_cb_userdata, SSL_CTX_set_min_proto_version,
+    SSL_CTX_check_private_key, SSL_CTX_clear_mode, SSL_CTX_free, SSL_CTX_get0_param, SSL_CTX_load_verify_locations,
+    SSL_CTX_new, SSL_CTX_set_alpn_protos, SSL_CTX_set_alpn_select_cb, SSL_CTX_set_cipher_list,
+    SSL_CTX_set_client_CA_list, SSL_CTX_set_client_hello_cb, SSL_CTX_set_default_passwd_cb,
+    SSL_CTX_set_default_passwd_cb_userdata, SSL_CTX_set_default_verify_paths, SSL_CTX_set_min_proto_version,
     SSL_CTX_set_mode, SSL_CTX_set_num_tickets, SSL_CTX_set_options, SSL_CTX_set_session_cache_mode,
     SSL_CTX_set_verify, SSL_CTX_use_certificate_chain_file, SSL_CTX_use_PrivateKey_file, SSL_do_handshake, SSL_free,
     SSL_get0_alpn_selected, SSL_get_error, SSL_is_init_finished, SSL_load_client_CA_file, SSL_new, SSL_read_ex,
-    SSL_select_next_proto, SSL_set_accept_state, SSL_set_fd, SSL_shutdown, SSL_write_ex,
-    TLS_server_method, TLSEXT_TYPE_application_layer_protocol_negotiation,
+    SSL_select_next_proto, SSL_set_accept_state, SSL_set_connect_state, SSL_set_fd, SSL_set_tlsext_host_name,
+    SSL_shutdown, SSL_write_ex, TLS_client_method, TLS_server_method, X509_VERIFY_PARAM, X509_VERIFY_PARAM_set1_host,
+    X509_VERIFY_PARAM_set1_ip_asc, TLSEXT_TYPE_application_layer_protocol_negotiation,
 )
 
 from penstock.errors import PenstockError
@@ -67,6 +70,19 @@ cdef void* tls_new(void* context, int fd) noexcept nogil:
         tls = NULL
     if tls != NULL:
         SSL_set_accept_state(tls)
+    ERR_clear_error()
+    return tls
+
+
+cdef void* tls_connect(void* context, int fd, const char* name) noexcept nogil:
+    """The same on the client's side; a server of many names is told which one is wanted, unless that is empty."""
+    cdef SSL* tls = <SSL*>tls_new(context, fd)
+    if tls == NULL:
+        return NULL
+    SSL_set_connect_state(tls)
+    if name[0] and SSL_set_tlsext_host_name(tls, name) != 1:
+        SSL_free(tls)
+        tls = NULL
     ERR_clear_error()
     return tls
 
@@ -194,6 +210,48 @@ cdef class TlsContext:
 
     def __dealloc__(self):
         SSL_CTX_free(<SSL_CTX*>self.context)
+
+
+@final
+cdef class TlsTrust:
+    def __cinit__(self, str name not None, str ca not None="", str certificate not None="", str key not None=""):
+        ERR_clear_error()
+        self.context = SSL_CTX_new(TLS_client_method())
+        try:
+            if self.context == NULL or not restrict(<SSL_CTX*>self.context):
+                raise TlsError(f"OpenSSL cannot be set up: {explain()}")
+            if SSL_CTX_set_alpn_protos(<SSL_CTX*>self.context, H2, 3) != 0:
+                raise MemoryError
+            trust(<SSL_CTX*>self.context, ca)
+            self.name = expect(<SSL_CTX*>self.context, name.encode())
+            if certificate:
+                load_key(<SSL_CTX*>self.context, key)
+                load_certificate(<SSL_CTX*>self.context, certificate, key)
+        finally:
+            ERR_clear_error()
+
+    def __dealloc__(self):
+        SSL_CTX_free(<SSL_CTX*>self.context)
+
+
+cdef trust(SSL_CTX* context, str ca):
+    """Servers must show a certificate that leads to one of these, or to one that the system trusts."""
+    cdef bytes path = readable("TLS CA", ca) if ca else b""
+    if ca and SSL_CTX_load_verify_locations(context, PyBytes_AS_STRING(path), NULL) != 1:
+        raise TlsError(f"the TLS CA {ca} holds no certificate in PEM format that can be used ({explain()})")
+    if not ca and SSL_CTX_set_default_verify_paths(context) != 1:
+        raise TlsError(f"the system's CA certificates cannot be read: {explain()}")
+    SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL)
+
+
+cdef bytes expect(SSL_CTX* context, bytes name):
+    """The certificate must be for this name or address; what is left of it to ask the server for."""
+    cdef X509_VERIFY_PARAM* checks = SSL_CTX_get0_param(context)
+    if X509_VERIFY_PARAM_set1_ip_asc(checks, PyBytes_AS_STRING(name)) == 1:
+        return b""
+    if not name or X509_VERIFY_PARAM_set1_host(checks, PyBytes_AS_STRING(name), len(name)) != 1:
+        raise TlsError(f"no server can be called {name!r}")
+    return name
 
 
 cdef bint restrict(SSL_CTX* context) noexcept nogil:

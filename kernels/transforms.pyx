@@ -38,11 +38,6 @@ cdef dict CODES = {
     "standardize": STANDARDIZE, "bucketize": BUCKETIZE, "ordinal": ORDINAL,
 }
 
-cdef struct Step:
-    int code
-    Py_ssize_t count           # parameters
-    const double* parameters   # into the program's pool
-
 ctypedef fused Real:
     float
     double
@@ -155,12 +150,6 @@ cdef tuple checked(Py_ssize_t n_columns, object name, Py_ssize_t column, object 
 
 @cython.final
 cdef class Program:
-    cdef readonly Py_ssize_t n_inputs
-    cdef readonly Py_ssize_t n_outputs
-    cdef Step* steps            # grouped by column, in order within it
-    cdef Py_ssize_t* starts     # steps of column j: starts[j] up to starts[j + 1]
-    cdef double* pool
-
     def __cinit__(self, Py_ssize_t n_columns, operations):
         cdef list compiled = [checked(n_columns, name, column, p) for name, column, p in operations]
         if not 1 <= n_columns <= 0x7FFFFFFF:
@@ -198,15 +187,15 @@ cdef class Program:
         self.check_shapes(x.shape[0], x.shape[1], out.shape[0], out.shape[1])
         if x.shape[0] * x.shape[1] > SMALL_BATCH:
             with nogil:
-                self.pass_over(&x[0, 0], &out[0, 0], x.shape[0])
+                pass_over(self, &x[0, 0], &out[0, 0], x.shape[0])
         elif x.shape[0] > 0:
-            self.pass_over(&x[0, 0], &out[0, 0], x.shape[0])
+            pass_over(self, &x[0, 0], &out[0, 0], x.shape[0])
 
     def run_exact(self, const double[:, ::1] x not None, double[:, ::1] out not None):
         self.check_shapes(x.shape[0], x.shape[1], out.shape[0], out.shape[1])
         if x.shape[0] > 0:
             with nogil:
-                self.pass_over(&x[0, 0], &out[0, 0], x.shape[0])
+                pass_over(self, &x[0, 0], &out[0, 0], x.shape[0])
 
     cdef int check_shapes(self, Py_ssize_t n, Py_ssize_t k, Py_ssize_t n_out, Py_ssize_t k_out) except -1:
         if k != self.n_inputs or n_out != n or k_out != self.n_outputs:
@@ -216,21 +205,27 @@ cdef class Program:
             )
         return 0
 
-    cdef void pass_over(self, const Real* x, Real* out, Py_ssize_t n) noexcept nogil:
-        cdef Py_ssize_t first = 0, j, rows
-        while first < n:
-            rows = min(<Py_ssize_t>BLOCK, n - first)
-            for j in range(self.n_inputs):
-                self.run_block(x + first * self.n_inputs + j, out + first * self.n_outputs + j, rows, j)
-            first += rows
+    cdef void run_rows(self, const float* x, float* out, Py_ssize_t n) noexcept nogil:
+        """`run` over memory: [n, n_inputs] to [n, n_outputs]."""
+        pass_over(self, x, out, n)
 
-    cdef inline void run_block(self, const Real* x, Real* out, Py_ssize_t n, Py_ssize_t j) noexcept nogil:
-        """Up to BLOCK values of column j through its operations."""
-        cdef double[BLOCK] values
-        cdef Py_ssize_t i, s
-        for i in range(n):
-            values[i] = x[i * self.n_inputs]
-        for s in range(self.starts[j], self.starts[j + 1]):
-            apply(&self.steps[s], values, n)
-        for i in range(n):
-            out[i * self.n_outputs] = <Real>values[i]
+
+cdef void pass_over(Program program, const Real* x, Real* out, Py_ssize_t n) noexcept nogil:
+    cdef Py_ssize_t first = 0, j, rows
+    while first < n:
+        rows = min(<Py_ssize_t>BLOCK, n - first)
+        for j in range(program.n_inputs):
+            run_block(program, x + first * program.n_inputs + j, out + first * program.n_outputs + j, rows, j)
+        first += rows
+
+
+cdef inline void run_block(Program program, const Real* x, Real* out, Py_ssize_t n, Py_ssize_t j) noexcept nogil:
+    """Up to BLOCK values of column j through its operations."""
+    cdef double[BLOCK] values
+    cdef Py_ssize_t i, s
+    for i in range(n):
+        values[i] = x[i * program.n_inputs]
+    for s in range(program.starts[j], program.starts[j + 1]):
+        apply(&program.steps[s], values, n)
+    for i in range(n):
+        out[i * program.n_outputs] = <Real>values[i]

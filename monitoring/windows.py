@@ -3,22 +3,22 @@
 Time is whatever the caller passes as `now`, in seconds: nothing here reads a clock, so nothing waits in a test. Windows
 follow one another from the moment the counter was made; one is filled, and the last complete one that saw any rows is
 kept: its `start` and `end` tell how old it is. A `now` before the current window (a clock set back) counts into the
-current one. One lock guards a counter: an `add` holds it for the few microseconds of counting.
+current one. Counting itself is `kernels.windows`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.kernels.drift import bin_counts
+from penstock.kernels.windows import Windows
 from penstock.monitoring.profile import Profile
 
-LARGE = 65_536
-"""Values whose counting is worth an array of its own."""
+if TYPE_CHECKING:
+    from penstock.kernels.windows import Counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +54,8 @@ class DriftCounter:
     """
 
     def __init__(self, reference: Profile, window_s: float, now: float) -> None:
-        if not window_s > 0:
-            raise ValueError(f"a window lasts more than 0 seconds, not {window_s}")
         self.reference = reference
-        self.window_s = window_s
-        self._lock = Lock()
-        self._start = now
-        self._rows = 0
-        self._counts = reference.layout.counters()
-        self._last: Window | None = None
+        self.windows = Windows(reference.layout.edges, reference.layout.offsets, window_s, now)
 
     def add(self, matrix: NDArray[np.float32], now: float) -> None:
         """Count a batch, float32 `[n, k]` C-contiguous, NaN for missing.
@@ -70,44 +63,19 @@ class DriftCounter:
         Raises:
             ValueError: the matrix is not of that kind or has another number of columns; nothing was counted.
         """
-        layout = self.reference.layout
-        if matrix.size > LARGE:  # counted apart, so that nobody waits for the lock meanwhile
-            counts = layout.counters()
-            bin_counts(matrix, layout.edges, layout.offsets, counts)
-        with self._lock:
-            self._rotate(now)
-            if matrix.size > LARGE:
-                self._counts += counts
-            else:
-                bin_counts(matrix, layout.edges, layout.offsets, self._counts)
-            self._rows += len(matrix)
+        self.windows.add(matrix, now)
 
     def last(self, now: float) -> Window:
         """The last complete window that saw rows; before there is one, the current window."""
-        with self._lock:
-            self._rotate(now)
-            return self._last or self._snapshot(complete=False)
+        return self._window(self.windows.last(now))
 
     def current(self, now: float) -> Window:
         """What the current window has counted so far."""
-        with self._lock:
-            self._rotate(now)
-            return self._snapshot(complete=False)
+        return self._window(self.windows.current(now))
 
-    def _rotate(self, now: float) -> None:
-        """Close the current window if `now` lies beyond its end; periods nobody served in are passed over."""
-        passed = (now - self._start) // self.window_s
-        if not passed >= 1:
-            return
-        if self._rows:
-            self._last = self._snapshot(complete=True)
-            self._counts[:] = 0
-            self._rows = 0
-        self._start += passed * self.window_s
-
-    def _snapshot(self, *, complete: bool) -> Window:
-        counts = read_only(self._counts.copy())
-        return Window(self._start, self._start + self.window_s, self._rows, counts, complete)
+    def _window(self, counted: Counted) -> Window:
+        start, rows, counts, complete = counted
+        return Window(start, start + self.windows.window_s, rows, read_only(counts), complete)
 
 
 def read_only(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -6,10 +6,10 @@ Read from `penstock serve --config FILE` (YAML with these names) and overridden 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from penstock.server.address import Address
 from penstock.server.cache import CacheSettings
@@ -17,8 +17,14 @@ from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 
 MIB = 1 << 20
+MOST_BATCH_ROWS = 65536
 LONGEST_S = 1_000_000
 """Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
+
+
+def _switch(value: Any) -> Any:
+    """What YAML makes of a bare `on` or `off` is a truth value."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Config(BaseModel):
@@ -37,11 +43,21 @@ class Config(BaseModel):
     tls_key: Path | None = Field(default=None, description="PEM key of that certificate, without a password")
     tls_client_ca: Path | None = Field(default=None, description="PEM; callers must show a certificate signed by it")
 
-    max_batch_rows: int = Field(default=256, ge=1, le=65536, description="rows a worker takes at once")
+    max_batch_rows: int = Field(default=256, ge=1, le=MOST_BATCH_ROWS, description="rows a worker takes at once")
+    batch_cap: str = Field(
+        default="auto",
+        coerce_numbers_to_str=True,
+        description="rows of a run at most: auto (measured), off or a number",
+    )
+    foresee: bool = Field(default=True, description="refuse at once what could not be answered in time")
+    warmup_ms: int = Field(default=300, ge=0, le=60_000, description="for measuring a version's curve; 0: not at all")
     max_queue_rows: int = Field(default=65536, ge=1, description="rows that may wait, for each version")
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
     workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0: 1, or 2 with features")
+    inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+        default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
+    )
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="ONNX Runtime threads of one run")
 
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")
@@ -75,6 +91,13 @@ class Config(BaseModel):
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")
+
+    @field_validator("batch_cap")
+    @classmethod
+    def _known_cap(cls, value: str) -> str:
+        if value in {"auto", "off"} or (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_BATCH_ROWS):
+            return value
+        raise ValueError(f"it is auto, off or a number of rows from 1 to {MOST_BATCH_ROWS}, not {value[:40]!r}")
 
     @classmethod
     def read(cls, path: Path | None = None, **overrides: Any) -> Config:

@@ -19,6 +19,7 @@ from penstock.errors import PenstockError
 RTOL, ATOL = 1e-3, 1e-4
 LARGEST = 256 << 20
 Run = Callable[[dict[str, Any]], Mapping[str, Any]]
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 
 class GoldenMismatch(PenstockError):  # noqa: N818  # as the registry's errors, named for what is wrong
@@ -35,12 +36,7 @@ def check(golden: bytes, run: Run) -> None:
     Raises:
         GoldenMismatch: naming the output and the greatest difference; or the file cannot be read.
     """
-    try:
-        arrays = _read(golden)
-    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
-        raise GoldenMismatch(f"golden.npz cannot be read: {error}; publish the version again") from error
-    inputs = {n.removeprefix("input/"): _fed(a) for n, a in arrays.items() if n.startswith("input/")}
-    expected = {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")}
+    inputs, expected = read(golden)
     if not inputs or not expected:
         return
     got = run(inputs)
@@ -49,7 +45,21 @@ def check(golden: bytes, run: Run) -> None:
         _compare(name, expected[name], np.asarray(got[name]))
 
 
-def _read(golden: bytes) -> dict[str, np.ndarray[Any, Any]]:
+def read(golden: bytes) -> tuple[Arrays, Arrays]:
+    """Inputs as a caller sends them and the outputs they gave, each by name [rows, ...]; texts are objects.
+
+    Raises:
+        GoldenMismatch: the file cannot be read.
+    """
+    try:
+        arrays = _unpacked(golden)
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
+        raise GoldenMismatch(f"golden.npz cannot be read: {error}; publish the version again") from error
+    inputs = {n.removeprefix("input/"): _fed(a) for n, a in arrays.items() if n.startswith("input/")}
+    return inputs, {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")}
+
+
+def _unpacked(golden: bytes) -> Arrays:
     """The arrays, none of them unpickled, none larger than a few rows have reason to be."""
     with ZipFile(BytesIO(golden)) as zipped:
         if sum(entry.file_size for entry in zipped.infolist()) > LARGEST:

@@ -15,6 +15,7 @@ from penstock.server.watch import Drift
 
 PLATFORM = "onnxruntime_onnx"
 BACKEND = "onnxruntime"
+FAILURES = ("failed", "refused", "too_late", "invalid", "expired")
 
 
 def metadata(served: Served, versions: list[str]) -> pb.ModelMetadataResponse:
@@ -56,7 +57,21 @@ def parameters(served: Served) -> dict[str, str]:
         told["penstock.vector"] = served.plan.inputs[served.plan.matrix_slot].name
     if _entity(served):
         told["penstock.entity"] = _entity(served)
-    return told
+    return told | tuning(served)
+
+
+def tuning(served: Served) -> dict[str, str]:
+    """What was measured and learnt of a version, for `penstock models show`; times in nanoseconds."""
+    curve, seen = served.curve, served.lane.snapshot()
+    return {
+        "penstock.way": served.way,
+        "penstock.cap": str(served.cap),
+        "penstock.curve": json.dumps(
+            {"rows": curve.rows, "ns": curve.ns, "whole": curve.whole, "reason": curve.reason}
+        ),
+        "penstock.deadlines": json.dumps({"too_late": seen["too_late"], "late_rows": seen["late_rows"]}),
+        "penstock.cost": json.dumps({step: seen[f"{step}_cost"] for step in ("lookup", "run")}),
+    }
 
 
 def _entity(served: Served) -> str:
@@ -89,7 +104,7 @@ def statistics(served: Served, config: Config) -> pb.ModelStatistics:
     )
     stats = answer.inference_stats
     _duration(stats.success, seen["succeeded"], seen["total"]["ns"])
-    _duration(stats.fail, seen["failed"] + seen["refused"] + seen["invalid"] + seen["expired"], seen["failed_ns"])
+    _duration(stats.fail, sum(seen[end] for end in FAILURES), seen["failed_ns"])
     _duration(stats.queue, calls, seen["queue"]["ns"])
     _duration(stats.compute_input, calls, int(seen["lookup"]["ns"] * share))
     _duration(stats.compute_infer, calls, int(seen["compute"]["ns"] * share))

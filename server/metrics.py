@@ -21,8 +21,9 @@ from penstock.server.version import Served
 from penstock.server.watch import Drift
 
 MODEL = ("model", "version")
-RESULTS = ("succeeded", "failed", "refused", "invalid", "expired", "cancelled")
+RESULTS = ("succeeded", "failed", "refused", "too_late", "invalid", "expired", "cancelled")
 CALL_PHASES = ("total", "queue")
+COST_STEPS = ("lookup", "run")
 BATCH_PHASES = ("lookup", "compute", "encode")
 TRANSPORT_GAUGES = {
     "connections": ("penstock_transport_connections", "Open connections"),
@@ -38,6 +39,7 @@ TRANSPORT_COUNTERS = {
     "reset": ("penstock_transport_reset", "Calls given up by their clients"),
     "over_budget": ("penstock_transport_over_budget", "Calls refused for want of bytes, beyond max_in_flight_bytes"),
     "inferences": ("penstock_transport_inferences", "Calls that went straight into a lane"),
+    "inlined": ("penstock_transport_inlined", "Of those, calls run and answered by the thread that read them"),
     "exchanges": ("penstock_transport_exchanges", "Calls that Python answered"),
 }
 _BOUNDS = bucket_bounds()
@@ -89,6 +91,7 @@ class LaneCollector(Collector):
         served = self._models.of("")
         seen = [(s, [s.name, str(s.version)], s.lane.snapshot()) for s in served]
         yield from _traffic(seen)
+        yield from _costs(seen)
         yield from _caches(served)
         yield _phases("penstock_request_duration_seconds", "Calls, by phase", CALL_PHASES, seen)
         yield _phases("penstock_batch_duration_seconds", "Batches, by phase", BATCH_PHASES, seen)
@@ -99,6 +102,7 @@ class LaneCollector(Collector):
 def _traffic(seen: list[tuple[Served, list[str], dict[str, Any]]]) -> Iterator[Metric]:
     requests = CounterMetricFamily("penstock_requests", "Calls, by what became of them", labels=[*MODEL, "result"])
     rows = CounterMetricFamily("penstock_rows", "Rows run", labels=MODEL)
+    late = CounterMetricFamily("penstock_late_rows", "Rows run after their deadline had passed", labels=MODEL)
     batches = CounterMetricFamily("penstock_batches", "Batches run", labels=MODEL)
     queued = GaugeMetricFamily("penstock_queue_rows", "Rows waiting", labels=MODEL)
     queued_bytes = GaugeMetricFamily("penstock_queue_bytes", "Request bytes waiting", labels=MODEL)
@@ -107,11 +111,28 @@ def _traffic(seen: list[tuple[Served, list[str], dict[str, Any]]]) -> Iterator[M
         for result in RESULTS:
             requests.add_metric([*labels, result], counts[result])
         rows.add_metric(labels, counts["rows"])
+        late.add_metric(labels, counts["late_rows"])
         batches.add_metric(labels, counts["batches"])
         queued.add_metric(labels, counts["queued_rows"])
         queued_bytes.add_metric(labels, counts["queued_bytes"])
         info.add_metric([*labels, served.digest], 1)
-    yield from (requests, rows, batches, queued, queued_bytes, info)
+    yield from (requests, rows, late, batches, queued, queued_bytes, info)
+
+
+def _costs(seen: list[tuple[Served, list[str], dict[str, Any]]]) -> Iterator[Metric]:
+    labels = [*MODEL, "step"]
+    fixed = GaugeMetricFamily("penstock_cost_fixed_seconds", "Learnt cost of every run", labels=labels)
+    row = GaugeMetricFamily("penstock_cost_row_seconds", "Learnt cost of every row", labels=labels)
+    error = GaugeMetricFamily("penstock_cost_error_ratio", "Mean relative error of predictions", labels=labels)
+    cap = GaugeMetricFamily("penstock_batch_cap_rows", "Rows of a run at most; 0: no cap", labels=MODEL)
+    for served, key, counts in seen:
+        for step in COST_STEPS:
+            learnt = counts[f"{step}_cost"]
+            fixed.add_metric([*key, step], learnt["fixed_ns"] * 1e-9)
+            row.add_metric([*key, step], learnt["row_ns"] * 1e-9)
+            error.add_metric([*key, step], learnt["error"])
+        cap.add_metric(key, served.cap)
+    yield from (fixed, row, error, cap)
 
 
 def _caches(served: list[Served]) -> Iterator[Metric]:

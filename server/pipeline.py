@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from penstock.kernels.batches import Batch
+from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
-from penstock.server.cost import Cost
 from penstock.server.errors import InvalidRequest, OurFault, ServerError
 from penstock.server.join import SOURCES, Join
 from penstock.server.plans import FEATURE_STATUS, FEATURES
 from penstock.server.session import Session
+from penstock.server.splitting import in_parts
 from penstock.server.watch import Watch
 
 _log = logging.getLogger("penstock.server")
@@ -28,13 +29,19 @@ _log = logging.getLogger("penstock.server")
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The steps of one version; those it has no need of are None."""
+    """The steps of one version; those it has no need of are None.
+
+    Attributes:
+        cap: rows of one run at most, a larger batch being run in parts; 0 for no such bound.
+        cost: CPU time of the running thread, since waiting for the interpreter is no work.
+    """
 
     plan: Plan
     session: Session
     join: Join | None = None
     transforms: Program | None = None
     watch: Watch | None = None
+    cap: int = 0
     cost: Cost = field(default_factory=Cost)
 
     def run(self, batch: Batch) -> None:
@@ -62,7 +69,7 @@ class Pipeline:
             transformed = np.empty_like(matrix)
             self.transforms.run(matrix, transformed)
             feeds = {name: transformed}
-        return self.session.run(feeds)
+        return in_parts(self.session.run, feeds, self.cap) if self.cap else self.session.run(feeds)
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """What callers sent, as ONNX Runtime takes it."""

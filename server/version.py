@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
+from functools import partial
 from math import inf
 from threading import Thread
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 from penstock.errors import PenstockError
 from penstock.features.store import FeatureStore
 from penstock.features.transforms import Transforms
+from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
 from penstock.kernels.wire import NUMPY, Plan
@@ -21,11 +24,15 @@ from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server.cache import cache_of
 from penstock.server.config import Config
-from penstock.server.golden import check
+from penstock.server.curve import Curve
+from penstock.server.golden import check, read
+from penstock.server.inline import use_engine, way_of
 from penstock.server.join import Join
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
+from penstock.server.samples import NothingToDraw, Samples
 from penstock.server.session import Session
+from penstock.server.warmup import curve_of
 from penstock.server.watch import Watch
 
 _log = logging.getLogger("penstock.server")
@@ -42,6 +49,10 @@ class Served:
         config: limits and threads.
         store: the feature store, or None where the operator gave none.
 
+    Attributes:
+        curve: what a batch takes by its rows, measured before the version took calls.
+        cap: rows of a run at most, what has more being run in parts; 0 where there is no such bound.
+
     Raises:
         PenstockError: the version cannot be served, and why.
     """
@@ -52,17 +63,28 @@ class Served:
         self.plan = plan_of(version.manifest, version.digest)
         self.pipeline = _pipeline(version, self.plan, config, store)
         self._warm(version.files.get("golden.npz"))
+        self.curve = _measured(version, self.pipeline, config)
+        self.cap = _cap(self.curve, self.plan, config)
+        self.pipeline = replace(self.pipeline, cap=self.cap)
+        self._max_batch_rows = self.cap or config.max_batch_rows
+        workers = config.workers or (2 if self.pipeline.join else 1)
         self.lane = Lane(
             self.plan,
-            max_batch_rows=config.max_batch_rows,
+            max_batch_rows=self._max_batch_rows,
             max_queue_rows=config.max_queue_rows,
             max_queue_bytes=config.max_queue_bytes,
             max_queue_delay_us=config.max_queue_delay_us,
+            workers=workers,
+            foresee=config.foresee,
             cache=cache_of(self.name, self.plan, views_of(self.manifest), config.cache),
         )
-        self._max_batch_rows = config.max_batch_rows
+        for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
+            self.lane.ledger.seed(rows, ns)
+            self.pipeline.cost.seed(rows, ns)
+        trial = _trial(version, self.pipeline, config)
+        samples = partial(_any_samples, version, self.plan)
+        self._not_inline = use_engine(self.lane, self.pipeline, config, trial, samples)
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
-        workers = config.workers or (2 if self.pipeline.join else 1)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
             Thread(target=serve, args=(self.lane, self.pipeline), name=f"worker {name} {i}", daemon=True)
@@ -80,6 +102,16 @@ class Served:
     def version(self) -> int:
         """The version's number."""
         return self.manifest.version
+
+    @property
+    def way(self) -> str:
+        """Which way calls take on the native transport, and why: one line."""
+        return way_of(self.lane, self._not_inline)
+
+    @property
+    def way(self) -> str:
+        """Which way calls take on the native transport, and why: one line."""
+        return way_of(self.lane, self._not_inline)
 
     def _warm(self, golden: bytes | None) -> None:
         """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
@@ -107,7 +139,7 @@ class Served:
         Returns:
             What the calling thread is reckoned to have spent, in nanoseconds of CPU; 0 where a worker does it.
         """
-        cost = self.pipeline.cost.predict(self.lane.queued_rows) if self._inline else inf
+        cost = (self.pipeline.cost.predict(self.lane.queued_rows) if self._inline else 0) or inf
         if cost > budget_ns:
             self.lane.wake()
             return 0.0
@@ -129,16 +161,64 @@ class Served:
 
 def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
     manifest, files = version.manifest, version.files
-    signature = manifest.signature
-    bfloat16 = frozenset(spec.name for spec in (*signature.inputs, *signature.outputs) if spec.datatype == "BF16")
-    outputs = [spec.name for spec in signature.outputs]
-    session = Session(files[manifest.artifact_path], outputs, bfloat16=bfloat16, threads=config.intra_op_threads)
-    watch = None
-    if "profile.json" in files:
-        reference = Reference.from_json(files["profile.json"])
+    outputs = [spec.name for spec in manifest.signature.outputs]
+    session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
+    if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
-        watch = Watch(reference, manifest.score, config.drift_window_s, time.time())
+    watch = _watch(version, reference, config)
     return Pipeline(plan, session, _join(manifest, config, store), _transforms(version), watch)
+
+
+def _reference(version: Version) -> Reference | None:
+    profile = version.files.get("profile.json")
+    return None if profile is None else Reference.from_json(profile)
+
+
+def _watch(version: Version, reference: Reference | None, config: Config) -> Watch | None:
+    if reference is None:
+        return None
+    return Watch(reference, version.manifest.score, config.drift_window_s, time.time())
+
+
+def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
+    """The version's curve, measured with counters that are thrown away; without points where it cannot be."""
+    if not pipeline.plan.batched:
+        return Curve(reason="the graph takes no batches")
+    if not config.warmup_ms:
+        return Curve(reason="warmup_ms is 0")
+    try:
+        samples = _samples(version, pipeline.plan, config.max_batch_rows)
+    except NothingToDraw as error:
+        return Curve(reason=str(error))
+    trial, alone = _trial(version, pipeline, config), config.intra_op_threads == 1
+    return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000, alone=alone)
+
+
+def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:
+    """The same pipeline with counters of its own."""
+    return replace(pipeline, watch=_watch(version, _reference(version), config), cost=Cost())
+
+
+def _samples(version: Version, plan: Plan, most: int) -> Samples:
+    reference, golden = _reference(version), version.files.get("golden.npz")
+    return Samples(
+        plan, None if reference is None else reference.features, {} if golden is None else read(golden)[0], most
+    )
+
+
+def _any_samples(version: Version, plan: Plan) -> Samples:
+    """Rows like those the version was trained on, or ones where nothing is known of them."""
+    try:
+        return _samples(version, plan, 1)
+    except NothingToDraw:
+        return Samples(plan, None, _made_up(plan), 1)
+
+
+def _cap(curve: Curve, plan: Plan, config: Config) -> int:
+    if config.batch_cap == "off" or not plan.batched or (config.batch_cap == "auto" and not curve.rows):
+        return 0
+    most = config.max_batch_rows
+    return curve.cap(most) if config.batch_cap == "auto" else min(int(config.batch_cap), most)
 
 
 def _check_profile(reference: Reference, manifest: Manifest) -> None:

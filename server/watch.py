@@ -46,6 +46,13 @@ class Watch:
         self._score = score
         self._scores = DriftCounter(reference.score, window_s, now) if reference.score and score else None
 
+    def counters(self) -> dict[str, Any]:
+        """What is counted and by what, as `GraphEngine` takes it, so that compiled code can do the same."""
+        told: dict[str, Any] = {"features": self._features.windows, "watched": self._names}
+        if self._scores is not None and self._score is not None:
+            told |= {"scores": self._scores.windows, "score": self._score.output, "score_column": self._score.column}
+        return told
+
     def count(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         """Count a batch that was run; rows whose calls were refused are left out."""
         now = time.time()

@@ -77,6 +77,52 @@ def hold(limits: Limits, queued_rows: int, oldest: int, now: int, *, draining: b
     return max(0, oldest + limits.delay_ns - now)
 
 
+def run_ns(fixed_ns: int, row_ns: int, rows: int) -> int:
+    """How long a run lasts by the learnt line."""
+    return fixed_ns + row_ns * rows
+
+
+def rows_within(fixed_ns: int, row_ns: int, most: int, budget: int) -> int:
+    """Rows of a run at most, so that it takes half of what its first call came with; 0 is no deadline."""
+    if budget <= 0 or not (fixed_ns or row_ns):
+        return most
+    return max([rows for rows in range(1, most + 1) if run_ns(fixed_ns, row_ns, rows) <= budget // 2], default=1)
+
+
+def finish(
+    fixed_ns: int, row_ns: int, most: int, workers: int, running: list[int], queued: int, rows: int, now: int
+) -> float:
+    """In how many nanoseconds a call that joins the queue now is answered, what comes after it not overtaking it."""
+    waits = float(max(0, sum(end - now for end in running)))
+    left = queued + (rows if rows < most else 0)  # a call of a whole run or more runs alone
+    while left > most or (rows >= most and left >= most):
+        waits += run_ns(fixed_ns, row_ns, most)
+        left -= most
+    own = left if rows < most else left + rows
+    if waits > 0 and own < most:
+        own = min(2 * own, most)  # as many come while it waits
+    return waits / workers + run_ns(fixed_ns, row_ns, own)
+
+
+def too_late(
+    fixed_ns: int,
+    row_ns: int,
+    most: int,
+    workers: int,
+    running: list[int],
+    queued: int,
+    rows: int,
+    deadline: int,
+    now: int,
+) -> float:
+    """0 where a call can be answered in time, else when it would be; an idle lane takes anything."""
+    if deadline == 0 or not (fixed_ns or row_ns) or not (queued or running):
+        return 0
+    most = rows_within(fixed_ns, row_ns, most, deadline - now)
+    answered = finish(fixed_ns, row_ns, most, workers, running, queued, rows, now)
+    return answered if now + answered > deadline else 0
+
+
 # ---- The queue ------------------------------------------------------------------------------------------------------
 
 

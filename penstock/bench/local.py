@@ -7,12 +7,14 @@ descendants and of children they waited for; the kernel counts in ticks of 10 ms
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 LISTEN = "0A"  # a TCP socket's state in /proc/net/tcp
+IDLE = (3, 4)  # columns of /proc/stat: idle, and idle while a disk works
 PROC = Path("/proc")
 
 
@@ -52,6 +54,22 @@ def _open_files(pid: int) -> set[str]:
     except OSError:  # gone, or somebody else's
         pass
     return found
+
+
+def cores_of(pids: Iterable[int]) -> set[int]:
+    """The cores that any of these processes may run on; none of those that are gone or somebody else's."""
+    found: set[int] = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found |= os.sched_getaffinity(pid)
+    return found
+
+
+def busy_s(cores: Iterable[int]) -> float:
+    """Seconds that these cores worked, for whomever, since the machine was started."""
+    names = {f"cpu{core}" for core in cores}
+    rows = [line.split() for line in _lines(PROC / "stat") if line.split(maxsplit=1)[0] in names]
+    return sum(int(ticks) for row in rows for i, ticks in enumerate(row[1:9]) if i not in IDLE) * TICK_S
 
 
 def family_cpu_s(pids: Iterable[int]) -> float:

@@ -30,6 +30,13 @@ class Curve(NamedTuple):
     points: Sequence[tuple[float, float]]
 
 
+def _nines(percent: float) -> float:
+    return -math.log10(1 - percent / 100)
+
+
+PERCENTILE_TICKS = tuple((_nines(percent), f"p{percent:g}") for percent in TICKS)
+
+
 def page(heading: str, levels: Sequence[Level], remarks: Sequence[str]) -> str:
     """The whole HTML file."""
     parts = [f"<h1>{html.escape(heading)}</h1>", "<h2>Percentiles</h2>", percentile_chart(levels)]
@@ -42,8 +49,12 @@ def page(heading: str, levels: Sequence[Level], remarks: Sequence[str]) -> str:
 
 def percentile_chart(levels: Sequence[Level]) -> str:
     """Percentiles of every level."""
-    curves = [Curve(name_of(level), _percentile_points(level)) for level in levels]
-    return _chart(curves, [(_nines(percent), f"p{percent:g}") for percent in TICKS], "percentile")
+    return _chart(percentile_curves(levels), PERCENTILE_TICKS, "percentile")
+
+
+def percentile_curves(levels: Sequence[Level]) -> list[Curve]:
+    """One for each level; x as in PERCENTILE_TICKS."""
+    return [Curve(name_of(level), _percentile_points(level)) for level in levels]
 
 
 def _percentile_points(level: Level) -> list[tuple[float, float]]:
@@ -54,18 +65,18 @@ def _percentile_points(level: Level) -> list[tuple[float, float]]:
     return [(_nines(percent), value / 1e3) for percent, value in zip(known, values, strict=True)]
 
 
-def _nines(percent: float) -> float:
-    return -math.log10(1 - percent / 100)
-
-
 def time_chart(level: Level) -> str:
     """Median, p99 and the slowest of each slice of time."""
+    end = max((part.start_s + part.seconds for part in level.slices), default=1.0)
+    return _chart(time_curves(level), [(end * i / 5, f"{end * i / 5:.3g} s") for i in range(6)], "time")
+
+
+def time_curves(level: Level) -> list[Curve]:
+    """Median, p99 and the slowest; x in s."""
     found = [(part.start_s, part.latencies.percentiles((50, 99, 100))) for part in level.slices if part.answered]
-    curves = [
+    return [
         Curve(name, [(at, values[i] / 1e3) for at, values in found]) for i, name in enumerate(("p50", "p99", "max"))
     ]
-    end = max((part.start_s + part.seconds for part in level.slices), default=1.0)
-    return _chart(curves, [(end * i / 5, f"{end * i / 5:.3g} s") for i in range(6)], "time")
 
 
 def _chart(curves: Sequence[Curve], ticks: Sequence[tuple[float, str]], what: str) -> str:
@@ -84,7 +95,7 @@ def _chart(curves: Sequence[Curve], ticks: Sequence[tuple[float, str]], what: st
         share = (math.log10(max(y, 10.0**low)) - low) / (high - low)
         return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
-    drawn = [_rule(up(10.0**decade), _duration(10.0**decade)) for decade in range(low, high + 1)]
+    drawn = [_rule(up(10.0**decade), duration(10.0**decade)) for decade in range(low, high + 1)]
     drawn += [f"<text x='{across(x):.1f}' y='{HEIGHT - 18}' text-anchor='middle'>{text}</text>" for x, text in ticks]
     for i, curve in enumerate(curves):
         colour = COLOURS[i % len(COLOURS)]
@@ -101,7 +112,8 @@ def _rule(y: float, text: str) -> str:
     return f"{line}<text x='{LEFT - 8}' y='{y + 4:.1f}' text-anchor='end'>{text}</text>"
 
 
-def _duration(us: float) -> str:
+def duration(us: float) -> str:
+    """µs in the unit that suits them."""
     if us >= 1e6:
         return f"{us / 1e6:g} s"
     return f"{us / 1e3:g} ms" if us >= 1e3 else f"{us:g} µs"

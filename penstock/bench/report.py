@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from penstock.bench.capacity import Capacity
 from penstock.bench.histogram import RELATIVE_ERROR
+from penstock.bench.shapes import Shape
 from penstock.bench.spans import Level, Span
 from penstock.bench.target import Target
 from penstock.bench.work import POOL_ROWS, Work
@@ -15,11 +17,12 @@ SHOWN = (50.0, 90.0, 99.0, 99.9, 99.99)
 FALLS_BEHIND, ON_TIME = 0.95, 0.99
 
 
-def name_of(level: Level) -> str:
-    """A level in a word or two."""
+def name_of(level: Level | Shape) -> str:
+    """A level, measured or not yet, in a word or two."""
     if level.callers:
         return f"{level.callers} caller{'s' if level.callers > 1 else ''}"
-    return f"{level.asked_rate:,g} req/s"
+    rate = level.asked_rate if isinstance(level, Level) else level.rate
+    return f"{rate:,.1f} req/s" if rate < 100 else f"{rate:,.0f} req/s"
 
 
 # ---- For people ------------------------------------------------------------------------------------------------------
@@ -44,7 +47,8 @@ def table(work: Work, levels: Sequence[Level]) -> tuple[list[str], list[list[str
 
 def _row(work: Work, level: Level, *, cpu: bool, failed: bool) -> list[str]:
     span = level.span
-    row = [f"{level.callers or level.asked_rate:,g}", f"{span.rate:,.0f}"]
+    asked = f"{level.asked_rate:,.1f}".removesuffix(".0") if level.asked_rate < 100 else f"{level.asked_rate:,.0f}"
+    row = [f"{level.callers:,}" if level.callers else asked, f"{span.rate:,.0f}"]
     row += [f"{span.rows / span.seconds if span.seconds else 0:,.0f}"] if work.rows > 1 else []
     row += [_us(value) for value in level.latencies.percentiles((*SHOWN, 100.0))]
     row += [("" if span.cpu_us is None else f"{span.cpu_us:.1f}")] if cpu else []
@@ -80,12 +84,14 @@ def _remarks(level: Level) -> Iterator[str]:
     if not level.stable:
         yield "not stable: over the last 3 windows throughput or mean latency varied by more than 10 %"
     if not level.callers and span.seconds and span.rate < FALLS_BEHIND * level.asked_rate:
-        yield f"{level.asked_rate:,g} requests a second were due, and {span.rate:,.0f} were answered"
+        yield f"{level.asked_rate:,.0f} requests a second were due, and {span.rate:,.0f} were answered"
     if not level.callers and span.lags.total:
         late = level.sent_on_time < ON_TIME
         only = "only " if late else ""
-        yield f"{only}{level.sent_on_time:.2%} of requests were sent within 1 ms of when they were due" + (
-            "; this machine is too busy, so its own delay is in the latencies" if late else ""
+        yield (
+            f"{only}{level.sent_on_time:.2%} of requests were sent within 1 ms of when they were due"
+            + (f", by a generator at {level.priority}" if level.priority else "")
+            + ("; this machine is too busy, so its own delay is in the latencies" if late else "")
         )
     for name, count in span.errors.items():
         yield f"{count:,} {name}" + (f" ({level.words[name]})" if level.words.get(name) else "")
@@ -93,6 +99,29 @@ def _remarks(level: Level) -> Iterator[str]:
         yield f"{level.unanswered:,} calls had no answer yet when waiting for them was over"
     if level.ended:
         yield f"ended early: {level.ended}"
+
+
+def capacity_remarks(found: Capacity) -> Iterator[str]:
+    """What a search came to."""
+    limit = f"99 % of the calls within {found.promise.limit_ms:g} ms"
+    if not found.complete:
+        yield f"interrupted: what follows is as far as the search came, which had tried {len(found.levels)} rates"
+    if found.rate:
+        at_least = "at least " if found.lower_bound else ""
+        yield f"Capacity: {at_least}{found.rate:,.0f} requests a second, with {limit}."
+    else:
+        yield f"Capacity: no rate that was tried keeps {limit}."
+    if found.missed < float("inf"):
+        yield f"Ended by {found.end.resource} at {found.missed:,.0f} req/s: {found.end.words}."
+    if found.lower_bound:
+        yield (
+            f"The generator did not keep its schedule at {found.missed:,.0f} req/s, so the server may do more: drive "
+            "it from another machine, or with --threads."
+        )
+    yield (
+        f"A closed loop reached {found.closed_rate:,.0f} req/s. Latency counts from when a request was due; calls that "
+        "fail, or have no answer at the end, count as late."
+    )
 
 
 # ---- For machines ----------------------------------------------------------------------------------------------------
@@ -110,14 +139,31 @@ def as_json(target: Target, work: Work, levels: Sequence[Level], seed: int) -> d
     }
 
 
+def capacity_json(found: Capacity) -> dict[str, Any]:
+    """What a search came to; the rates that it tried are levels."""
+    return {
+        "requests_per_s": found.rate,
+        "missed_at": None if found.missed == float("inf") else found.missed,
+        "p99_ms": found.promise.limit_ms,
+        "precision": found.promise.precision,
+        "lower_bound": found.lower_bound,
+        "ended_by": found.end.resource,
+        "why": found.end.words,
+        "closed_loop_requests_per_s": found.closed_rate,
+        "complete": found.complete,
+    }
+
+
 def _level(level: Level) -> dict[str, Any]:
     shape: dict[str, Any] = {"concurrency": level.callers}
     if not level.callers:
         shape = {"rate": level.asked_rate, "arrivals": level.arrivals, "sent_within_1ms": level.sent_on_time}
+        shape["generator_priority"] = level.priority
         shape["sent_late_us"] = _percentiles(level.span.lags.percentiles(PERCENTILES))
     span = level.span
     return {
         **shape,
+        "began_s": round(level.began_s + span.start_s, 6),
         "seconds": span.seconds,
         "requests": span.answered,
         "requests_per_s": span.rate,
@@ -130,10 +176,17 @@ def _level(level: Level) -> dict[str, Any]:
         "unanswered": level.unanswered,
         "answered_late": level.late.answered,
         "server_cpu_us_per_request": span.cpu_us,
+        "server_cores_used": None if span.cpu_s is None else _share(span.cpu_s, span.seconds),
+        "server_cores": level.cores or None,
+        "generator_cores_used": _share(span.own_s, span.seconds),
         "server_us": dict(level.server_us),
         "ended": level.ended,
         "over_time": [_slice(part) for part in level.slices],
     }
+
+
+def _share(cpu_s: float, seconds: float) -> float | None:
+    return round(cpu_s / seconds, 3) if seconds else None
 
 
 def _slice(span: Span) -> dict[str, Any]:

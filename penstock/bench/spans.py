@@ -15,6 +15,7 @@ OUTCOMES = (
 )
 """What may become of a call, in the order of `kernels.load.Load`: gRPC statuses first."""
 STABLE_WINDOWS, STABLE_WITHIN = 3, 0.10
+INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Span:
         rows: of calls answered as they should be.
         latency_ns: the sum of their latencies.
         cpu_s: of the server; None where it is not known.
+        own_s: CPU of the generator.
+        busy_s: CPU of whatever ran on the cores that the server may use; None where they are not known.
     """
 
     start_s: float
@@ -40,6 +43,8 @@ class Span:
     rows: int
     latency_ns: int
     cpu_s: float | None
+    own_s: float = 0.0
+    busy_s: float | None = None
 
     @property
     def answered(self) -> int:
@@ -81,10 +86,11 @@ class Reading:
     rows: int
     latency_ns: int
     cpu_s: float | None
+    own_s: float = 0.0
+    busy_s: float | None = None
 
     def since(self, earlier: Reading, origin_ns: int) -> Span:
         """What happened since an earlier reading; `origin_ns` is when measuring began."""
-        cpu = None if self.cpu_s is None or earlier.cpu_s is None else self.cpu_s - earlier.cpu_s
         return Span(
             (earlier.at_ns - origin_ns) / 1e9,
             (self.at_ns - earlier.at_ns) / 1e9,
@@ -93,8 +99,14 @@ class Reading:
             tuple(now - then for now, then in zip(self.outcomes, earlier.outcomes, strict=True)),
             self.rows - earlier.rows,
             self.latency_ns - earlier.latency_ns,
-            cpu,
+            _grown(self.cpu_s, earlier.cpu_s),
+            self.own_s - earlier.own_s,
+            _grown(self.busy_s, earlier.busy_s),
         )
+
+
+def _grown(now: float | None, then: float | None) -> float | None:
+    return None if now is None or then is None else now - then
 
 
 def is_stable(windows: Sequence[Span]) -> bool:
@@ -121,7 +133,10 @@ class Level:
         server_us: what the server's own statistics say, means for a request in µs; empty where it has none.
         unanswered: calls still in flight when waiting for them was over.
         words: what was first said of each kind of error.
-        ended: why measuring ended early; empty where it did not.
+        ended: why measuring ended early, INTERRUPTED by Ctrl-C; empty where it did not.
+        cores: which the server may use; 0 where that is not known.
+        began_s: when measuring began, in Unix time.
+        priority: what the generator raised its own to, in words; empty where it did not.
     """
 
     callers: int
@@ -135,6 +150,9 @@ class Level:
     unanswered: int = 0
     words: Mapping[str, str] = field(default_factory=dict)
     ended: str = ""
+    cores: int = 0
+    priority: str = ""
+    began_s: float = 0.0
 
     @property
     def latencies(self) -> Histogram:

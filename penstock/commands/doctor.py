@@ -30,7 +30,7 @@ OPTIONAL = {
     "skl2onnx": "pip install 'penstock[convert]' to convert models",
     "pyarrow": "pip install 'penstock[tables]' to read Parquet and CSV",
 }
-KERNELS = ("wire", "lanes", "rows", "transforms", "drift", "routes", "exchanges")
+KERNELS = ("wire", "lanes", "rows", "transforms", "drift", "windows", "routes", "exchanges", "ort")
 NATIVE = "penstock.kernels.http2"
 NATIVE_ADVICE = (
     "built only where nghttp2 and OpenSSL can be compiled against: apt-get install libnghttp2-dev libssl-dev "
@@ -48,7 +48,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON for 
     """
     from penstock.commands._console import print_json
 
-    checks = [*_packages(), *_kernels(), _redis(), _native()]
+    checks = [*_packages(), *_kernels(), _runtime(), _redis(), _native()]
     bad = [what for what, state, _, _ in checks if state not in ("ok", "optional")]
     if as_json:
         print_json([dict(zip(("what", "state", "found", "advice"), check, strict=True)) for check in checks])
@@ -121,6 +121,19 @@ def _kernels() -> list[Check]:
         except ImportError:
             checks.append((f"kernel {name}", "missing", "", "reinstall penstock, with a C compiler on PATH"))
     return checks
+
+
+def _runtime() -> Check:
+    """Models are run by the library inside the package, which a build of another origin may lack."""
+    name = "ONNX Runtime's library"
+    try:
+        from penstock.kernels import ort
+    except ImportError:  # told by the kernels' own line
+        return name, "missing", "", ""
+    try:
+        return name, "ok", ort.version(), ""
+    except ort.OrtError as error:
+        return name, "missing", "", str(error)
 
 
 def _redis() -> Check:

@@ -58,20 +58,31 @@ def show(
         str, typer.Argument(metavar="VERSION", help="Number or alias; the champion if left out.")
     ] = "",
     registry: RegistryOption = DEFAULT_REGISTRY,
+    server: Annotated[
+        str,
+        typer.Option("--server", envvar="PENSTOCK_SERVER", metavar="HOST:PORT", help="Ask it how the version runs."),
+    ] = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show one version: what it takes and gives, how good it is, what it is made of. Its files are verified."""
+    """Show one version: what it takes and gives, how good it is, what it is made of. Its files are verified.
+
+    With --server also how it runs there: the measured curve, the cap on runs, what runs cost and how calls are taken.
+    """
     from penstock.commands._console import print_json
+    from penstock.commands._tuning import print_tuning, tuning_at
 
     store = _open(registry)
     version = store.load(name, store.resolve(name, reference))
     aliases = [alias for alias, number in store.aliases(name).items() if number == version.manifest.version]
+    tuning = tuning_at(server, name, version.manifest.version, version.digest) if server else None
     if as_json:
-        print_json(
-            version.manifest.model_dump(mode="json", by_alias=True) | {"digest": version.digest, "aliases": aliases}
-        )
-    else:
-        _print_version(version.manifest, version.digest, aliases)
+        shown = version.manifest.model_dump(mode="json", by_alias=True)
+        shown |= {"digest": version.digest, "aliases": aliases}
+        print_json(shown | ({"serving": tuning.as_json()} if tuning else {}))
+        return
+    _print_version(version.manifest, version.digest, aliases)
+    if tuning:
+        print_tuning(tuning)
 
 
 @app.command(epilog="Example: penstock models promote fraud 3 --why 'better recall on January'")

@@ -34,8 +34,14 @@ def serve(
         Path | None, typer.Option(metavar="FILE", help="Callers must show a certificate signed by it, PEM.")
     ] = None,
     max_batch_rows: Annotated[int | None, typer.Option(help="Rows run at once.")] = None,
+    batch_cap: Annotated[
+        str | None, typer.Option(metavar="auto|off|ROWS", help="Rows of a run at most; measured where it is auto.")
+    ] = None,
     max_queue_delay_us: Annotated[int | None, typer.Option(help="How long a batch may wait for company.")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads for each version; 0 chooses.")] = None,
+    inline: Annotated[
+        str | None, typer.Option(metavar="auto|on|off", help="Whether I/O threads run models themselves.")
+    ] = None,
     drain_delay: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="Between NOT_SERVING and closing the listener.")
     ] = None,
@@ -79,8 +85,10 @@ def serve(
         tls_key=tls_key,
         tls_client_ca=tls_client_ca,
         max_batch_rows=max_batch_rows,
+        batch_cap=batch_cap,
         max_queue_delay_us=max_queue_delay_us,
         workers=workers,
+        inline=inline,
         drain_delay_s=drain_delay,
         drift_window_s=drift_window,
         allow_remote=allow_remote,

@@ -88,6 +88,12 @@ def http2():
     return h2
 
 
+@pytest.fixture(scope="session", name="graphs")
+def small_graphs():
+    """tests/server/graphs.py, which makes and publishes graphs."""
+    return graphs
+
+
 @pytest.fixture(scope="session")
 def infer() -> str:
     return INFER

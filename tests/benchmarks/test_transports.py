@@ -212,6 +212,7 @@ def test_logs_of_several_h2loads_become_one_load(tmp_path):
     (tmp_path / "b").write_text("1000050\t200\t200\n3000000\t200\t50\n3000050\t200\t999950\n")
     load = generators._merge([tmp_path / "a", tmp_path / "b"])
     assert (load.requests, load.seconds, load.p50_us) == (5, 3.0, 200)
+    assert (load.p90_us, load.p99_us) == (999950, 999950)
 
 
 # ---- Judgement -------------------------------------------------------------------------------------------------------
@@ -238,6 +239,8 @@ def test_ratios_are_taken_within_a_round_and_their_median_is_judged():
         (Line("grpcio", "p50_us", against="native", at_most=1 / 3), False),
         (Line("native", "rate", against="grpcio", at_least=2), True),
         (Line("native", "rate", against="grpcio", at_least=2.1), False),
+        (Line("native", "rate", against="grpcio", at_least=1.9, at_most=2.1), True),
+        (Line("native", "rate", against="grpcio", at_least=1.5, at_most=1.9), False),
     ],
 )
 def test_a_line_holds_on_its_limit_and_not_beyond(line, held):

@@ -80,6 +80,13 @@ def test_a_hit_waits_for_no_run(serving, calling, gate):
     assert caller.answer(held).tolist() == [[3]]
 
 
+def test_what_a_transport_runs_itself_is_kept(serving, calling):
+    caller = calling(serving(cache=CACHED, inline="on"))
+    first, again = (caller.send("double", [[1.0, 2.0]]).result() for _ in range(2))
+    assert (is_cached(first), is_cached(again)) == (False, True)
+    assert again.raw_output_contents == first.raw_output_contents
+
+
 def test_a_new_version_answers_for_itself(serving, calling, graphs, eventually, tmp_path):
     registry = Registry(tmp_path / "registry")
     registry.root.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import re
 import select
 import struct
 import threading
@@ -722,3 +723,158 @@ def test_a_future_that_raises_keeps_no_other_from_its_answer():
         sink.drain()
     assert [f.times for f in futures] == [1, 0, 1]
     sink.drain()
+
+
+# ---- What cannot be answered in time -------------------------------------------------------------------------------
+
+NS = st.integers(0, 10**7)
+
+
+@given(fixed=NS, row=st.integers(0, 10**5), most=st.integers(1, 300), budget=st.integers(-5, 10**8))
+def test_a_run_has_as_many_rows_as_half_of_its_first_calls_time_allows(fixed, row, most, budget):
+    assert lanes.decide_rows_within(fixed, row, most, budget) == reference.rows_within(fixed, row, most, budget)
+
+
+@given(
+    fixed=NS,
+    row=st.integers(0, 10**5),
+    most=st.integers(1, 300),
+    workers=st.integers(1, 4),
+    running=st.lists(st.integers(0, 10**7), max_size=3),
+    queued=st.integers(0, 2000),
+    rows=st.integers(1, 600),
+    deadline=st.just(0) | st.integers(1, 10**8),
+    now=st.integers(1, 10**7),
+)
+def test_a_call_is_refused_where_its_answer_would_come_after_its_deadline(
+    fixed, row, most, workers, running, queued, rows, deadline, now
+):
+    wanted = reference.too_late(fixed, row, most, workers, running, queued, rows, deadline, now)
+    got = lanes.decide_too_late(fixed, row, most, workers, running, queued, rows, deadline, now)
+    assert got == pytest.approx(wanted, rel=1e-9, abs=2) or abs((wanted or got) + now - deadline) <= 2
+
+
+MS = 1_000_000
+
+
+def taught(row_ns: int, fixed_ns: int = 0, **settings) -> Lane:
+    """A lane of one worker that takes a run to last so long."""
+    lane = Lane(FIXED, foresee=True, **settings)
+    for rows in (1, 2, 4, 8, 16, 32, 64):
+        lane.ledger.seed(rows, fixed_ns + rows * row_ns)
+    assert lane.ledger.predict(10) == pytest.approx(fixed_ns + 10 * row_ns, rel=0.02)
+    return lane
+
+
+def test_a_call_that_could_not_be_answered_in_time_is_refused_at_once_and_told_why():
+    lane, sink, now = taught(row_ns=MS), EventSink(), time.monotonic_ns()
+    waiting, late = Future(), Future()
+    lane.submit(columns_of(*[[1, 1]] * 4), sink, waiting, now + 100 * MS, now)
+    with pytest.raises(Refused) as caught:
+        lane.submit(columns_of([1, 1]), sink, late, now + 3 * MS, now)
+    assert caught.value.status == DEADLINE_EXCEEDED
+    assert re.fullmatch(
+        r"the answer would take \d+\.\d{3} ms and the deadline is in 3\.000 ms; the model was not run",
+        caught.value.message,
+    )
+    lane.submit(columns_of([1, 1]), sink, late, now + 40 * MS, now)
+    counted = lane.snapshot()
+    assert (counted["too_late"], counted["refused"], counted["queued_rows"]) == (1, 0, 5)
+
+
+def test_a_lane_that_knows_nothing_or_is_not_to_foresee_refuses_nothing():
+    for lane in (Lane(FIXED, foresee=True), Lane(FIXED)):
+        if not lane.ledger.predict(1):
+            lane.ledger.seed(0, 1)  # no rows teach nothing
+        for _ in range(10):
+            lane.submit(columns_of([1, 1]), EventSink(), Future(), 2, 1)
+        assert lane.snapshot()["too_late"] == 0
+
+
+def test_an_idle_lane_takes_what_it_wrongly_thinks_hopeless_and_learns():
+    lane, sink, future = taught(row_ns=MS), EventSink(), Future()
+    for _ in range(30):
+        now = time.monotonic_ns()
+        lane.submit(columns_of([1, 1]), sink, future, now + MS // 2, now)  # foretold is twice as much
+        batch = lane.take(block=False, now_ns=now)
+        assert batch is not None
+        batch.complete(sums(batch))
+    assert lane.ledger.predict(1) < MS // 2
+
+
+def test_while_a_run_is_under_way_its_rest_counts_and_after_it_no_more():
+    lane, sink = taught(row_ns=MS), EventSink()
+    lane.submit(columns_of(*[[1, 1]] * 50), sink, Future())
+    batch, now = lane.take(block=False), time.monotonic_ns()
+    with pytest.raises(Refused):
+        lane.submit(columns_of([1, 1]), sink, Future(), now + 20 * MS, now)
+    batch.fail(INTERNAL, "lost")
+    lane.submit(columns_of([1, 1]), sink, Future(), now + 20 * MS, now)
+
+
+@pytest.mark.parametrize("end", ["complete", "fail", "split", "abandon"])
+def test_a_run_is_over_however_it_ended(end):
+    lane, sink = taught(row_ns=MS), EventSink()
+    lane.submit(columns_of(*[[1, 1]] * 50), sink, Future())
+    batch = lane.take(block=False)
+    if end == "complete":
+        batch.complete(sums(batch))
+    elif end == "fail":
+        batch.fail(INTERNAL, "lost")
+    elif end == "split":
+        batch.split()
+    del batch
+    now = time.monotonic_ns()
+    lane.submit(columns_of([1, 1]), sink, Future(), now + 5 * MS, now)
+    assert lane.take(block=False, now_ns=now) is not None
+
+
+def test_what_would_expire_before_its_run_ends_is_dropped_and_the_rest_is_run():
+    lane, sink, futures = taught(row_ns=MS, max_batch_rows=4), EventSink(), [Future() for _ in range(3)]
+    now = time.monotonic_ns()
+    for future, deadline in zip(futures, (0, 30 * MS, 0), strict=True):
+        lane.submit(columns_of([1, 1]), sink, future, deadline and now + deadline, now)
+    batch = lane.take(block=False, now_ns=now + 28 * MS)
+    sink.drain()
+    assert batch.rows == 2
+    assert [future.status for future in futures] == [None, DEADLINE_EXCEEDED, None]
+    assert "too near" in futures[1].error.message
+
+
+def test_rows_whose_deadline_passed_before_their_run_began_are_counted():
+    lane, sink = Lane(FIXED), EventSink()
+    for deadline in (0, 2, time.monotonic_ns() + 10**12):
+        lane.submit(columns_of([1, 1], [1, 1]), sink, Future(), deadline, 1)
+    batch = lane.take(block=False, now_ns=1)
+    batch.complete(sums(batch))
+    assert lane.snapshot()["late_rows"] == 2
+
+
+def test_look_ups_and_the_rest_of_a_run_are_learnt_apart():
+    lane, sink = Lane(FIXED), EventSink()
+    for _ in range(3):
+        lane.submit(columns_of([1, 1]), sink, Future())
+        batch = lane.take(block=False)
+        time.sleep(0.002)
+        batch.complete(sums(batch), MS, MS)
+    shown = lane.snapshot()
+    assert shown["lookup_cost"]["runs"] == shown["run_cost"]["runs"] == 3
+    assert shown["lookup_cost"]["row_ns"] + shown["lookup_cost"]["fixed_ns"] == pytest.approx(MS, rel=0.01)
+    assert shown["run_cost"]["row_ns"] + shown["run_cost"]["fixed_ns"] > MS
+
+
+def test_the_members_of_a_failed_batch_teach_nothing():
+    lane, sink = Lane(FIXED), EventSink()
+    for _ in range(3):
+        lane.submit(columns_of([1, 1]), sink, Future())
+    for part in lane.take(block=False).split():
+        part.complete(sums(part))
+    assert lane.snapshot()["run_cost"]["runs"] == 0
+
+
+def test_a_call_that_is_dropped_does_not_size_the_run_of_those_behind_it():
+    lane, sink, now = taught(row_ns=MS), EventSink(), time.monotonic_ns()
+    lane.submit(columns_of([1, 1]), sink, Future(), now + 3 * MS, now)
+    for _ in range(8):
+        lane.submit(columns_of([1, 1]), sink, Future(), now + 1000 * MS, now)
+    assert lane.take(block=False, now_ns=now + 5 * MS).rows == 8

@@ -28,7 +28,7 @@ OUTPUTS = [(b"label", b"INT64", 8, (-2,)), (b"probabilities", b"FP32", 4, (-2, 2
 class OneMethod:
     """A grpcio server that answers every method by `handler(body, context)` in so many threads."""
 
-    def __init__(self, handler, threads=4, options=()):
+    def __init__(self, handler, threads=4, options=(), credentials=None):
         class Handlers(grpc.GenericRpcHandler):
             def service(self, details):
                 return grpc.unary_unary_rpc_method_handler(handler)
@@ -36,7 +36,8 @@ class OneMethod:
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), *options]
         self.server = grpc.server(ThreadPoolExecutor(threads), options=options)
         self.server.add_generic_rpc_handlers((Handlers(),))
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
+        add = self.server.add_secure_port if credentials else self.server.add_insecure_port
+        self.port = add("127.0.0.1:0", *([credentials] if credentials else []))
         self.server.start()
 
     def stop(self):
@@ -143,6 +144,27 @@ def test_an_open_loop_sends_what_is_due_and_no_more(serve):
     assert lags.sum() == latencies.sum() == made.counts()["sent"] == 100
 
 
+def test_what_is_due_within_the_quantum_goes_out_together_and_nothing_is_left_behind(serve):
+    schedule = np.arange(300, dtype=np.int64) * 100_000
+    made = a_load(serve(echo), schedule=schedule, period_ns=10**12, connections=3, quantum_ns=2_000_000)
+    with running(made):
+        made.start()
+        until(lambda: outcomes(made) == {"OK": 300})
+    lags = np.zeros(BUCKETS, np.uint64)
+    made.read_lags(lags)
+    assert lags.sum() == 300
+    assert Histogram(lags).percentile(50) < 200e6
+
+
+def test_the_schedule_is_served_by_every_thread(serve):
+    schedule = np.arange(200, dtype=np.int64) * 500_000
+    made = a_load(serve(echo), schedule=schedule, period_ns=10**12, connections=5, threads=3)
+    with running(made, threads=3):
+        made.start()
+        until(lambda: outcomes(made) == {"OK": 200})
+    assert made.counts()["sent"] == 200
+
+
 def test_an_open_loop_counts_what_it_cannot_send(serve):
     go = threading.Event()
     server = serve(lambda body, _: go.wait(20) and body)
@@ -167,6 +189,35 @@ def test_finishing_waits_for_what_is_in_flight_and_sends_no_more(serve):
         lives[0].join(20)
         assert not lives[0].is_alive()
     assert outcomes(made) == {"OK": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "ca", "good"),
+    [
+        *((name, "ca", True) for name in ("localhost", "127.0.0.1", "::1")),
+        ("another.host", "ca", False),
+        ("127.0.0.2", "ca", False),
+        ("localhost", "another_ca", False),
+    ],
+)
+def test_a_server_is_trusted_only_by_its_name_and_its_ca(certificates, name, ca, good):
+    tls = pytest.importorskip("penstock.kernels.tls")
+    key, certificate = ((certificates / f"server.{end}").read_bytes() for end in ("key", "pem"))
+    server = OneMethod(echo, credentials=grpc.ssl_server_credentials([(key, certificate)]))
+    try:
+        trust = tls.TlsTrust(name, str(certificates / f"{ca}.pem"))
+        body = bytes(range(256)) * 2000
+        made = a_load(server, [body, b"x"], callers=3, connections=2, limit=40 if good else 0, tls=trust)
+        if good:
+            assert finished(made) == {"OK": 40}
+            assert made.sample() in {body, b"x"}
+        else:
+            with running(made):
+                until(made.words)
+            assert made.words()[19] == b"the TLS handshake failed"
+            assert made.counts()["sent"] == 0
+    finally:
+        server.stop()
 
 
 # ---- What becomes of calls -------------------------------------------------------------------------------------------

@@ -531,3 +531,21 @@ def test_paths_are_texts(papers):
 
 def test_the_version_of_openssl_is_told():
     assert int(tls.openssl_version().split(".")[0]) >= 1
+
+
+# ---- The client's side -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"name": ""}, "no server can be called"),
+        ({"ca": "/no/such.pem"}, "the TLS CA /no/such.pem cannot be read"),
+        ({"ca": "server.key"}, "holds no certificate in PEM format"),
+        ({"certificate": "client.pem", "key": "server.key"}, "is not the key of the certificate"),
+    ],
+)
+def test_what_a_client_cannot_trust_or_show_is_told(papers, words, said):
+    files = {name: papers[value] if name != "name" and "/" not in value else value for name, value in words.items()}
+    with pytest.raises(tls.TlsError, match=said):
+        tls.TlsTrust(**({"name": "localhost"} | files))

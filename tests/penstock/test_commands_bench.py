@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
 
-from penstock.bench import drive, spans
+from penstock.bench import levels, shapes, spans
 from penstock.bench.histogram import Histogram
 from penstock.bench.target import Target
 from penstock.bench.work import Work
+from penstock.registry import Registry
 
 pytest.importorskip("penstock.kernels.load")
 
@@ -61,13 +68,41 @@ def test_an_open_loop_keeps_its_rate(server):
     assert 0 < level["sent_within_1ms"] <= 1
 
 
+@pytest.fixture
+def real_server(tmp_path, penstock_server):
+    """Starts `penstock serve` with a model that gives back what it gets; rows.npz beside it holds rows for it."""
+    identity = runpy.run_path(str(Path(__file__).parents[1] / "peers" / "identity.py"))
+    registry = Registry(tmp_path / "registry")
+    identity["publish_identity"](registry, "identity", ("FP32",))
+    np.savez(tmp_path / "rows.npz", in_FP32=np.random.default_rng(7).normal(size=(512, 3)).astype(np.float32))
+    return lambda *words: penstock_server(registry.root, *words)
+
+
+def test_the_capacity_of_a_real_server_is_found(real_server, tmp_path):
+    started = real_server()
+    words = ["--capacity", "--p99", "50", "--duration", "0.3", "--warmup", "0.1", "--precision", "50", "--json"]
+    done = penstock("bench", started.grpc, "--model", "identity", "--input", str(tmp_path / "rows.npz"), *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    found = told["capacity"]
+    assert found["complete"]
+    assert found["requests_per_s"] > 0
+    assert found["missed_at"] is None or found["missed_at"] <= 1.5 * found["requests_per_s"]
+    assert found["ended_by"] in {"errors", "server CPU", "shared CPU", "generator", "latency"}
+    rates = [level["rate"] for level in told["levels"]]
+    assert found["requests_per_s"] in rates
+    assert rates == sorted(rates)
+    assert all(level["arrivals"] == "poisson" for level in told["levels"])
+    assert "% in time" in done.stderr
+
+
 class Steps:
     """A meter on a clock of its own: each reading is 10 ms on, with so many answers more than the growth before."""
 
     def __init__(self, growth):
         self.growth, self.more, self.at_ns, self.answered = growth, 100.0, 0, 0
 
-    def read(self):
+    def read(self, **_):
         self.at_ns += 10_000_000
         self.answered += int(self.more)
         self.more *= self.growth
@@ -78,11 +113,23 @@ class Steps:
 
 @pytest.mark.parametrize(("growth", "windows"), [(1.0, 3), (1.5, 6)])
 def test_without_a_duration_windows_are_measured_until_three_agree_or_there_are_enough(growth, windows):
-    timing = drive.Timing(warmup_s=0.0, window_s=0.05, most_windows=6)
-    run = drive._Run(Steps(growth), timing, lambda *_: None, dict)
+    timing = shapes.Timing(warmup_s=0.0, window_s=0.05, most_windows=6)
+    run = levels._Run(Steps(growth), timing, lambda *_: None, dict)
     run.measure()
     assert len(run.windows) == windows
     assert run.reported().answered == sum(window.answered for window in run.windows)
+
+
+def test_every_window_begins_and_ends_with_a_reading_of_cpu_time():
+    class Costly(Steps):
+        def read(self, *, cpu=True):
+            return dataclasses.replace(super().read(), cpu_s=self.at_ns / 1e9 if cpu else None)
+
+    timing = shapes.Timing(warmup_s=0.01, window_s=0.05, duration_s=0.5)
+    run = levels._Run(Costly(1.0), timing, lambda *_: None, dict)
+    run.measure()
+    assert all(window.cpu_s for window in run.windows)
+    assert any(part.cpu_s is None for part in run.slices)
 
 
 def test_of_a_run_that_became_stable_only_the_stable_windows_are_reported():
@@ -92,11 +139,20 @@ def test_of_a_run_that_became_stable_only_the_stable_windows_are_reported():
         if what == "window 3":
             steps.growth = 1.0
 
-    run = drive._Run(steps, drive.Timing(warmup_s=0.0, window_s=0.05), calm, dict)
+    run = levels._Run(steps, shapes.Timing(warmup_s=0.0, window_s=0.05), calm, dict)
     run.measure()
     assert 5 <= len(run.windows) <= 10
     assert spans.is_stable(run.windows)
     assert run.reported().answered == sum(window.answered for window in run.windows[-3:])
+
+
+@pytest.mark.parametrize(("after", "told"), [((30, 7000), {"queue": 0.1}), ((30, 4000), {}), ((9, 7000), {})])
+def test_phases_of_a_server_whose_counters_go_back_are_not_told(after, told):
+    answers = iter([{"queue": (10, 5000)}, {"queue": after}])
+    timing = shapes.Timing(warmup_s=0.0, window_s=0.05, most_windows=1)
+    run = levels._Run(Steps(1.0), timing, lambda *_: None, lambda: next(answers))
+    run.measure()
+    assert run.server_us() == told
 
 
 def test_the_table_and_the_files_are_written(server, tmp_path):
@@ -139,10 +195,10 @@ class Stalling:
 
 
 def driven(address, shape):
-    timing = drive.Timing(warmup_s=0.2, window_s=0.5, duration_s=2.5)
+    timing = shapes.Timing(warmup_s=0.2, window_s=0.5, duration_s=2.5)
     work = Work("any", 1, [b"x"], 1, ())
-    level, interrupted = drive.measure(Target.reach(address), work, (), shape, timing, lambda *_: None, dict)
-    assert not interrupted
+    level = levels.measure(levels.Subject(Target.reach(address), work), shape, timing, lambda *_: None)
+    assert not level.ended
     assert not level.span.failed
     return level
 
@@ -155,8 +211,8 @@ def test_a_stall_that_a_closed_loop_hides_is_shown_by_an_open_one():
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     try:
-        closed = driven(address, drive.Shape(callers=1))
-        opened = driven(address, drive.Shape(rate=200, arrivals="constant"))
+        closed = driven(address, shapes.Shape(callers=1))
+        opened = driven(address, shapes.Shape(rate=200, arrivals="constant"))
     finally:
         server.stop(None).wait()
     for level in (closed, opened):
@@ -211,12 +267,57 @@ def test_an_unknown_model_is_told_with_those_there_are(server):
     refused(bench(server, *SHORT, model="nobody"), "'nobody' is not found; this server has echo")
 
 
-def test_a_server_that_wants_tls(certificates, penstock_server, tmp_path):
-    (tmp_path / "models").mkdir()
-    files = ["--tls-certificate", str(certificates / "server.pem"), "--tls-key", str(certificates / "server.key")]
-    started = penstock_server(tmp_path, *files)
-    done = penstock("bench", started.grpc, "--model", "fraud")
-    refused(done, "wants TLS")
+@pytest.fixture
+def tls_words(certificates):
+    """Options of a server with TLS that asks its clients for a certificate."""
+    server = ["--tls-certificate", certificates / "server.pem", "--tls-key", certificates / "server.key"]
+    return [*map(str, server), "--tls-client-ca", str(certificates / "ca.pem")]
+
+
+def test_a_server_with_tls_is_measured_with_a_clients_certificate(real_server, tls_words, certificates, tmp_path):
+    started = real_server(*tls_words)
+    port = started.grpc.rpartition(":")[2]
+    words = ["--model", "identity", "--input", tmp_path / "rows.npz", *SHORT, "--connections", "2"]
+    words += ["--ca", certificates / "ca.pem", "--certificate", certificates / "client.pem"]
+    words += ["--key", certificates / "client.key"]
+    for address in (f"127.0.0.1:{port}", f"localhost:{port}"):
+        done = penstock("bench", address, *map(str, words), "--json")
+        assert done.returncode == 0, done.stderr
+        (level,) = json.loads(done.stdout)["levels"]
+        assert level["requests"] > 10
+        assert not level["errors"]
+
+
+def test_what_tls_lacks_is_told(real_server, tls_words, certificates):
+    address = real_server(*tls_words).grpc
+    ask = ["bench", address, "--model", "identity"]
+    refused(penstock(*ask), "wants TLS")
+    refused(penstock(*ask, "--tls"), "is not trusted")
+    another = ["--ca", str(certificates / "another_ca.pem")]
+    refused(penstock(*ask, *another), "is not trusted")
+    refused(penstock(*ask, "--ca", str(certificates / "ca.pem")), "give --certificate and --key")
+    refused(penstock(*ask, "--certificate", str(certificates / "client.pem")), "belong together")
+    refused(penstock(*ask, "--ca", str(certificates / "ca.key")), "no certificates or no key")
+    refused(penstock(*ask, "--ca", "/no/such.pem"), "--ca: there is no file /no/such.pem")
+
+
+def test_a_plaintext_server_asked_for_tls_is_told(server):
+    refused(bench(server, "--tls"), "does not take TLS")
+
+
+def test_a_server_on_a_unix_socket_is_measured_by_several_threads(real_server, tmp_path):
+    path = Path(tempfile.mkdtemp(prefix="penstock-")) / "socket"  # short, for socket paths are
+    real_server("--grpc", f"unix:{path}")
+    words = ["--model", "identity", "--input", str(tmp_path / "rows.npz"), *SHORT[:4], "--json"]
+    loops = (["--concurrency", "7"], ["--rate", "300"])
+    for loop in loops:
+        done = penstock("bench", f"unix:{path}", *words, *loop, "--threads", "2", "--connections", "3")
+        assert done.returncode == 0, done.stderr
+        (level,) = json.loads(done.stdout)["levels"]
+        assert level["requests"] > 10
+        assert not level["errors"]
+        assert level["server_cores"] > 0  # its process was found by the socket's path
+    shutil.rmtree(path.parent)
 
 
 def test_a_first_call_that_fails_is_told_with_its_status(server):
@@ -245,8 +346,9 @@ def test_calls_that_all_fail_end_it_early(server):
         (["--rate", "x"], "--rate is a list such as 1,8,32"),
         (["--rate", "5", "--concurrency", "1"], "either --concurrency, for a closed loop, or --rate"),
         (["--rate", "5", "--arrivals", "bursts"], "--arrivals is constant or poisson, not 'bursts'"),
-        (["--plot", "a.png"], "must end in .html, not 'a.png'"),
+        (["--plot", "a.pdf"], "must end in .html or .png, not 'a.pdf'"),
         (["--csv", "/no/such/folder/a.csv"], "there is no folder /no/such/folder"),
+        (["--capacity", "--rate", "5"], "--capacity finds the rate by itself"),
         (["--input", "a.npz", "--entities", "b"], "either --input or --entities"),
     ],
 )

@@ -126,7 +126,7 @@ class Gate:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._entered = threading.Semaphore(0)
-        self._lanes: list[Lane] = []
+        self.lanes: list[Lane] = []
         self.rows: list[int] = []
         self._open.set()
 
@@ -146,13 +146,13 @@ class Gate:
 
     def lane(self, *args, **kwargs):
         """In place of `Lane`."""
-        self._lanes.append(Lane(*args, **kwargs))
-        return self._lanes[-1]
+        self.lanes.append(Lane(*args, **kwargs))
+        return self.lanes[-1]
 
     def queued(self, rows: int) -> None:
         """Wait until exactly so many rows are queued."""
         until = time.monotonic() + 20
-        while (found := sum(lane.queued_rows for lane in self._lanes)) != rows:
+        while (found := sum(lane.queued_rows for lane in self.lanes)) != rows:
             assert time.monotonic() < until, f"{found} rows are queued, not {rows}"
             time.sleep(0.002)
 
@@ -173,6 +173,7 @@ def gate(monkeypatch):
     gate = Gate()
     monkeypatch.setattr("penstock.server.version.Session", gate.session)
     monkeypatch.setattr("penstock.server.version.Lane", gate.lane)
+    monkeypatch.setattr("penstock.server.version.use_engine", lambda *args: "a gate stands before its runs")
     yield gate
     gate.open()
 

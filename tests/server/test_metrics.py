@@ -82,7 +82,7 @@ def test_counters_are_exact(served, caplog):
         assert caller.send("copy", bad).exception()
     assert caller.send("fragile", [[0]]).exception()
     samples, kinds = read()
-    results = {"succeeded": 4, "invalid": 2, "failed": 0, "refused": 0, "expired": 0, "cancelled": 0}
+    results = {"succeeded": 4, "invalid": 2, "failed": 0, "refused": 0, "too_late": 0, "expired": 0, "cancelled": 0}
     for result, count in results.items():
         assert value(samples, "penstock_requests_total", result=result) == count, result
     assert value(samples, "penstock_requests_total", "fragile", result="failed") == 1
@@ -212,4 +212,4 @@ def test_the_native_transport_tells_what_its_connections_do(registry, graphs, se
     families = {name: kind for name, kind in kinds.items() if name.startswith("penstock_transport_")}
     assert families.pop("penstock_transport_inferences") == "counter"
     assert families.pop("penstock_transport_bytes") == "gauge"
-    assert len(families) == 10
+    assert len(families) == 11

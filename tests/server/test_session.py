@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from penstock.kernels import ort
 from penstock.server.session import ModelRefused, Session
 
 
 def bf16_session(graphs, *shape):
-    return Session(graphs.same("BF16", *shape), ["y"], bfloat16=frozenset({"x", "y"}))
+    return Session(graphs.same("BF16", *shape), ["y"])
 
 
 def test_every_bfloat16_bit_pattern_comes_back(graphs):
@@ -33,17 +34,19 @@ def test_bfloat16_beside_other_types_in_one_graph(graphs):
         ("Add", ["wide", "z"], ["y"], {}),
         ("Cast", ["y"], ["w"], {"to": 16}),
     ]
-    session = Session(graphs.graph(nodes, *ends), ["y", "w"], bfloat16=frozenset({"x", "w"}))
+    session = Session(graphs.graph(nodes, *ends), ["y", "w"])
     answer = session.run({"x": np.array([0x3F80, 0x4000], np.uint16), "z": np.array([0.5, 1.0], np.float32)})
     assert answer["y"].tolist() == [1.5, 3.0]
     assert answer["w"].tolist() == [0x3FC0, 0x4040]
 
 
-def test_bfloat16_with_text_is_refused_when_loaded(graphs):
+def test_bfloat16_beside_text_in_one_graph(graphs):
     nodes = [("Identity", ["x"], ["y"], {}), ("Identity", ["t"], ["u"], {})]
     ends = [("x", "BF16", ["n"]), ("t", "BYTES", ["n"])], [("y", "BF16", ["n"]), ("u", "BYTES", ["n"])]
-    with pytest.raises(ModelRefused, match="bfloat16 and string"):
-        Session(graphs.graph(nodes, *ends), ["y", "u"], bfloat16=frozenset({"x", "y"}))
+    answer = Session(graphs.graph(nodes, *ends), ["y", "u"]).run(
+        {"x": np.array([0x3F80], np.uint16), "t": np.array(["grün"], object)}
+    )
+    assert (answer["y"].tolist(), answer["u"].tolist()) == ([0x3F80], ["grün"])
 
 
 @pytest.mark.parametrize("data", [b"", b"no graph", b"\x08\x0a"], ids=["empty", "text", "cut"])
@@ -56,3 +59,12 @@ def test_what_is_no_graph_is_refused_in_one_line(data):
 def test_an_answer_keeps_the_order_of_the_outputs_asked_for(graphs):
     session = Session(graphs.copy(2), ["score", "y"])
     assert list(session.run({"x": np.ones((1, 2), np.float32)})) == ["score", "y"]
+
+
+def test_without_onnx_runtime_a_version_is_refused_with_what_to_install(graphs, monkeypatch):
+    def missing(*args, **kwargs):
+        raise ort.OrtError("there is no libonnxruntime.so in a package onnxruntime: pip install onnxruntime")
+
+    monkeypatch.setattr(ort, "version", missing)
+    with pytest.raises(ModelRefused, match="pip install onnxruntime"):
+        Session(graphs.double(), ["y"])

@@ -7,18 +7,20 @@ import pytest
 from penstock.bench.histogram import Histogram
 from penstock.bench.spans import OUTCOMES, Level, Span
 
+SPANS = ("errors", "lags_us", "rows", "cpu_s", "own_s", "busy_s", "seconds")
 
-def make_span(latencies_us, *, start_s=0.0, seconds=1.0, errors=None, lags_us=(), rows=1, cpu_s=None):
+
+def make_span(latencies_us, *, start_s=0.0, seconds=1.0, errors=None, lags_us=(), rows=1, cpu_s=None, **cpu):
     errors = errors or {}
     outcomes = tuple(len(latencies_us) if name == "OK" else errors.get(name, 0) for name in OUTCOMES)
     latencies = [int(us * 1000) for us in latencies_us]
     lags = Histogram.of([int(us * 1000) for us in lags_us])
     count = len(latencies) * rows
-    return Span(start_s, seconds, Histogram.of(latencies), lags, outcomes, count, sum(latencies), cpu_s)
+    return Span(start_s, seconds, Histogram.of(latencies), lags, outcomes, count, sum(latencies), cpu_s, **cpu)
 
 
 def make_level(latencies_us=(100,) * 100, *, callers=8, rate=0.0, late=(), slices=(), **settings):
-    own = {key: settings.pop(key) for key in ("errors", "lags_us", "rows", "cpu_s", "seconds") if key in settings}
+    own = {key: settings.pop(key) for key in SPANS if key in settings}
     settings = {"arrivals": "" if callers else "poisson", "stable": True} | settings
     span = make_span(latencies_us, **own)
     return Level(callers, rate, span=span, late=make_span(late, seconds=0.0), slices=slices, **settings)

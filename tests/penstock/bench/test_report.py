@@ -7,8 +7,8 @@ from xml.etree import ElementTree as ET
 import orjson
 import pytest
 
-from penstock.bench import plots, report
-from penstock.bench.target import Target
+from penstock.bench import options, pictures, plots, report
+from penstock.bench.target import BenchFailed, Target
 from penstock.bench.work import Work
 
 TARGET = Target("localhost:8001", "127.0.0.1", 8001, local=True)
@@ -83,3 +83,19 @@ def test_plots_are_svg_that_a_parser_reads_with_every_level_named(level, span):
 
 def test_a_run_without_answers_still_makes_a_page(level):
     assert "No request was answered" in plots.page("x", [level([])], [])
+
+
+def test_the_same_plots_are_drawn_as_a_picture(level, span, tmp_path):
+    pytest.importorskip("matplotlib")
+    slices = [span([100, 9000], start_s=0.1 * i, seconds=0.1) for i in range(10)]
+    levels = [level([50 + i for i in range(5000)], slices=slices), level([], callers=32)]
+    pictures.write(tmp_path / "a.png", "a <heading>", levels)
+    data = (tmp_path / "a.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20], "big") > 600  # pixels across
+
+
+def test_a_picture_without_matplotlib_is_refused_before_anything_is_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(pictures, "drawable", lambda: False)
+    with pytest.raises(BenchFailed, match=r"pip install 'penstock\[plots\]'"):
+        options.check_files(None, tmp_path / "a.png")

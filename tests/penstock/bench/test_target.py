@@ -36,7 +36,7 @@ def speaking(answer, family=socket.AF_INET, at=("127.0.0.1", 0)):
     ("answer", "words"),
     [
         (b"\x15\x03\x01\0\x02\x02\x46", "wants TLS"),
-        (b"", "it wants TLS, or it is no gRPC server"),
+        (b"", "it wants TLS .--tls., or it is no gRPC server"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak HTTP/2"),
     ],
 )
@@ -84,3 +84,24 @@ def test_a_port_nobody_listens_on_has_no_process():
         unheard.bind(("127.0.0.1", 0))
         assert local.listeners(unheard.getsockname()[1]) == []
     assert local.listeners(0, "/no/such/socket") == []
+
+
+def test_the_cores_of_a_process_are_told_and_how_long_they_worked():
+    cores = local.cores_of([os.getpid(), 2**22 + 1])
+    assert cores == os.sched_getaffinity(0)
+    assert local.busy_s(cores) >= local.busy_s([min(cores)]) > 0
+    assert local.cores_of([2**22 + 1]) == set()
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "grpc"),
+    [
+        ("localhost:8001", "localhost", "127.0.0.1:8001"),
+        ("[::1]:8001", "::1", "[::1]:8001"),
+        ("unix:/a/socket", "localhost", "unix:/a/socket"),
+    ],
+)
+def test_a_certificate_must_be_for_the_host_as_it_was_given(address, name, grpc):
+    port = 8001 if "8001" in address else 0
+    target = Target(address, "::1" if "::1" in address else "127.0.0.1", port, local=True)
+    assert (target.name, target.grpc) == (name, grpc)
