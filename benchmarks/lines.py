@@ -13,7 +13,7 @@ from typing import Any
 
 from penstock.benchmarks.sides import Run, median_run
 
-FIGURES = {"rate": "requests/s", "cpu_us": "CPU µs a request", "p50_us": "p50"}
+FIGURES = {"rate": "requests/s", "cpu_us": "CPU µs a request", "p50_us": "p50", "p99_us": "p99"}
 
 
 @dataclass(frozen=True)

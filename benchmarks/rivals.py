@@ -6,6 +6,7 @@ that fails, `start` raises and says what is missing; the benchmark then goes on 
 
 from __future__ import annotations
 
+import os
 import sys
 import sysconfig
 from collections.abc import Callable, Collection, Mapping
@@ -84,7 +85,7 @@ def _triton(folder: Path, models: Models, cores: str, say: Say) -> Server:
     words += [f"--backend-directory={_triton_backends(home, folder / 'triton')}", "--allow-http=false"]
     words += ["--allow-metrics=false", "--grpc-address=127.0.0.1", f"--grpc-port={port}"]
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    variables = {"LD_LIBRARY_PATH": libraries, "PYTHONPATH": str(packages)}
+    variables = {"LD_LIBRARY_PATH": libraries, "PATH": f"{python.parent}:{os.environ['PATH']}"}  # so the stub finds both
     return _asked("Triton", words, folder / "triton" / "triton", port, models, cores, variables)
 
 
