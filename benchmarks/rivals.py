@@ -26,6 +26,8 @@ from penstock.proto.inference_pb2_grpc import GRPCInferenceServiceStub
 
 HERE = Path(__file__).resolve().parent
 ONNX_RUNTIME = f"onnxruntime=={version('onnxruntime')}"  # the same for all
+MLSERVER, UVLOOP, PYTRITON = "1.7.1", "0.21.0", "0.7.0"  # uvloop 0.22 and later crash MLServer
+VERSIONS = {"mlserver": {"MLServer": MLSERVER}, "triton": {"nvidia-pytriton": PYTRITON}}
 ALL = ("plain", "trees", "mlp")
 Models = Mapping[str, Seeded]
 Say = Callable[[str], None]
@@ -68,14 +70,14 @@ def _penstock(transport: str, folder: Path, models: Models, cores: str, say: Say
 
 
 def _mlserver(folder: Path, models: Models, cores: str, say: Say) -> Server:
-    python = environment("mlserver", ("mlserver==1.7.*", "uvloop==0.21.*", ONNX_RUNTIME), say)
+    python = environment("mlserver", (f"mlserver=={MLSERVER}", f"uvloop=={UVLOOP}", ONNX_RUNTIME), say)
     port = free_port()
     words = [str(python), str(HERE / "rival_mlserver.py"), str(port), *(f"{m.name}={m.onnx}" for m in models.values())]
     return _asked("MLServer", words, folder / "mlserver", port, models, cores)
 
 
 def _triton(folder: Path, models: Models, cores: str, say: Say) -> Server:
-    python = environment("triton", ("nvidia-pytriton==0.7.*", ONNX_RUNTIME), say)
+    python = environment("triton", (f"nvidia-pytriton=={PYTRITON}", ONNX_RUNTIME), say)
     packages = next((python.parents[1] / "lib").glob("python3*")) / "site-packages"
     home, repository = packages / "pytriton" / "tritonserver", folder / "triton" / "models"
     for model in models.values():
@@ -186,4 +188,3 @@ RIVALS = {
     "nghttp2": Rival("nghttp2 echo, no model", _nghttp2, ("plain",), echo=True),
 }
 """Every side by its short name; the first is the one that the others are compared with."""
-__all__ = ["HOME", "RIVALS", "Rival", "compiled_grpc", "ready"]
