@@ -8,8 +8,10 @@ outputs, datatypes and shapes of the server's first, whose values were checked; 
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,7 +63,7 @@ class Question:
     outputs: Sequence[Expected]
 
 
-def ask(address: str, kind: Kind, model: Seeded, *, echo: bool) -> Question:
+def ask(address: str, kind: Kind, model: Seeded, *, echo: bool = False) -> Question:
     """The question, once the first answers were held against the model's source; raises LoadFailed."""
     bodies = model.entity_bodies(kind.rows) if kind.by == "id" else model.bodies(kind.rows)
     with grpc.insecure_channel(address) as channel:
@@ -112,10 +114,24 @@ def drive(
             connections=connections,
             callers=callers,
         )
-        with running(load, 1, connections, address) as lives:
+        with uninterrupted(), running(load, 1, connections, address) as lives:
             return _measured(load, lives, callers, seconds, clocks)
     except BenchFailed as error:
         raise LoadFailed(str(error)) from None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT and SIGTERM wait for the end of the block, so that no thread of the generator is left behind."""
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 def _measured(
