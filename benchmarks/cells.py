@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from penstock._codec import DTYPES
 from penstock.bench.drive import Meter, headers, kernel, running, words_of
@@ -76,9 +77,12 @@ def ask(address: str, kind: Kind, model: Seeded, *, echo: bool = False) -> Quest
         if answers != bodies[: len(answers)]:
             raise LoadFailed(f"{address} does not give back what it got")
         return Question(kind, bodies, ())
-    outputs = _floats([pb.ModelInferResponse.FromString(answer) for answer in answers])
-    checked = len(answers) * kind.rows
-    check_probabilities(outputs, model.expected(checked), f"{address}: answers of {kind}")
+    checked, who = len(answers) * kind.rows, f"{address}: answers to {kind}"
+    try:
+        outputs = _floats([pb.ModelInferResponse.FromString(answer) for answer in answers])
+    except (DecodeError, ValueError, IndexError) as error:
+        raise LoadFailed(f"{who} are no answers of the protocol: {error}") from None
+    check_probabilities(outputs, model.expected(checked), who)
     work = Work(kind.model, kind.rows, bodies, checked, ())
     return Question(kind, bodies, expected(work, answers[0]))
 
@@ -93,9 +97,7 @@ def _floats(answers: Sequence[pb.ModelInferResponse]) -> list[np.ndarray[Any, An
     return [np.concatenate(part) for part in parts]
 
 
-def drive(
-    address: str, question: Question, callers: int, seconds: float, clocks: Sequence[Callable[[], float]]
-) -> Run:
+def drive(address: str, question: Question, callers: int, seconds: float, clocks: Sequence[Callable[[], float]]) -> Run:
     """One run; `clocks` tell the CPU seconds of the server, and of Redis if there is another.
 
     Raises:
@@ -130,8 +132,8 @@ def uninterrupted() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        for number in came[:1]:
-            signal.raise_signal(number)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def _measured(

@@ -12,9 +12,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from penstock.benchmarks.results import Cell, NoResults, Results
-
-OURS = ("native", "grpcio")
+from penstock.benchmarks.results import OURS, Cell, NoResults, Results
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,9 @@ def _of_figure(before: Results, now: Results, figure: Figure) -> Iterator[Change
             yield Change(cell, side, figure, ratio, min(new) / max(old) / scale, max(new) / min(old) / scale)
 
 
-def _pairs(before: Results, now: Results, figure: Figure) -> Iterator[tuple[Cell, str, Sequence[float], Sequence[float]]]:
+def _pairs(
+    before: Results, now: Results, figure: Figure
+) -> Iterator[tuple[Cell, str, Sequence[float], Sequence[float]]]:
     """Values of each round then and now, of what both have."""
     for cell, sides in now.runs.items():
         for side, runs in sides.items():

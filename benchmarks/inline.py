@@ -46,7 +46,8 @@ def measured(folder: Path, rounds: int, seconds: float) -> list[Outcome]:
         started = {
             "inline": penstock("inline", folder, "native", "", 'inline: "on"\n'),  # YAML reads a bare on as true
             "lane": penstock("lane", folder, "native", "", 'inline: "off"\n'),
-            "C++": RIVALS["cpp"].start(folder, models, "", _say),
+            "C++": RIVALS["cpp1"].start(folder, models, "", _say),  # the best for one caller
+            "C++, a thread a core": RIVALS["cpp"].start(folder, models, "", _say),
         }
         servers = {name: stack.enter_context(server) for name, server in started.items()}
         asked = {name: (server, ask(server.address, kind, models["plain"])) for name, server in servers.items()}
@@ -61,7 +62,7 @@ def _outcome(asked: dict[str, tuple[Server, Question]], callers: int, rounds: in
             for name, (server, question) in asked.items()
         }
 
-    return Outcome(f"{callers} callers", [in_turn(i) for i in range(rounds)], LINES[callers])
+    return Outcome(f"{callers} caller{'s' if callers > 1 else ''}", [in_turn(i) for i in range(rounds)], LINES[callers])
 
 
 def report(outcomes: Sequence[Outcome]) -> None:

@@ -19,7 +19,8 @@ from penstock.benchmarks.sides import Run, median_run
 from penstock.errors import PenstockError
 
 FORMAT = 1
-BASE = "native"
+OURS = ("native", "grpcio")
+BASE = OURS[0]
 """The side that the others are compared with."""
 
 

@@ -2,8 +2,8 @@
 
     python rival_mlserver.py PORT NAME=FILE.onnx ...
 
-serves the models over gRPC on that port of loopback. As fast as MLServer is: no worker processes (they cost it more than
-they bring), no metrics, one thread for a run. Its HTTP server cannot be left out, and gets a free port.
+serves the models over gRPC on that port of loopback. As fast as MLServer is: no worker processes (they cost it more
+than they bring), no metrics, one thread for a run. Its HTTP server cannot be left out, and gets a free port.
 """
 
 # mypy: ignore-errors

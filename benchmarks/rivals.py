@@ -87,7 +87,10 @@ def _triton(folder: Path, models: Models, cores: str, say: Say) -> Server:
     words += [f"--backend-directory={_triton_backends(home, folder / 'triton')}", "--allow-http=false"]
     words += ["--allow-metrics=false", "--grpc-address=127.0.0.1", f"--grpc-port={port}"]
     libraries = f"{packages / 'nvidia_pytriton.libs'}:{sysconfig.get_config_var('LIBDIR')}"
-    variables = {"LD_LIBRARY_PATH": libraries, "PATH": f"{python.parent}:{os.environ['PATH']}"}  # so the stub finds both
+    variables = {
+        "LD_LIBRARY_PATH": libraries,
+        "PATH": f"{python.parent}:{os.environ['PATH']}",
+    }  # so the stub finds both
     return _asked("Triton", words, folder / "triton" / "triton", port, models, cores, variables)
 
 
@@ -123,12 +126,20 @@ def _triton_model(folder: Path, model: Seeded) -> None:
     (folder / "config.pbtxt").write_text("\n".join(parts))
 
 
-def _cpp(folder: Path, models: Models, cores: str, say: Say) -> Server:
+def _cpp(threads: int, folder: Path, models: Models, cores: str, say: Say) -> Server:
     model = models["plain"]
     library = next(Path(str(distribution("onnxruntime").locate_file("onnxruntime/capi"))).glob("libonnxruntime.so*"))
     outputs = [tensor.name for tensor in model.signature.outputs]
-    words = [str(compiled_grpc(say=say)), str(library), model.name, str(model.onnx), model.tensor, *outputs]
-    return Server("C++", words, folder / "cpp.json", cores=cores)
+    words = [
+        str(compiled_grpc(say=say)),
+        str(threads),
+        str(library),
+        model.name,
+        str(model.onnx),
+        model.tensor,
+        *outputs,
+    ]
+    return Server("C++", words, folder / f"cpp{threads}.json", cores=cores)
 
 
 def compiled_grpc(folder: Path = HOME / "cpp", say: Say = lambda _: None) -> Path:
@@ -181,7 +192,8 @@ def ready(address: str, models: Collection[str]) -> bool:
 RIVALS = {
     "native": Rival("Penstock, native", partial(_penstock, "native"), (*ALL, "joined")),
     "grpcio": Rival("Penstock, grpcio", partial(_penstock, "grpcio"), (*ALL, "joined")),
-    "cpp": Rival("C++ gRPC", _cpp, ("plain",)),
+    "cpp": Rival("C++ gRPC, a thread a core", partial(_cpp, os.cpu_count() or 1), ("plain",)),
+    "cpp1": Rival("C++ gRPC, one thread", partial(_cpp, 1), ("plain",)),
     "triton": Rival("Triton (Python backend)", _triton),
     "mlserver": Rival("MLServer", _mlserver),
     "aio": Rival("grpc.aio echo, no model", _aio, ("plain",), echo=True),

@@ -58,7 +58,7 @@ class Seeded:
     @property
     def entity(self) -> str:
         """The name of the input that takes entity ids; empty where there is none."""
-        return "customer" if self.name == "joined" else ""
+        return self.signature.entity
 
     def bodies(self, each: int = 1) -> list[bytes]:
         """The pool as requests of `each` rows."""

@@ -19,12 +19,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 
@@ -32,7 +32,7 @@ from penstock.benchmarks import charts, compare, table
 from penstock.benchmarks.cells import Kind, Question, ask, drive
 from penstock.benchmarks.generators import LoadFailed
 from penstock.benchmarks.processes import Server, cpu_s, redis_of
-from penstock.benchmarks.results import Cell, NoResults, Results
+from penstock.benchmarks.results import OURS, Cell, NoResults, Results
 from penstock.benchmarks.rivals import RIVALS, VERSIONS
 from penstock.benchmarks.seeded import Seeded, publish
 from penstock.benchmarks.sides import Run, machine
@@ -41,8 +41,6 @@ from penstock.errors import PenstockError
 
 ROOT = Path(__file__).resolve().parents[1]
 CALLERS, ROWS, MODELS = (1, 8, 32, 128, 256), (1, 64), ("plain", "trees", "mlp", "joined")
-QUICK = {"rounds": 2, "seconds": 0.2, "callers": (1, 32), "models": ("plain",), "sides": ("native", "aio")}
-OURS = ("native", "grpcio")
 INTERRUPTED = 130
 
 Say = Callable[[str], None]
@@ -61,6 +59,16 @@ class Plan:
     @property
     def kinds(self) -> list[Kind]:
         return [Kind(name, "id" if name == "joined" else "vector", rows) for name in self.models for rows in ROWS]
+
+    @classmethod
+    def of(cls, before: Results) -> Self:
+        """What gave these results."""
+        models = tuple(dict.fromkeys(kind.model for kind in before.kinds))
+        sides = tuple(side for side in before.titles if side in RIVALS)
+        return cls(before.rounds, before.seconds, tuple(before.callers), models, sides)
+
+
+QUICK = Plan(2, 0.2, (1, 32), ("plain",), ("native", "aio"))
 
 
 @dataclass
@@ -100,7 +108,9 @@ def measured(plan: Plan, folder: Path, say: Say) -> Results:
         resident = {side.key: side.server.resident_bytes() for side in sides}
     for side in sides:
         left_out |= {f"{RIVALS[side.key].title}, {cell}": why for cell, why in side.failed.items()}
-    titles = {side.key: RIVALS[side.key].title for side in sides} | {key: RIVALS[key].title for key in left_out if key in RIVALS}
+    titles = {side.key: RIVALS[side.key].title for side in sides} | {
+        key: RIVALS[key].title for key in left_out if key in RIVALS
+    }
     made = datetime.now(UTC).isoformat(timespec="seconds")
     return Results(made, machine(), versions(plan.sides), plan.seconds, titles, runs, resident, left_out)
 
@@ -158,16 +168,16 @@ def versions(sides: Sequence[str]) -> dict[str, str]:
 # ---- The command -----------------------------------------------------------------------------------------------------
 
 
-def _plan(quick: bool, rounds: int | None, seconds: float | None, callers: str, models: str, sides: str) -> Plan:
-    chosen: dict[str, Any] = dict(QUICK) if quick else {}
-    given = {
+def _plan(start: Plan, rounds: int | None, seconds: float | None, callers: str, models: str, sides: str) -> Plan:
+    """`start`, with what was said on the command line."""
+    given: dict[str, Any] = {
         "rounds": rounds,
         "seconds": seconds,
         "callers": _numbers(callers),
         "models": _names("--models", models, MODELS),
         "sides": _names("--sides", sides, tuple(RIVALS)),
     }
-    return Plan(**chosen | {name: value for name, value in given.items() if value})
+    return replace(start, **{name: value for name, value in given.items() if value})
 
 
 def _names(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -219,7 +229,8 @@ def main(
     json: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Instead of build/bench/DATE.json.")] = None,
     readme: Annotated[bool, typer.Option("--readme", help="Put the table into README.md.")] = False,
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Say what changed since; ends with 1 if for the worse.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Measure the same again and say what changed; ends with 1 if for the worse."),
     ] = None,
     results: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Take the figures from a file instead of measuring.")
@@ -228,7 +239,8 @@ def main(
     """Measure Penstock and other servers side by side, and print the README's table."""
     try:
         before = Results.read(against) if against else None
-        plan, file = _plan(quick, rounds, seconds, callers, models, sides), json or _dated()
+        start = QUICK if quick else Plan.of(before) if before else Plan()
+        plan, file = _plan(start, rounds, seconds, callers, models, sides), json or _dated()
         if readme:
             table.replaced((ROOT / "README.md").read_text(), "")
         found = Results.read(results) if results else _run(plan, file)

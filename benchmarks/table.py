@@ -38,8 +38,7 @@ def summary(results: Results) -> str:
         for i, side in enumerate(results.sides(kind)):
             runs = {count: results.median(Cell(kind, count), side) for count in callers}
             row = [name_of(kind) if not i else "", results.titles[side], *(_rate(run) for run in runs.values())]
-            for figure in ("p50_us", "p99_us", "cpu_us"):
-                row.append(" / ".join(_number(getattr(runs[c], figure) if runs[c] else None) for c in few))
+            row += [" / ".join(_figure(runs[c], figure) for c in few) for figure in ("p50_us", "p99_us", "cpu_us")]
             ratios = " / ".join(_times(results.ahead(Cell(kind, count), side)) for count in few)
             row.append(ratios if side != BASE else "")
             body.append(row)
@@ -98,6 +97,10 @@ def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], *, texts: i
 
 def _rate(run: Run | None) -> str:
     return NONE if run is None else f"{run.rate:,.0f}"
+
+
+def _figure(run: Run | None, name: str) -> str:
+    return NONE if run is None else _number(getattr(run, name))
 
 
 def _number(value: float | None) -> str:

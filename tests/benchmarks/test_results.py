@@ -1,4 +1,4 @@
-"""What the suite makes of its figures: ratios within rounds, tables, plots, files, and what changed between two runs."""
+"""What the suite makes of its figures: ratios within rounds, tables, plots, files, what changed between runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,14 @@ def results():
         IDS: {"native": runs(500, 510, 505)},
     }
     return Results(
-        "2026-01-02T03:04:05+00:00", "a machine", {"penstock": "1"}, 0.8, TITLES, cells, {"native": 2**20}, {"triton": "no such wheel"}
+        "2026-01-02T03:04:05+00:00",
+        "a machine",
+        {"penstock": "1"},
+        0.8,
+        TITLES,
+        cells,
+        {"native": 2**20},
+        {"triton": "no such wheel"},
     )
 
 
@@ -64,7 +71,8 @@ def test_a_file_gives_back_what_was_written(results, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"{}", b'{"format": 1}', b'{"format": 1, "runs": {"a": {}}}', b'{"format": 1, "runs": 7}']
+    "content",
+    [b"", b"{", b"[]", b"{}", b'{"format": 1}', b'{"format": 1, "runs": {"a": {}}}', b'{"format": 1, "runs": 7}'],
 )
 def test_a_file_of_something_else_is_refused_in_words(content, tmp_path):
     path = tmp_path / "results.json"

@@ -28,16 +28,25 @@ def test_a_quick_run_measures_both_sides_and_writes_everything(tmp_path):
     assert done.returncode == 0, done.stderr
     found = Results.read(file)
     assert [*found.titles] == ["native", "aio"]
-    assert [str(cell) for cell in found.runs] == [f"plain/vector/{rows}/{count}" for rows in (1, 64) for count in (1, 8)]
+    assert [str(cell) for cell in found.runs] == [
+        f"plain/vector/{rows}/{count}" for rows in (1, 64) for count in (1, 8)
+    ]
     for sides in found.runs.values():
         assert [*sides] == ["native", "aio"]
-        assert all(run.rate > 0 and run.cpu_us > 0 and 0 < run.p50_us <= run.p99_us for runs in sides.values() for run in runs)
+        assert all(
+            run.rate > 0 and run.cpu_us > 0 and 0 < run.p50_us <= run.p99_us for runs in sides.values() for run in runs
+        )
         assert all(len(runs) == 2 for runs in sides.values())
     assert min(found.resident.values()) > 5_000_000
     assert "| grpc.aio echo, no model |" in done.stdout
     assert "round 2 of 2" in done.stderr
     assert "<svg" in file.with_suffix(".html").read_text()
     assert len(file.with_suffix(".md").read_text().splitlines()) == 5 + 8
+    again = run("--against", str(file), "--json", str(tmp_path / "later.json"))
+    assert again.returncode in (0, 1), again.stderr  # another measurement: whatever it says of a busy machine
+    assert "of them for the worse" in again.stdout
+    later = Results.read(tmp_path / "later.json")
+    assert (later.rounds, later.seconds, [*later.runs]) == (2, 0.1, [*found.runs])
     same = run("--from", str(file), "--against", str(file))
     assert same.returncode == 0, same.stderr
     assert "0 of them for the worse" in same.stdout

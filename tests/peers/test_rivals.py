@@ -23,7 +23,7 @@ def published(tmp_path_factory):
     return folder, publish(folder, ("plain", "mlp"))
 
 
-@pytest.mark.parametrize("key", ["cpp", "triton", "mlserver", "nghttp2"])
+@pytest.mark.parametrize("key", ["cpp", "cpp1", "triton", "mlserver", "nghttp2"])
 def test_a_rival_answers_every_row_as_the_source_does(key, published, capsys):
     folder, models = published
     rival = RIVALS[key]
