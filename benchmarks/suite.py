@@ -4,7 +4,7 @@ Every side is a process of its own and lives as long as the run. A round goes th
 many callers) and drives each cell's sides in turn, A B C, so that what is compared ran within seconds of each other.
 Answers are checked by value before, and by status, names, datatypes and shapes while it is measured.
 
-Five rounds of 170 cells of 0.8 s are about 17 minutes on two cores, plus what slow servers take longer; rivals are got
+Five rounds of 180 runs of 0.8 s are about 18 minutes on two cores, plus what slow servers take longer; rivals are got
 once, in two to three minutes. Echoes and the C++ server know the logistic regression only; by entity id only Penstock
 can be asked.
 
