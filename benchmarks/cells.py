@@ -20,7 +20,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from penstock._codec import DTYPES
-from penstock.bench.drive import Meter, headers, kernel, running, words_of
+from penstock.bench.drive import headers, kernel, running, words_of
+from penstock.bench.levels import Meter
 from penstock.bench.target import BenchFailed, Target
 from penstock.bench.work import Expected, Work, expected
 from penstock.benchmarks.generators import LoadFailed

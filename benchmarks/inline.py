@@ -1,7 +1,8 @@
 """Inline runs against lanes, and against a C++ server written by hand; and the lines they must hold.
 
-The same Penstock twice, with inline runs and without, beside `cpp_grpc.cc`: one caller, 8 callers and 4 connections of 64
-streams, one row a request of a logistic regression, all different. Sides run in turn; ratios are taken within a round.
+The same Penstock twice, with inline runs and without, beside `cpp_grpc.cc`: one caller, 8 callers and 4 connections of
+64 streams, one row a request of a logistic regression, all different. Sides run in turn; ratios are taken within a
+round.
 
     python -m penstock.benchmarks.inline [--rounds 5] [--seconds 2] [--json]
 
