@@ -256,7 +256,7 @@ setup(
         "penstock": ["py.typed"],
         "penstock.proto": ["*.proto", "*.pyi"],
         "penstock.kernels": ["*.pyi", "*.pxd"],
-        "penstock.benchmarks": ["*.c", "*.h"],
+        "penstock.benchmarks": ["*.c", "*.cc", "*.h"],
         "penstock.examples.fraud": ["views.yaml"],
     },
     ext_modules=[Extension("penstock.kernels.wire", ["kernels/wire.pyx"])],

@@ -22,7 +22,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from penstock.bench.drive import Shape, Timing, measure, probe
+from penstock.bench.drive import probe
+from penstock.bench.levels import Subject, measure
+from penstock.bench.shapes import Shape, Timing
 from penstock.bench.spans import Level
 from penstock.bench.target import Target
 from penstock.bench.work import Expected, Work, expected, learn, make
@@ -63,7 +65,7 @@ class Bench:
     def drive(self, shape: Shape, seconds: float) -> Level:
         """One level of load."""
         timing = Timing(warmup_s=min(0.3, seconds / 2), duration_s=seconds, drain_s=2.0)
-        return measure(self.target, self.work, self.outputs, shape, timing, lambda *_: None, dict)[0]
+        return measure(Subject(self.target, self.work, self.outputs), shape, timing, lambda *_: None)
 
     def capacity(self, seconds: float) -> float:
         """Requests a second of a closed loop."""

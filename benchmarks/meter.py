@@ -174,9 +174,9 @@ def measured(folder: Path, rounds: int, seconds: float) -> list[tuple[Comparison
     """Every comparison."""
     if not shutil.which("h2load"):
         raise LoadFailed("this benchmark needs h2load (apt-get install nghttp2-client)")
-    seeded = publish(folder, trees=True)
+    seeded = publish(folder, ("plain", "trees"))
     with penstock("native", folder, "native", "") as server, Client(server.address) as client:
-        asked = comparisons(client, server.address, seeded.rows[:POOL], folder, seconds)
+        asked = comparisons(client, server.address, seeded["plain"].rows[:POOL], folder, seconds)
         return [(comparison, comparison.rounds(rounds)) for comparison in asked]
 
 

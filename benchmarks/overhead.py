@@ -26,7 +26,7 @@ import typer
 
 from penstock.benchmarks.generators import Generator, best
 from penstock.benchmarks.processes import Server, redis_of
-from penstock.benchmarks.seeded import check_values, entity_bodies, publish, vector_bodies
+from penstock.benchmarks.seeded import check_values, publish
 from penstock.benchmarks.sides import Run, Side, counter, machine, measure, median_run, penstock, requests_for
 from penstock.client import Client
 from penstock.commands._console import console, errors, print_json, print_table
@@ -96,14 +96,11 @@ def measured(folder: Path, rounds: int, seconds: float, *, pin: bool) -> list[Co
     seeded = publish(folder)
     with servers(folder, server_cores) as (echo, server), Client(server.address) as client:
         check_values(client, seeded)
-        plain = vector_bodies("plain", client.config("plain").vector, seeded.rows)
-        joined, redis = client.config("joined"), redis_of(folder / "store")
+        plain, joined, redis = seeded["plain"].bodies(), seeded["joined"], redis_of(folder / "store")
         first = Side("echo", echo, plain)
         second = Side("penstock", server, plain, counter(client, "plain"))
-        vectors = Side(
-            "vectors", server, vector_bodies("joined", joined.vector, seeded.rows), counter(client, "joined")
-        )
-        keys = Side("entity keys", server, entity_bodies("joined", joined.entity), vectors.counted, redis)
+        vectors = Side("vectors", server, joined.bodies(), counter(client, "joined"))
+        keys = Side("entity keys", server, joined.entity_bodies(), vectors.counted, redis)
         return [
             *(compare("penstock / echo", first, second, best(16), callers=callers, **options) for callers in (64, 1)),
             compare("entity keys / vectors", vectors, keys, best(64), callers=64, **options),

@@ -25,12 +25,13 @@ PATIENT = "feature_timeout_ms: 5000\n"  # load that takes every core may keep Re
 
 @dataclass(frozen=True)
 class Run:
-    """One run: requests per second, µs of CPU for each request, median latency in µs (0 where it was not asked for)."""
+    """One run: requests per second, µs of CPU for each request, latencies in µs (0 where they were not asked for)."""
 
     rate: float
     cpu_us: float
     p50_us: float
     redis_us: float = 0.0
+    p99_us: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Side:
     redis: Sequence[int] = ()  # process ids
 
 
-def penstock(name: str, folder: Path, transport: str, cores: str, more: str = "") -> Server:
-    """`penstock serve` over what `seeded.publish` put into `folder`, with `more` lines of settings."""
+def penstock(name: str, folder: Path, transport: str, cores: str, config: str = "") -> Server:
+    """`penstock serve` over what `seeded.publish` put into `folder`, with these lines of configuration."""
     settings = folder / f"{name}.yaml"
-    settings.write_text(PATIENT + more)
+    settings.write_text(PATIENT + config)
     command = [sys.executable, "-c", "from penstock.cli import main; main()", "serve", "--config", str(settings)]
     listen = ["--grpc", "127.0.0.1:0", "--http", "off", "--metrics", "off", "--transport", transport]
     words = [*command, *listen, "--registry", str(folder / "registry"), "--features", store_url(folder)]

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,14 @@ import typer
 from penstock.benchmarks.generators import Generator, H2load, LoadFailed, PoolLoad
 from penstock.benchmarks.lines import Line, Outcome
 from penstock.benchmarks.processes import Server, compiled, redis_of
-from penstock.benchmarks.seeded import METHOD, Seeded, check_values, entity_bodies, publish, vector_bodies
+from penstock.benchmarks.seeded import METHOD, Seeded, check_values, publish
 from penstock.benchmarks.sides import Side, counter, machine, measure, penstock, requests_for
 from penstock.client import Client
 from penstock.commands._console import console, errors, print_json, print_table
 from penstock.errors import PenstockError
 
 CONNECTIONS, STREAMS = 4, 64
+DISTINCT = 1024  # rows or entities of a pool
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Servers:
     echo: Server
     clients: tuple[Client, Client]  # native, grpcio
 
-    def check(self, seeded: Seeded) -> None:
+    def check(self, seeded: Mapping[str, Seeded]) -> None:
         """Raise LoadFailed unless both transports give the models' values and the echo gives back what it got."""
         for client in self.clients:
             check_values(client, seeded)
@@ -105,12 +106,11 @@ def servers(folder: Path, cores: str) -> Iterator[Servers]:
 # ---- What is asked, and what must come of it -------------------------------------------------------------------------
 
 
-def scenarios(running: Servers, seeded: Seeded, folder: Path) -> list[Scenario]:
+def scenarios(running: Servers, seeded: Mapping[str, Seeded], folder: Path) -> list[Scenario]:
     """Every comparison, at 4 connections of 64 streams unless it says otherwise; the servers work in `folder`."""
     native, grpcio = running.clients
-    vector = vector_bodies("plain", native.config("plain").vector, seeded.rows)
-    trees = vector_bodies("trees", native.config("trees").vector, seeded.rows)
-    joined, count_joined = native.config("joined"), counter(native, "joined")
+    vector, trees = (seeded[name].bodies()[:DISTINCT] for name in ("plain", "trees"))
+    joined, count_joined = seeded["joined"], counter(native, "joined")
     plain = [
         Side("native", running.native, vector, counter(native, "plain")),
         Side("grpcio", running.grpcio, vector, counter(grpcio, "plain")),
@@ -121,8 +121,8 @@ def scenarios(running: Servers, seeded: Seeded, folder: Path) -> list[Scenario]:
         Side("grpcio", running.grpcio, trees, counter(grpcio, "trees")),
     ]
     looked_up = [
-        Side("by id", running.native, entity_bodies("joined", joined.entity), count_joined, redis_of(folder / "store")),
-        Side("by vector", running.native, vector_bodies("joined", joined.vector, seeded.rows), count_joined),
+        Side("by id", running.native, joined.entity_bodies()[:DISTINCT], count_joined, redis_of(folder / "store")),
+        Side("by vector", running.native, joined.bodies()[:DISTINCT], count_joined),
     ]
     many = CONNECTIONS * STREAMS
     one, four = H2load(1, connections=CONNECTIONS, log=False), H2load(CONNECTIONS, log=False)
@@ -154,7 +154,7 @@ def measured(folder: Path, rounds: int, seconds: float, *, pin: bool) -> list[Ou
     if not shutil.which("h2load"):
         raise LoadFailed("this benchmark needs h2load (apt-get install nghttp2-client)")
     server_cores, load_cores = ("0", "1") if pin else ("", "")
-    seeded = publish(folder, trees=True)
+    seeded = publish(folder, ("plain", "joined", "trees"))
     with servers(folder, server_cores) as running:
         running.check(seeded)
         asked = scenarios(running, seeded, folder)

@@ -23,9 +23,7 @@ SIZES = (1, 8, 64)
 MEASURING_NS = 10_000_000
 
 
-def use_engine(
-    lane: Lane, pipeline: Pipeline, config: Config, trial: Pipeline, samples: Callable[[], Samples]
-) -> str:
+def use_engine(lane: Lane, pipeline: Pipeline, config: Config, trial: Pipeline, samples: Callable[[], Samples]) -> str:
     """Let the lane's calls be run inline where they can be.
 
     Args:

@@ -108,11 +108,6 @@ class Served:
         """Which way calls take on the native transport, and why: one line."""
         return way_of(self.lane, self._not_inline)
 
-    @property
-    def way(self) -> str:
-        """Which way calls take on the native transport, and why: one line."""
-        return way_of(self.lane, self._not_inline)
-
     def _warm(self, golden: bytes | None) -> None:
         """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
 

@@ -28,7 +28,7 @@ ONLY_IN = {
     "grpc_reflection": ("server/streams.py",),
     "grpc_health": ("server/streams.py", "server/health.py"),
     "redis": ("features/redis.py",),
-    "onnxruntime": ("converters/",),
+    "onnxruntime": ("converters/", "benchmarks/rival_"),
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if "_pb2" not in path.name] + sorted(
     (ROOT / "kernels").glob("*.p[yx][xd]")

@@ -93,9 +93,9 @@ def running(
         BenchFailed: they cannot connect.
     """
     lives = [Life(load, i, cores, hurried=hurried) for i in range(threads)]
-    for life in lives:
-        life.start()
     try:
+        for life in lives:
+            life.start()
         until = time.monotonic() + CONNECT_S
         while load.counts()["connected"] < connections:  # type: ignore[operator]
             if time.monotonic() > until or not any(life.is_alive() for life in lives):
@@ -106,7 +106,8 @@ def running(
     finally:
         load.stop()
         for life in lives:
-            life.join()
+            if life.ident is not None:  # Ctrl-C may come before all of them are started
+                life.join()
 
 
 def probe(target: Target, work: Work) -> bytes:

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
+from penstock.bench.local import descendants
 from penstock.benchmarks.generators import GrpcAio, H2load, LoadFailed
 from penstock.benchmarks.overhead import Comparison, compare
-from penstock.benchmarks.processes import Server, ServerFailed, cpu_s, descendants
+from penstock.benchmarks.processes import Server, ServerFailed, cpu_s
 from penstock.benchmarks.seeded import METHOD, vector_bodies
 from penstock.benchmarks.sides import Run, Side, measure
 

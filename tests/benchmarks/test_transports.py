@@ -156,7 +156,9 @@ def test_a_generator_without_a_server_fails():
 
 def test_what_cannot_be_compiled_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
-    with pytest.raises(NotBuilt, match=r"nghttp2_echo\.c needs a C compiler, 'no-such-compiler' not found"):
+    with pytest.raises(
+        NotBuilt, match=r"nghttp2_echo\.c needs a C compiler \(apt-get install gcc\): 'no-such-compiler' not found"
+    ):
         compiled("nghttp2_echo", tmp_path)
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho 'fatal error: nghttp2/nghttp2.h: No such file or directory' >&2\nexit 1\n")

@@ -6,38 +6,25 @@ made anew when the pinned requirement or the Python version changes.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import runpy
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from penstock.benchmarks.peers import environment
 from penstock.proto import inference_pb2
 from penstock.registry import Registry
 
 HERE = Path(__file__).parent
-HOME = HERE.parents[1] / "build" / "peers" / "tritonclient"
 REQUIREMENT = "tritonclient[grpc]>=2.73"
-STAMP = f"{REQUIREMENT} for Python {sys.version}\n"
 
 
 @pytest.fixture(scope="session")
 def peer_python():
     """A Python that has tritonclient; fails with pip's own words if it cannot be installed."""
-    HOME.parent.mkdir(parents=True, exist_ok=True)
-    stamp = HOME / "stamp"
-    with (HOME.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != STAMP:
-            subprocess.run([sys.executable, "-m", "venv", "--clear", HOME], check=True)
-            pip = [HOME / "bin" / "python", "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-            done = subprocess.run([*pip, REQUIREMENT], capture_output=True, text=True, check=False)
-            assert done.returncode == 0, f"pip install {REQUIREMENT}:\n{done.stderr}"
-            stamp.write_text(STAMP)
-    return HOME / "bin" / "python"
+    return environment("tritonclient", [REQUIREMENT])
 
 
 @pytest.fixture(params=["grpcio", "native"])

@@ -100,7 +100,10 @@ def test_a_version_whose_graph_fails_on_made_up_rows_is_left_to_workers(registry
     table = helper.make_tensor("table", TensorProto.INT64, [1], [7])
     ends = [("x", "INT64", ["n", 1])], [("y", "INT64", ["n", 1])]
     graphs.publish(registry, "picky", graphs.graph([("Gather", ["table", "x"], ["y"], {})], *ends, [table]))
-    assert way(registry, "picky") == "lane: what a run takes is not known, since the graph fails on made-up rows"
+    assert (
+        way(registry, "picky")
+        == "lane: what a run takes is not known, since the graph fails on rows made up for measuring"
+    )
     assert "was not warmed up" in caplog.text
 
 
