@@ -156,7 +156,7 @@ def test_models_show_prints_how_a_server_runs_the_version(registry, graphs, serv
     caller = calling(addresses)
     caller.answer(caller.send("double", [[1.0, 2.0]]))
     out = show("--server", addresses.grpc)
-    for told in (f"Serving at {addresses.grpc}", "Way   lane", "Cost  run: ", "us a row", "Rows/s", "0 calls refused"):
+    for told in (f"Serving at {addresses.grpc}", "Way   ", "Cost  run: ", "us a row", "Rows/s", "0 calls refused"):
         assert told in out
     assert sum("cap" in line.split() for line in out.splitlines()) == 1
     serves = json.loads(show("--server", addresses.grpc, "--json"))["serving"]
