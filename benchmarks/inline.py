@@ -38,6 +38,8 @@ EIGHT = (Line("inline", "rate", against="lane", at_least=1.5),)
 MANY = (Line("inline", "cpu_us", at_most=3),)
 TAIL = 2.0
 """How many times its p99 alone the cheap model's p99 beside the dear one may be."""
+NICE = 15
+"""Of workers: else the scheduler lets the dear model's hold up the threads that read, on two cores."""
 LAYERS, WIDTH = 60, 512
 """Of the dear model."""
 
@@ -105,7 +107,7 @@ def measured(
     with ExitStack() as stack:
         sides = []
         for name, switch in (("inline", "auto"), ("lane", "off")):
-            more = f"inline: '{switch}'\n"
+            more = f"inline: '{switch}'\nworker_nice: {NICE}\n"
             server = stack.enter_context(penstock(name, folder, "native", server_cores, more))
             client = stack.enter_context(Client(server.address))
             check_values(client, seeded)
