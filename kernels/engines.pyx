@@ -232,8 +232,8 @@ cdef class GraphEngine(Engine):
         return ns
 
     cdef bint fits(self, int64_t rows, int64_t budget_ns) noexcept nogil:
-        """As above; where it is not, a little of what runs taught is forgotten in favour of what was measured, or a time
-        in which everything was slow would never end for want of runs that teach better."""
+        """As above. Where it does not fit, a little of what runs taught is forgotten in favour of what was measured:
+        else a time in which everything was slow would never end, for want of runs that teach better."""
         cdef int64_t ns
         lock_acquire(self.lock)
         ns = predict_ns(&self.cost, rows)

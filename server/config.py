@@ -55,6 +55,9 @@ class Config(BaseModel):
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
     workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0: 1, or 2 with features")
+    worker_nice: int = Field(
+        default=0, ge=0, le=19, description="how much workers yield to other threads, as nice(1) counts"
+    )
     inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
     )

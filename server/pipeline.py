@@ -6,6 +6,8 @@ Python here costs about 50 microseconds a batch, however many rows; whatever tou
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from dataclasses import dataclass, field
 from time import monotonic_ns, thread_time_ns
 from typing import Any
@@ -101,8 +103,10 @@ class Pipeline:
         return feeds
 
 
-def serve(lane: Lane, pipeline: Pipeline) -> None:
+def serve(lane: Lane, pipeline: Pipeline, nice: int = 0) -> None:
     """A worker's life: take, run, until the lane is drained. No batch is left without an answer."""
+    if nice:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
     while run_next(lane, pipeline):
         pass
 

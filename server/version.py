@@ -87,7 +87,12 @@ class Served:
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
-            Thread(target=serve, args=(self.lane, self.pipeline), name=f"worker {name} {i}", daemon=True)
+            Thread(
+                target=serve,
+                args=(self.lane, self.pipeline, config.worker_nice),
+                name=f"worker {name} {i}",
+                daemon=True,
+            )
             for i in range(workers)
         ]
         for worker in self._workers:

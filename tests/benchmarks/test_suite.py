@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from penstock.bench.local import descendants  # after the kernel it needs is kno
 from penstock.benchmarks.processes import command_of
 from penstock.benchmarks.results import Results
 
-SUITE = [sys.executable, "-m", "penstock.benchmarks.suite"]
+SUITE = [sys.executable, "-X", "faulthandler", "-m", "penstock.benchmarks.suite"]
 
 
 def run(*words):
@@ -72,19 +73,27 @@ def test_what_cannot_be_measured_is_told_in_one_line_before_anything_starts(word
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_every_server(tmp_path, number):
     words = ["--quick", "--rounds", "1000", "--json", str(tmp_path / "x.json")]
-    process = subprocess.Popen([*SUITE, *words], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*SUITE, *words], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    family: dict[int, str] = {}
     try:
         assert any("round 1" in line for line in process.stderr)
         family = {pid: command_of(pid) for pid in descendants(process.pid)}
         assert len(family) >= 2
         os.kill(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGABRT)  # faulthandler says where it hangs
         rest = process.stderr.read()
-        assert process.wait(60) == 130, rest
+        assert process.wait(10) == 130, rest
     finally:
+        left = [pid for pid, command in family.items() if command and command_of(pid) == command]
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
         process.kill()
         process.wait()
         process.stderr.close()
     assert "interrupted" in rest
     assert "Traceback" not in rest
-    assert not [command for pid, command in family.items() if command and command_of(pid) == command]
+    assert not [family[pid] for pid in left]
     assert not (tmp_path / "x.json").exists()

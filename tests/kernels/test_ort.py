@@ -224,6 +224,7 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer keeps what is freed")
 @pytest.mark.parametrize("what", ["numbers", "texts", "failing", "refused", "loading", "broken"])
 def test_nothing_is_lost_whatever_becomes_of_a_run(what):
     """A megabyte of tensors, or a message and a session, each time: what was kept would be seen."""

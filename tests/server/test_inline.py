@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.request import urlopen
@@ -234,3 +236,12 @@ def test_a_cheap_versions_tail_is_hardly_longer_beside_a_dear_one(registry, grap
             stop.append(True)
         loading.result()
     assert beside < 10 * alone + 0.02
+
+
+def test_workers_can_be_told_to_yield_and_nobody_else_does(registry, graphs, serving, calling):
+    graphs.publish(registry, "double", graphs.double())
+    caller = calling(serving(transport="native", inline="off", worker_nice=7))
+    caller.answer(caller.send("double", [[1.0, 2.0]]))
+    nice = {t.name: os.getpriority(os.PRIO_PROCESS, t.native_id) for t in threading.enumerate() if t.native_id}
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    assert {name: value for name, value in nice.items() if value != own} == {"worker double/1 0": 7}
