@@ -43,9 +43,9 @@ def publish_dear(folder: Path) -> None:
     nodes = [helper.make_node("MatMul", [names[i], "w"], [f"m{i}"]) for i in range(LAYERS)]
     nodes += [helper.make_node("Tanh", [f"m{i}"], [names[i + 1]]) for i in range(LAYERS)]
     nodes.sort(key=lambda node: (int((node.input[0] if node.op_type == "Tanh" else node.output[0])[1:]), node.op_type))
-    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH])] for name in "xy"]
+    given, made = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", WIDTH])] for name in "xy")
     tensor = helper.make_tensor("w", TensorProto.FLOAT, weights.shape, weights.ravel())
-    graph = helper.make_graph(nodes, "dear", *ends, [tensor])
+    graph = helper.make_graph(nodes, "dear", given, made, [tensor])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     (folder / "dear.onnx").write_bytes(model.SerializeToString())
     publish_onnx(folder / "dear.onnx", "dear", Registry(folder / "registry"))

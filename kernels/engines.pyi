@@ -1,7 +1,9 @@
 """What one version does with a batch, from rows to replies, without the GIL: see the head of engines.pyx."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, final
+
+from typing_extensions import disjoint_base
 
 from penstock.kernels.ledger import Ledger
 from penstock.kernels.ort import Session
@@ -9,12 +11,14 @@ from penstock.kernels.transforms import Program
 from penstock.kernels.windows import Windows
 from penstock.kernels.wire import Plan
 
+@disjoint_base
 class Engine:
     """What runs a batch."""
 
     def predicted_ns(self, rows: int) -> int:
         """How many nanoseconds a run of so many rows will take; 0 where nobody knows."""
 
+@final
 class GraphEngine(Engine):
     """Runs an ONNX graph behind transforms.
 

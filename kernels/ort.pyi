@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ def version() -> str:
         OrtError: it cannot be loaded.
     """
 
+@final
 class Session:
     """A graph ready to run. Safe to use from many threads.
 

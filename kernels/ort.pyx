@@ -8,6 +8,7 @@ Beside the model a run costs about 1 microsecond by `run_rows`, which reads and 
 which copies results to arrays of their own.
 """
 
+cimport cython
 from cpython.buffer cimport (
     PyBUF_ND, PyBUF_SIMPLE, PyBUF_WRITABLE, Py_buffer, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -107,6 +108,7 @@ cdef bint succeeded(ort_status status) noexcept nogil:
     return status == NULL
 
 
+@cython.final
 cdef class Session:
     """A graph ready to run. Safe to use from many threads.
 

@@ -1,6 +1,6 @@
 """Counts of what was served in each period of a fixed length: see the head of windows.pyx."""
 
-from typing import Self, TypeAlias
+from typing import Self, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 Counted: TypeAlias = tuple[float, int, NDArray[np.int64], bool]
 """Start of the window in seconds, rows, counts as `drift.bin_counts` lays them out, and whether it is complete."""
 
+@final
 class Windows:
     """Counts batches into bins, window by window. Safe from many threads.
 

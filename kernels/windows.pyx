@@ -7,6 +7,7 @@ microseconds of counting; a batch that takes longer is counted apart first. Abou
 
 import numpy as np
 
+cimport cython
 from libc.math cimport fmod, rint
 from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
@@ -19,6 +20,7 @@ cdef Py_ssize_t LARGE = 65_536       # values whose counting is worth memory of 
 cdef Py_ssize_t SMALL_BATCH = 4096   # values; handing the GIL over would cost more than counting fewer
 
 
+@cython.final
 cdef class Windows:
     def __cinit__(self, const float[::1] edges not None, const int32_t[::1] offsets not None, double window_s,
                   double now):
