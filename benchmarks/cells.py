@@ -124,12 +124,15 @@ def drive(address: str, question: Question, callers: int, seconds: float, clocks
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """SIGINT and SIGTERM wait for the end of the block, so that no thread of the generator is left behind."""
+def uninterrupted() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM wait for the end of the block, so that no thread of the generator is left behind.
+
+    The signals that came are in the list, for blocks that end sooner because of them.
+    """
     came: list[int] = []
     before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

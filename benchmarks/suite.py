@@ -23,13 +23,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import typer
 
 from penstock.benchmarks import charts, compare, table
-from penstock.benchmarks.cells import Kind, Question, ask, drive
+from penstock.benchmarks.cells import Kind, Question, ask, drive, uninterrupted
 from penstock.benchmarks.generators import LoadFailed
 from penstock.benchmarks.processes import Server, cpu_s, redis_of
 from penstock.benchmarks.results import OURS, Cell, NoResults, Results
@@ -148,13 +149,15 @@ def _rounds(plan: Plan, sides: Sequence[Side], say: Say) -> dict[Cell, dict[str,
     """Every cell of every round, sides in turn."""
     runs: dict[Cell, dict[str, list[Run]]] = {}
     start = time.monotonic()
-    for i in range(plan.rounds):
-        for kind in plan.kinds:
+    with uninterrupted() as came:
+        for i, kind in product(range(plan.rounds), plan.kinds):
             say(f"round {i + 1} of {plan.rounds}: {table.name_of(kind)} ({(time.monotonic() - start) / 60:.1f} min)")
-            for cell in (Cell(kind, callers) for callers in plan.callers):
-                for side in sides:
-                    if run := side.run(cell, plan.seconds):
-                        runs.setdefault(cell, {}).setdefault(side.key, []).append(run)
+            for callers, side in product(plan.callers, sides):
+                cell = Cell(kind, callers)
+                if came:
+                    return {}
+                if run := side.run(cell, plan.seconds):
+                    runs.setdefault(cell, {}).setdefault(side.key, []).append(run)
     return runs
 
 
