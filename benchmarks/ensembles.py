@@ -79,3 +79,74 @@ def _model(nodes: list[Any], inputs: list[Any], outputs: list[Any]) -> bytes:
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 3)]
     made: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return made
+
+
+def odd(seed: int, *, modes: tuple[int, ...] = (1, 2, 3, 4, 5, 6), kind: str = "regression") -> Arrays:
+    """A small ensemble of anything goes: lopsided trees, single leaves, few values that meet often, missing tracks."""
+    chance = np.random.default_rng(seed)
+    targets = {"regression": int(chance.integers(1, 4)), "binary": 1, "pair": 2, "classes": int(chance.integers(3, 6))}[
+        kind
+    ]
+    features = int(chance.integers(1, 6))
+    grid = np.concatenate([[0.0, -0.0, 1e-45, -1e-45, 1, -1, np.inf, -np.inf, 3e38], chance.normal(size=6)])
+    nodes: list[tuple[int, float, int, int, int, int]] = []
+    weights: list[tuple[int, int, float]] = []
+    several = kind in ("pair", "classes") or (targets > 1 and bool(chance.integers(2)))
+    roots = []
+    depth_at_most = int(chance.integers(0, 10))
+
+    def grow(depth: int) -> int:
+        at = len(nodes)
+        if depth == 0 or chance.random() < 0.15:
+            nodes.append((0, 0.0, 0, 0, 0, 0))
+            for target in range(targets) if several else [int(chance.integers(targets))]:
+                weights.append((at, target, float(np.float32(chance.normal()))))
+            return at
+        nodes.append((0, 0.0, 0, 0, 0, 0))
+        asked = (int(chance.integers(features)), float(chance.choice(grid)), int(chance.choice(modes)))
+        nodes[at] = (*asked, grow(depth - 1), grow(depth - 1), int(chance.integers(2)))
+        return at
+
+    for _ in range(int(chance.integers(1, 40))):
+        roots.append(grow(depth_at_most))
+    table = list(zip(*nodes, strict=True))
+    leaf = list(zip(*weights, strict=True))
+    classes = {"regression": 0, "binary": 2, "pair": 2, "classes": targets}[kind]
+    base = (
+        chance.normal(size=targets).astype(np.float32)
+        if kind != "pair" and chance.integers(2)
+        else np.empty(0, np.float32)
+    )
+    posts = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO")
+    return {
+        "features": np.array(table[0], np.int64),
+        "values": np.array(table[1], np.float32),
+        "modes": np.array(table[2], np.uint8),
+        "true_children": np.array(table[3], np.int64),
+        "false_children": np.array(table[4], np.int64),
+        "missing": np.array(table[5], np.uint8),
+        "roots": np.array(roots, np.int64),
+        "leaf_nodes": np.array(leaf[0], np.int64),
+        "leaf_targets": np.array(leaf[1], np.int64),
+        "leaf_weights": np.array(leaf[2], np.float32),
+        "n_features": features,
+        "n_targets": targets,
+        "kind": kind,
+        "aggregate": str(chance.choice(["SUM", "AVERAGE", "MIN", "MAX"] if several else ["SUM", "AVERAGE"]))
+        if kind == "regression"
+        else "SUM",
+        "post": str(chance.choice(posts)),
+        "base": base,
+        "labels": tuple(range(classes)),
+    }
+
+
+def rows_for(arrays: Arrays, n: int, seed: int = 0) -> Any:
+    """Rows [n, features] whose values are those that branches compare with, their neighbours, and what is no number."""
+    chance = np.random.default_rng(seed)
+    values = arrays["values"][arrays["modes"] != 0]
+    special = np.array([0, -0.0, np.nan, np.inf, -np.inf, 1e-45], np.float32)
+    pool = np.concatenate(
+        [values, np.nextafter(values, np.float32(np.inf)), np.nextafter(values, -np.float32(np.inf)), special]
+    )
+    return chance.choice(pool.astype(np.float32), (n, arrays["n_features"]))

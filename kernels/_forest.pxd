@@ -11,7 +11,7 @@
 **Order of addition.** A row's sum is taken over the trees in their order, in float32, as ONNX Runtime's is in one thread.
 """
 
-from libc.math cimport INFINITY, expf, fabsf, logf, sqrtf
+from libc.math cimport INFINITY, M_PI, expf, fabsf, logf, sqrtf
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -187,17 +187,19 @@ cdef inline void add_leaf(
 # Scores: the formulas of ONNX's operators, in float32 as ONNX Runtime computes them ------------------------------
 
 cdef inline float logistic(float x) noexcept nogil:
-    cdef float v = 1 / (1 + expf(-fabsf(x)))
-    return 1 - v if x < 0 else v
+    cdef float one = 1     # a literal would be a double, and round otherwise
+    cdef float v = one / (one + expf(-fabsf(x)))
+    return one - v if x < 0 else v
 
 
 cdef inline float probit(float p) noexcept nogil:
     """sqrt(2) * erfinv(2p - 1), with Winitzki's approximation of erfinv (a = 0.147)."""
-    cdef float x = 2 * p - 1
-    cdef float sign = -1.0 if x < 0 else 1.0
-    cdef float log = logf((1 - x) * (1 + x))
-    cdef float half = 2 / (<float>3.14159 * <float>0.147) + <float>0.5 * log
-    cdef float rest = 1 / <float>0.147 * log
+    cdef float one = 1
+    cdef float x = 2 * p - one
+    cdef float sign = -one if x < 0 else one
+    cdef float log = logf((one - x) * (one + x))
+    cdef float half = <float>(2 / (<float>M_PI * <float>0.147)) + <float>0.5 * log
+    cdef float rest = one / <float>0.147 * log
     return <float>1.41421356 * (sign * sqrtf(-half + sqrtf(half * half - rest)))
 
 
@@ -236,16 +238,12 @@ cdef inline int by_one_sum(float* scores, bint positive, int post) noexcept nogi
 
     Where no weight is negative the sum is a probability; otherwise it is a margin.
     """
-    cdef float x = scores[0]
+    cdef float one = 1, x = scores[0]
     cdef int winner = x > <float>0.5 if positive else x > 0
-    if positive:
-        scores[0], scores[1] = 1 - x, x
-    elif post == LOGISTIC:
+    if post == LOGISTIC:
         scores[0], scores[1] = logistic(-x), logistic(x)
-    elif winner:
-        scores[0], scores[1] = -x, x
     else:
-        scores[0], scores[1] = x, -x
+        scores[0], scores[1] = one - x if positive else -x, x
     return winner
 
 

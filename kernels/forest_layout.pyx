@@ -5,9 +5,11 @@ the children changed over, equality by a column that tells it. What a missing va
 Checked here is all that the walk relies on. Cost: about 60 ns a node.
 """
 
-from libc.math cimport INFINITY, NAN, isfinite, isnan, nextafterf
+from libc.math cimport INFINITY, isfinite, isnan, nextafterf
 
 import numpy as np
+
+cdef object never_met = float("nan")
 
 cdef enum Mode:
     LEAF = 0
@@ -84,7 +86,7 @@ cdef class Layout:
         for i in range(self.n_nodes):
             if self.column[i] < 0:
                 self.column[i] = <int>len(self.columns) - 1 - self.column[i]
-        self.columns += [(feature, missing, NAN if value is None else value) for feature, missing, value in equal]
+        self.columns += [(feature, left, never_met if met is None else met) for feature, left, met in equal]
 
     cdef void place(self, const int64_t[::1] roots) except *:
         cdef Py_ssize_t at, end = 0, start, level_end

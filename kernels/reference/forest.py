@@ -142,18 +142,16 @@ class Forest:
         return winners
 
     def _by_one_sum(self, x: Floats, scores: Floats) -> NDArray[np.int64]:
-        if self._positive:
-            scores[:, 0], scores[:, 1] = 1 - x, x
-            return (x > np.float32(0.5)).astype(np.int64)
-        winners = x > 0
         if self._post == "LOGISTIC":
             scores[:, 0], scores[:, 1] = _logistic(-x), _logistic(x)
         else:
-            scores[:, 0], scores[:, 1] = np.where(winners, -x, x), np.where(winners, x, -x)
-        return winners.astype(np.int64)
+            scores[:, 0], scores[:, 1] = 1 - x if self._positive else -x, x
+        return (x > np.float32(0.5 if self._positive else 0)).astype(np.int64)
 
 
-def _check(nodes: Any, roots: Any, leaf_nodes: Any, targets: Any, weights: Any, n_features: int, n_targets: int) -> None:
+def _check(
+    nodes: Any, roots: Any, leaf_nodes: Any, targets: Any, weights: Any, n_features: int, n_targets: int
+) -> None:
     features, values, modes, yes, no, missing = nodes
     n = len(features)
     if {len(array) for array in nodes} != {n} or not len(leaf_nodes) == len(targets) == len(weights):
@@ -222,6 +220,6 @@ def _probit(p: Floats) -> Floats:
     """sqrt(2) erfinv(2p - 1), erfinv by Winitzki's approximation with a = 0.147."""
     x = 2 * p - 1
     log = np.log((1 - x) * (1 + x))
-    half = np.float32(2 / (3.14159 * 0.147)) + np.float32(0.5) * log
+    half = np.float32(2 / (np.pi * 0.147)) + np.float32(0.5) * log
     root = np.sqrt(-half + np.sqrt(half * half - log / np.float32(0.147)))
     return (np.float32(1.41421356) * np.where(x < 0, -root, root)).astype(np.float32)
