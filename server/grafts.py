@@ -1,7 +1,7 @@
 """An ONNX graph cut at its one ensemble: what comes before it, the ensemble, and what comes after. At load only.
 
 Before and after are graphs of their own, which ONNX Runtime runs; both are empty in most models, since what does nothing
-to the numbers (Identity, a Cast to the same type, a product with one) is seen through, and a Scaler in front becomes part
+to the numbers (Identity, a Cast to the same type, or to double and back, a product with one) is seen through, and a Scaler in front becomes part
 of the forest, which computes it with the same two roundings.
 """
 
@@ -18,7 +18,8 @@ from penstock.server.ensembles import OPERATORS, Ensemble, Unfit, read
 if TYPE_CHECKING:
     import onnx
 
-FLOAT, INT64, STRING = 1, 7, 8  # onnx.TensorProto
+FLOAT, INT64, STRING, DOUBLE = 1, 7, 8, 11  # onnx.TensorProto
+KEEPS_TYPE = ("Identity", "Mul", "Imputer")  # and the width; what onnx infers no type behind an ensemble or in ai.onnx.ml
 ALONE = ("penstock.label", "penstock.score")
 """Outputs of the ensemble alone."""
 
@@ -128,12 +129,17 @@ class _Cut:
         """The value that `name` is, past nodes that change nothing."""
         while (node := self._maker.get(name)) is not None and self._changes_nothing(node):
             name = node.input[0]
+            if node.op_type == "Cast" and self._type_of(name)[0] == DOUBLE:
+                name = self._maker[name].input[0]
         return name
 
     def _changes_nothing(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Identity":
             return True
         if node.op_type == "Cast":
+            inner = self._maker.get(node.input[0])
+            if inner is not None and inner.op_type == "Cast" and inner.attribute[0].i == DOUBLE:
+                return node.attribute[0].i == FLOAT == self._type_of(inner.input[0])[0]  # there and back is exact
             return bool(node.attribute[0].i == self._type_of(node.input[0])[0])
         return node.op_type == "Mul" and self._is_one(node.input[1]) and self._type_of(node.input[0])[0] == FLOAT
 
@@ -154,6 +160,9 @@ class _Cut:
         for value in self._inferred():
             if value.name == name:
                 return _type(value)
+        node = self._maker.get(name)
+        if node is not None and node.op_type in KEEPS_TYPE:
+            return self._type_of(node.input[0])
         return 0, 0
 
     def _inferred(self) -> Iterable[onnx.ValueInfoProto]:
