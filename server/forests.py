@@ -82,7 +82,9 @@ class ForestSession:
         outputs = dict.fromkeys(graft.score, scores) | dict.fromkeys(graft.label, label)
         if self._after is not None:
             made = {"score": scores, "label": label}
-            outputs |= self._after.run({name: made.get(what, feeds.get(what)) for name, what in graft.after_inputs.items()})
+            outputs |= self._after.run(
+                {name: made.get(what, feeds.get(what)) for name, what in graft.after_inputs.items()}
+            )
         return outputs
 
 
@@ -268,7 +270,11 @@ def _feeds(ours: ForestSession, rows: Floats, golden: Sequence[Feeds]) -> Callab
 
 
 def measure(
-    ours: Runs, theirs: Runs, feeds: Callable[[int], list[Feeds]], max_rows: int, clock: Callable[[], float] = perf_counter
+    ours: Runs,
+    theirs: Runs,
+    feeds: Callable[[int], list[Feeds]],
+    max_rows: int,
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[int, tuple[float, float]]:
     """Microseconds a row of both at 1, 2, 4 … rows, in turn, so that a machine that drifts does so for both."""
     curve = {}

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     import onnx
 
 FLOAT, INT64, STRING, DOUBLE = 1, 7, 8, 11  # onnx.TensorProto
-KEEPS_TYPE = ("Identity", "Mul", "Imputer")  # and the width; what onnx infers no type behind an ensemble or in ai.onnx.ml
+KEEPS_TYPE = (
+    "Identity",
+    "Mul",
+    "Imputer",
+)  # and the width; what onnx infers no type behind an ensemble or in ai.onnx.ml
 ALONE = ("penstock.label", "penstock.score")
 """Outputs of the ensemble alone."""
 
@@ -92,7 +96,9 @@ class _Cut:
         outputs = [value.name for value in self._graph.output]
         origins = {name: self._see_through(name) for name in outputs}
         left = tuple(name for name in outputs if origins[name] not in (label, score))
-        after, after_inputs = self._after(left, {label: "label", score: "score"} if label else {score: "score"}, ensemble)
+        after, after_inputs = self._after(
+            left, {label: "label", score: "score"} if label else {score: "score"}, ensemble
+        )
         return Graft(
             ensemble=ensemble,
             n_features=n_features,
@@ -210,7 +216,13 @@ class _Cut:
         ends = [typed.get(name) or helper.make_empty_tensor_value_info(name) for name in outputs]
         made = onnx.ModelProto()
         made.CopyFrom(self._model)
-        del made.graph.node[:], made.graph.input[:], made.graph.output[:], made.graph.initializer[:], made.graph.value_info[:]
+        del (
+            made.graph.node[:],
+            made.graph.input[:],
+            made.graph.output[:],
+            made.graph.initializer[:],
+            made.graph.value_info[:],
+        )
         made.graph.node.extend(node for node in self._graph.node if id(node) in needed)
         made.graph.input.extend(value for value in inputs if value.name in reads)
         made.graph.output.extend(ends)
