@@ -17,7 +17,7 @@ class Forest:
         true_children: int64 [nodes], indices of nodes.
         false_children: int64 [nodes], likewise.
         missing: uint8 [nodes], whether a missing feature (NaN) goes to the true child, whatever is asked.
-        roots: int64 [trees]. No node may be reached twice.
+        roots: int64 [trees]. What several branches lead to is copied, up to four times the nodes given.
         leaf_nodes: int64 [weights], the leaf that each weight belongs to.
         leaf_targets: int64 [weights], the sum it is added to, below `n_targets`.
         leaf_weights: float32 [weights], finite.
@@ -47,7 +47,7 @@ class Forest:
         """How many trees there are."""
     @property
     def n_nodes(self) -> int:
-        """Branches and leaves that trees lead to."""
+        """Branches and leaves as walked, copies of shared ones among them."""
     @property
     def depth(self) -> int:
         """Branches on the longest way to a leaf."""

@@ -187,12 +187,12 @@ cdef class Forest:
         cdef int t
         self.nodes = <Node*>taken(layout.n_placed, sizeof(Node))
         self.trees = <Tree*>taken(layout.n_trees, sizeof(Tree))
-        self.weights = <Weight*>taken(layout.weight.shape[0] + layout.n_placed, sizeof(Weight))
+        self.weights = <Weight*>taken(layout.n_listed(), sizeof(Weight))
         for t in range(layout.n_trees):
             tree = &self.trees[t]
             tree.root, tree.depth, tree.target = at, layout.depth[t], layout.only[t]
             self.depth = max(self.depth, tree.depth)
-            end = layout.n_placed if t + 1 == layout.n_trees else layout.root[t + 1]
+            end = layout.end_of(t)
             if end - at > most:
                 raise ValueError(f"tree {t} has {end - at} nodes: beside so many columns at most {most} are served")
             while at < end:

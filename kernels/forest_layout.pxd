@@ -10,7 +10,7 @@ cdef class Layout:
     cdef int n_targets
     cdef int n_trees
     cdef Py_ssize_t n_nodes          # of the ensemble as given
-    cdef Py_ssize_t n_placed         # of those, how many trees lead to
+    cdef Py_ssize_t n_placed         # as walked, copies among them
     # by node, as given
     cdef const int64_t[::1] features, yes, no
     cdef const float[::1] values
@@ -36,9 +36,10 @@ cdef class Layout:
     cdef void check_nodes(self) except *
     cdef void read_branches(self) except *
     cdef void place(self, const int64_t[::1] roots) except *
-    cdef void reach(self, Py_ssize_t node, Py_ssize_t position, uint8_t[::1] reached) except *
     cdef void sort_weights(
         self, const int64_t[::1] nodes, const int64_t[::1] targets, const float[::1] values
     ) except *
+    cdef Py_ssize_t end_of(self, int tree) noexcept
+    cdef Py_ssize_t n_listed(self) except -1
     cdef int target_of(self, int tree) noexcept
     cdef void require_every_target(self) except *

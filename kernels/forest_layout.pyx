@@ -9,6 +9,10 @@ from libc.math cimport INFINITY, isfinite, isnan, nextafterf
 
 import numpy as np
 
+cdef enum:
+    MOST_NODES = 1 << 28
+    COPIES = 4             # nodes placed for one given, at most, where branches share what they lead to
+
 cdef object never_met = float("nan")
 
 cdef enum Mode:
@@ -39,8 +43,8 @@ cdef class Layout:
                            ("missing", self.missing.shape[0])):
             if size != n:
                 raise ValueError(f"{n} features but {size} {name}: every node has one of each")
-        if n >= 1 << 31:
-            raise ValueError(f"{n} nodes: at most {(1 << 31) - 1} are served")
+        if n > MOST_NODES:
+            raise ValueError(f"{n} nodes: at most {<int>MOST_NODES} are served")
         for i in range(n):
             if self.modes[i] > NEQ:
                 raise ValueError(f"node {i} has mode {self.modes[i]}: known are 0 to {<int>NEQ}")
@@ -89,18 +93,18 @@ cdef class Layout:
         self.columns += [(feature, left, never_met if met is None else met) for feature, left, met in equal]
 
     cdef void place(self, const int64_t[::1] roots) except *:
-        cdef Py_ssize_t at, end = 0, start, level_end
+        """Each tree level by level. What several branches lead to is copied; a circle would be copied without end."""
+        cdef Py_ssize_t at, end = 0, start, level_end, most = COPIES * self.n_nodes + roots.shape[0]
         cdef int32_t node
         cdef int t
-        cdef uint8_t[::1] reached = np.zeros(self.n_nodes, np.uint8)
         self.n_trees = <int>roots.shape[0]
         self.root, self.depth = np.zeros(self.n_trees, np.int64), np.zeros(self.n_trees, np.int32)
-        self.node, self.left = np.zeros(self.n_nodes, np.int32), np.zeros(self.n_nodes, np.int32)
+        self.node, self.left = np.zeros(most + 2, np.int32), np.zeros(most + 2, np.int32)
         for t in range(self.n_trees):
             if not 0 <= roots[t] < self.n_nodes:
                 raise ValueError(f"tree {t} begins at node {roots[t]} of {self.n_nodes}")
             self.root[t] = start = at = end
-            self.reach(roots[t], end, reached)
+            self.node[end] = <int32_t>roots[t]
             end += 1
             level_end = end
             while at < end:
@@ -110,17 +114,13 @@ cdef class Layout:
                 node = self.node[at]
                 self.left[at] = <int32_t>((at if self.modes[node] == LEAF else end) - start)
                 if self.modes[node] != LEAF:
-                    self.reach(self.no[node] if self.swapped[node] else self.yes[node], end, reached)
-                    self.reach(self.yes[node] if self.swapped[node] else self.no[node], end + 1, reached)
+                    self.node[end] = <int32_t>(self.no[node] if self.swapped[node] else self.yes[node])
+                    self.node[end + 1] = <int32_t>(self.yes[node] if self.swapped[node] else self.no[node])
                     end += 2
+                if end > most:
+                    raise ValueError(f"tree {t} leads in a circle, or to the same nodes too often (node {node})")
                 at += 1
         self.n_placed = end
-
-    cdef void reach(self, Py_ssize_t node, Py_ssize_t position, uint8_t[::1] reached) except *:
-        if reached[node]:
-            raise ValueError(f"node {node} is reached twice: a circle, or part of two trees")
-        reached[node] = 1
-        self.node[position] = <int32_t>node
 
     cdef void sort_weights(
         self, const int64_t[::1] nodes, const int64_t[::1] targets, const float[::1] values
@@ -131,8 +131,8 @@ cdef class Layout:
         cdef int32_t[::1] next_one
         if targets.shape[0] != n or values.shape[0] != n:
             raise ValueError(f"{n} leaf nodes, {targets.shape[0]} targets and {values.shape[0]} weights: not as many")
-        if n >= 1 << 30:
-            raise ValueError(f"{n} weights: at most {(1 << 30) - 1} are served")
+        if n > MOST_NODES:
+            raise ValueError(f"{n} weights: at most {<int>MOST_NODES} are served")
         next_one = np.zeros(self.n_nodes + 1, np.int32)
         for i in range(n):
             if not 0 <= nodes[i] < self.n_nodes or self.modes[nodes[i]] != LEAF:
@@ -154,12 +154,31 @@ cdef class Layout:
         for t in range(self.n_trees):
             self.only[t] = self.target_of(t)
 
+    cdef Py_ssize_t end_of(self, int tree) noexcept:
+        return self.n_placed if tree + 1 == self.n_trees else self.root[tree + 1]
+
+    cdef Py_ssize_t n_listed(self) except -1:
+        """How much room the lists of weights take, an end to each."""
+        cdef Py_ssize_t at, listed = 0
+        cdef int t
+        cdef int32_t node
+        for t in range(self.n_trees):
+            if self.only[t] >= 0:
+                continue
+            for at in range(self.root[t], self.end_of(t)):
+                node = self.node[at]
+                if self.modes[node] == LEAF:
+                    listed += self.first[node + 1] - self.first[node] + 1
+        if listed > MOST_NODES:
+            raise ValueError(f"{listed} weights in lists: at most {<int>MOST_NODES} are served")
+        return listed
+
     cdef int target_of(self, int tree) noexcept:
         """The target that every leaf adds one weight to; -1 where leaves differ or add several or none."""
-        cdef Py_ssize_t at, end = self.n_placed if tree + 1 == self.n_trees else self.root[tree + 1]
+        cdef Py_ssize_t at
         cdef int found = -1
         cdef int32_t node
-        for at in range(self.root[tree], end):
+        for at in range(self.root[tree], self.end_of(tree)):
             node = self.node[at]
             if self.modes[node] == LEAF:
                 if self.first[node + 1] - self.first[node] != 1:
@@ -171,25 +190,25 @@ cdef class Layout:
 
     cdef void require_every_target(self) except *:
         """Refuse an ensemble some of whose sums may get no summand: what ONNX Runtime makes of that is its own affair."""
-        cdef Py_ssize_t at, end
+        cdef Py_ssize_t at
         cdef int t, i, leaves, n = self.n_targets
         cdef int32_t node
         cdef uint8_t[::1] sure = np.zeros(n, np.uint8)
-        cdef int32_t[::1] found = np.zeros(n, np.int32), seen = np.zeros(n, np.int32)
+        cdef int32_t[::1] found = np.zeros(n, np.int32)
+        cdef int64_t[::1] seen = np.zeros(n, np.int64)
         for t in range(self.n_trees):
             if self.only[t] >= 0:
                 sure[self.only[t]] = 1
                 continue
-            end = self.n_placed if t + 1 == self.n_trees else self.root[t + 1]
             leaves = 0
-            for at in range(self.root[t], end):
+            for at in range(self.root[t], self.end_of(t)):
                 node = self.node[at]
                 if self.modes[node] != LEAF:
                     continue
                 leaves += 1
                 for i in range(self.first[node], self.first[node + 1]):
-                    if seen[self.target[i]] != node + 1:
-                        seen[self.target[i]] = node + 1
+                    if seen[self.target[i]] != at + 1:
+                        seen[self.target[i]] = at + 1
                         found[self.target[i]] += 1
             for i in range(n):
                 sure[i] |= found[i] == leaves

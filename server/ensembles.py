@@ -174,7 +174,7 @@ class _Finder:
 
 
 def _tree_ensemble(attributes: Attributes) -> Ensemble:
-    """The newest operator: branches and leaves apart, named by their indices. A leaf is copied for each branch it has."""
+    """The newest operator: branches and leaves apart, named by their indices."""
     modes = _tensor(attributes["nodes_modes"], np.uint8)
     if (modes == NEW_MEMBER).any():
         raise Unfit("its branches ask for membership in a set")
@@ -187,16 +187,11 @@ def _tree_ensemble(attributes: Attributes) -> Ensemble:
     to_leaf = [_ints(attributes[name]) != 0 for name in ("nodes_trueleafs", "nodes_falseleafs")]
     if {len(part) for part in (features, values, yes, no, *to_leaf)} != {n} or len(missing) not in (0, n):
         raise ValueError("its attributes of nodes have different lengths")
-    used: list[Ints] = []
-    end = n
+    more = len(weights)
     for children, leads in ((yes, to_leaf[0]), (no, to_leaf[1])):
-        used.append(children[leads])
-        children[leads] = end + np.arange(leads.sum())
-        end += int(leads.sum())
-    leaves = np.concatenate(used)
-    if ((leaves < 0) | (leaves >= len(weights))).any() or len(targets) != len(weights):
-        raise ValueError(f"a branch leads to a leaf that is none of the {len(weights)}")
-    more = end - n
+        if ((children[leads] < 0) | (children[leads] >= more)).any() or len(targets) != more:
+            raise ValueError(f"a branch leads to a leaf that is none of the {more}")
+        children[leads] += n
     arrays = {
         "features": np.concatenate([features, np.zeros(more, np.int64)]),
         "values": np.concatenate([values, np.zeros(more, np.float32)]),
@@ -206,8 +201,8 @@ def _tree_ensemble(attributes: Attributes) -> Ensemble:
         "missing": np.concatenate([missing == 1 if len(missing) else np.zeros(n), np.zeros(more)]).astype(np.uint8),
         "roots": _ints(attributes["tree_roots"]),
         "leaf_nodes": n + np.arange(more),
-        "leaf_targets": targets[leaves],
-        "leaf_weights": weights[leaves],
+        "leaf_targets": targets,
+        "leaf_weights": weights,
         "n_targets": int(attributes.get("n_targets", 1)),
         "kind": "regression",
         "aggregate": NEW_AGGREGATES[attributes.get("aggregate_function", 1)],

@@ -68,9 +68,9 @@ class Forest:
         self._weights = _by_leaf(leaf_nodes, leaf_targets, leaf_weights)
         self._positive = not (leaf_weights < 0).any()
         _check(self._nodes, roots, leaf_nodes, leaf_targets, leaf_weights, n_features, n_targets)
-        reached = [_reached(self._nodes, int(root)) for root in roots]
-        if len({node for tree in reached for node in tree}) != sum(len(tree) for tree in reached):
-            raise ValueError("a node is reached twice")
+        reached = [_reached(self._nodes, int(root), 4 * len(features) + len(roots)) for root in roots]
+        if sum(len(tree) for tree in reached) > 4 * len(features) + len(roots):
+            raise ValueError("branches lead to the same nodes too often")
         self.n_trees, self.n_nodes = len(roots), sum(len(tree) for tree in reached)
         self.depth = max((_depth(self._nodes, int(root)) for root in roots), default=0)
         self._check_kind(reached)
@@ -168,18 +168,17 @@ def _check(
         raise ValueError("a weight that cannot be added")
 
 
-def _reached(nodes: Any, root: int) -> list[int]:
-    """Every node a tree leads to; stops with an error where one is met again."""
+def _reached(nodes: Any, root: int, most: int) -> list[int]:
+    """Every node a tree leads to, as often as it does; an error where that goes on and on."""
     _, _, modes, yes, no, _ = nodes
-    found, waiting, met = [], [root], {root}
+    found, waiting = [], [root]
     while waiting:
         node = waiting.pop()
         found.append(node)
-        for child in (int(yes[node]), int(no[node])) if modes[node] != LEAF else ():
-            if child in met:
-                raise ValueError(f"node {child} is reached twice")
-            met.add(child)
-            waiting.append(child)
+        if modes[node] != LEAF:
+            waiting += [int(yes[node]), int(no[node])]
+        if len(found) > most:
+            raise ValueError("a tree leads in a circle, or to the same nodes too often")
     return found
 
 

@@ -157,8 +157,7 @@ def test_a_scaler_in_front_rounds_as_onnx_does():
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"true_children": np.array([0, 0, 0])}, "reached twice"),
-        ({"true_children": np.array([2, 0, 0])}, "reached twice"),
+        ({"true_children": np.array([0, 0, 0])}, "leads in a circle"),
         ({"true_children": np.array([3, 0, 0])}, "leads to nodes 3 and 2 of 3"),
         ({"false_children": np.array([-1, 0, 0])}, "leads to nodes 1 and -1 of 3"),
         ({"false_children": np.array([1 << 40, 0, 0])}, "leads to nodes"),
@@ -168,7 +167,7 @@ def test_a_scaler_in_front_rounds_as_onnx_does():
         ({"modes": np.array([7, 0, 0], np.uint8)}, "has mode 7"),
         ({"missing": np.zeros(2, np.uint8)}, "2 missing"),
         ({"roots": np.array([3])}, "tree 0 begins at node 3"),
-        ({"roots": np.array([0, 0])}, "reached twice"),
+        ({"roots": np.zeros(100, np.int64)}, "leads in a circle, or to the same nodes too often"),
         ({"leaf_nodes": np.array([0, 2])}, "belongs to node 0, which is no leaf"),
         ({"leaf_nodes": np.array([1, 9])}, "belongs to node 9"),
         ({"leaf_nodes": np.array([1])}, "not as many"),
@@ -189,6 +188,22 @@ def test_what_is_no_ensemble_is_refused_in_words(forests, changed, told):
         pytest.skip("limits are the kernel's")
     with pytest.raises(ValueError, match=told if forests is kernel else "."):
         forests.Forest(**stump(**changed))
+
+
+@TWINS
+def test_branches_may_share_what_they_lead_to(forests):
+    """As LightGBM's categories do: `x == 1 or x == 3` gives 10, else 20."""
+    arrays = stump(
+        features=np.zeros(4, np.int64),
+        values=np.array([1, 0, 0, 3], np.float32),
+        modes=np.array([5, LEAF, LEAF, 5], np.uint8),
+        true_children=np.array([1, 0, 0, 1]),
+        false_children=np.array([3, 0, 0, 2]),
+        missing=np.zeros(4, np.uint8),
+    )
+    forest = forests.Forest(**arrays)
+    assert scores_of(forest, [[1], [2], [3], [np.nan]]).ravel().tolist() == [10, 20, 10, 20]
+    assert forest.n_nodes == 5
 
 
 def test_shapes_that_do_not_fit_are_refused():

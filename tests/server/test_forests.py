@@ -168,7 +168,7 @@ def test_the_newest_operator_is_read():
         (lambda: tree_ensemble(nodes_splits=numpy_helper.from_array(np.float64([1, 2, 0]))), "float64"),
         (lambda: tree_ensemble(nodes_trueleafs=[1, 1]), "different lengths"),
         (lambda: tree_ensemble(leaf_weights=numpy_helper.from_array(np.float32([1, 2]))), "a leaf that is none"),
-        (lambda: tree_ensemble(nodes_falsenodeids=[0, 2, 3]), "reached twice"),
+        (lambda: tree_ensemble(nodes_falsenodeids=[0, 2, 3]), "in a circle"),
         (lambda: tree_ensemble(nodes_falsenodeids=[9, 2, 3]), "leads to nodes"),
         (lambda: tree_ensemble(tree_roots=[0, 7]), "begins at node 7"),
     ],
@@ -321,8 +321,8 @@ def boosted(library, kind, seed):
 @pytest.mark.parametrize("kind", ["binary", "multi", "regression", "ranking"])
 @pytest.mark.parametrize("library", ["xgboost", "lightgbm", "catboost"])
 def test_other_libraries_ensembles_are_served_by_forests(library, kind, seed):
-    if (library, kind) == ("catboost", "ranking"):
-        pytest.skip("CatBoost exports no ranking model")
+    if kind == "ranking" and library != "lightgbm":
+        pytest.skip("has no ONNX form: CatBoost exports none, onnxmltools knows no XGBRanker")
     model, rows, source = boosted(library, kind, seed)
     got = agreed(model, rows).session.run({input_of(model): rows})
     if kind in ("binary", "multi"):
