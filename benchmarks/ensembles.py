@@ -92,23 +92,21 @@ def odd(seed: int, *, modes: tuple[int, ...] = (1, 2, 3, 4, 5, 6), kind: str = "
     nodes: list[tuple[int, float, int, int, int, int]] = []
     weights: list[tuple[int, int, float]] = []
     several = kind in ("pair", "classes") or (targets > 1 and bool(chance.integers(2)))
-    roots = []
     depth_at_most = int(chance.integers(0, 10))
 
     def grow(depth: int) -> int:
         at = len(nodes)
         if depth == 0 or chance.random() < 0.15:
             nodes.append((0, 0.0, 0, 0, 0, 0))
-            for target in range(targets) if several else [int(chance.integers(targets))]:
-                weights.append((at, target, float(np.float32(chance.normal()))))
+            added = range(targets) if several else [int(chance.integers(targets))]
+            weights.extend((at, target, float(np.float32(chance.normal()))) for target in added)
             return at
         nodes.append((0, 0.0, 0, 0, 0, 0))
         asked = (int(chance.integers(features)), float(chance.choice(grid)), int(chance.choice(modes)))
         nodes[at] = (*asked, grow(depth - 1), grow(depth - 1), int(chance.integers(2)))
         return at
 
-    for _ in range(int(chance.integers(1, 40))):
-        roots.append(grow(depth_at_most))
+    roots = [grow(depth_at_most) for _ in range(int(chance.integers(1, 40)))]
     table = list(zip(*nodes, strict=True))
     leaf = list(zip(*weights, strict=True))
     classes = {"regression": 0, "binary": 2, "pair": 2, "classes": targets}[kind]

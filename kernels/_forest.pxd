@@ -8,7 +8,7 @@
 - the last column is -inf for every row. Leaves ask for it and lead to themselves, so that all rows of a group can walk
   as deep as the tree is, without a jump.
 
-**Order of addition.** A row's sum is taken over the trees in their order, in float32, as ONNX Runtime's is in one thread.
+**Order of addition.** A row's sum is taken over the trees in their order, in float32, as ONNX Runtime's is in a thread.
 """
 
 from libc.math cimport INFINITY, M_PI, expf, fabsf, logf, sqrtf
@@ -111,7 +111,7 @@ cdef inline void walk_rows(
             for r in range(GROUP):
                 at[r] = after(tree, at[r], bits, block + r * width)
             level += 1
-        total = 0                                      # children stand behind their parents: it grows until all are there
+        total = 0                                      # children stand behind parents: it grows until all are there
         for r in range(GROUP):
             total += at[r]
         if total == passed:

@@ -1,11 +1,12 @@
 """Ensembles of trees, branch-free: see the head of forest.pyx."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
+@final
 class Forest:
     """What one of ONNX's TreeEnsemble operators computes. Never changes: one forest serves any number of threads.
 
@@ -23,8 +24,8 @@ class Forest:
         leaf_weights: float32 [weights], finite.
         n_features: columns of a row.
         n_targets: sums of a row.
-        kind: "regression", every sum is a score; "classes", likewise, and the largest tells the class; "binary", one sum
-            for two classes; "pair", two sums, of which the second tells the class by being above 0.
+        kind: "regression", every sum is a score; "classes", likewise, and the largest tells the class; "binary", one
+            sum for two classes; "pair", two sums, of which the second tells the class by being above 0.
         aggregate: "SUM", "AVERAGE", "MIN" or "MAX" over the trees.
         post: "NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO" or "PROBIT", as ONNX Runtime applies them.
         base: float32 [n_targets] added to the sums, or nothing.
@@ -33,7 +34,7 @@ class Forest:
         lanes: rows of one slice, 8 or 16; 0 for none, -1 for what this processor does best.
 
     Raises:
-        ValueError: the arrays do not describe trees, or something that is not served; the text says which node or limit.
+        ValueError: the arrays do not describe trees, or something that is not served; the text says which node.
     """
 
     @property

@@ -3,9 +3,9 @@
 The cost of a tree is waiting: each level needs the one above, and a branch that a processor cannot foretell costs more
 than the compare. So nothing here jumps on data. There are two ways, over the same block of columns (`_forest.pxd`):
 
-- **walks**: eight rows side by side through one tree, or, for a single row, eight trees side by side, so that their waits
-  overlap. A node has 8 bytes, whatever its mode; siblings stand together, so that a child is an addition. Trees are the
-  outer loop over a block of up to 256 rows, and stay in the cache while the block passes;
+- **walks**: eight rows side by side through one tree, or eight trees side by side for a single row, so that their
+  waits overlap. A node has 8 bytes, whatever its mode; siblings stand together, so that a child is an addition. Trees
+  are the outer loop over a block of up to 256 rows, and stay in the cache while the block passes;
 - **slices**: shallow trees (to depth 6) for 8 or 16 rows at once in a vector register, where the processor has AVX2 or
   AVX-512 (`_forest_slices.h`).
 
@@ -267,7 +267,8 @@ cdef class Forest:
                 node = &self.nodes[tree.root + here[j]]
                 above = d - (tree.slice_depth - LEAST_DEPTH)
                 if above >= 0:                                         # in a block
-                    branch = &self.branches[tree.branches + 7 * (j >> above) + (1 << above) - 1 + (j & ((1 << above) - 1))]
+                    branch = &self.branches[tree.branches + 7 * (j >> above) + (1 << above) - 1]
+                    branch += j & ((1 << above) - 1)
                 else:
                     branch = &self.branches[tree.branches + 8 * blocks - (2 << d) + j]
                 branch.threshold = node.threshold
@@ -319,14 +320,14 @@ cdef class Forest:
     cdef void slice_block(
         self, const float* rows, int n, int64_t stride, float* scores, float* block
     ) noexcept nogil:
-        cdef int lanes = self.lanes, groups = (n + lanes - 1) // lanes, padded = groups * lanes, r, i
+        cdef int lanes = self.lanes, groups = (n + lanes - 1) // lanes, padded = groups * lanes, r, i, _t
         cdef Py_ssize_t step = <Py_ssize_t>lanes * self.columns.n
         cdef float* sums = block + groups * step
         cdef const Tree* tree = self.trees
         for r in range(padded):                        # lanes behind the last row get the first row: it costs nothing
             stage(&self.columns, rows + (r if r < n else 0) * stride, block + r // lanes * step + r % lanes, lanes)
         memset(sums, 0, padded * self.n_targets * sizeof(float))
-        for i in range(self.n_trees):
+        for _t in range(self.n_trees):
             self.slices(self.branches + tree.branches, self.leaves + tree.leaves, tree.slice_depth, block, step, groups,
                         sums + tree.target * padded)
             tree += 1
@@ -352,26 +353,28 @@ cdef class Forest:
         cdef uint32_t[GROUP] reached
         cdef const Tree* tree = self.trees
         cdef const Node* nodes
-        cdef int t, r, g, first
-        for t in range(self.n_trees):
+        cdef int _t, r, g, first
+        for _t in range(self.n_trees):
             nodes = self.nodes + tree.root
             for g in range(n // GROUP):
                 first = g * GROUP
                 walk_rows(nodes, tree.depth, self.bits, block + first * self.columns.n, self.columns.n, reached)
                 for r in range(GROUP):
-                    add_leaf(scores + (first + r) * self.n_outputs, tree, &nodes[reached[r]], self.weights, self.aggregate)
+                    add_leaf(
+                        scores + (first + r) * self.n_outputs, tree, &nodes[reached[r]], self.weights, self.aggregate
+                    )
             tree += 1
 
     cdef void walk_one(self, const float* row, float* sums) noexcept nogil:
         cdef uint32_t[GROUP] reached
         cdef const Tree* tree = self.trees
-        cdef int t, i, groups = self.n_trees // GROUP
-        for t in range(groups):
+        cdef int _t, i, groups = self.n_trees // GROUP
+        for _t in range(groups):
             walk_trees(self.nodes, tree, self.bits, row, reached)
             for i in range(GROUP):
                 add_leaf(sums, tree, &self.nodes[tree.root + reached[i]], self.weights, self.aggregate)
                 tree += 1
-        for t in range(groups * GROUP, self.n_trees):
+        for _t in range(groups * GROUP, self.n_trees):
             i = <int>walk(self.nodes + tree.root, self.bits, row)
             add_leaf(sums, tree, &self.nodes[tree.root + i], self.weights, self.aggregate)
             tree += 1

@@ -4,7 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 
 
 cdef class Layout:
-    """Positions: trees one after the other, each level by level, so that siblings stand together behind their parent."""
+    """Positions: trees one after the other, level by level, so that siblings stand together behind their parent."""
 
     cdef int n_features
     cdef int n_targets

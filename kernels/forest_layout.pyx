@@ -189,7 +189,7 @@ cdef class Layout:
         return found
 
     cdef void require_every_target(self) except *:
-        """Refuse an ensemble some of whose sums may get no summand: what ONNX Runtime makes of that is its own affair."""
+        """Refuse an ensemble some of whose sums may get no summand: ONNX says nothing of those."""
         cdef Py_ssize_t at
         cdef int t, i, leaves, n = self.n_targets
         cdef int32_t node

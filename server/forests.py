@@ -1,9 +1,9 @@
-"""Versions whose model is an ensemble of trees: run by our own kernel where that agrees with ONNX Runtime and is faster.
+"""Versions whose model is an ensemble of trees: run by our kernel where that agrees with ONNX Runtime and is faster.
 
-At load, in this order: the graph is cut at its ensemble (`grafts.py`), the forest is made, the **referee** lets both run
-the same rows (labels identical, scores within one step of float32), and the **choice** measures both at every size of
-batch up to the largest and takes the faster at each. Whatever speaks against the forest is told in one line, and ONNX
-Runtime serves as before. Cost at load: some 10 ms for the referee, up to a second for the choice.
+At load, in this order: the graph is cut at its ensemble (`grafts.py`), the forest is made, the **referee** lets both
+run the same rows (labels identical, scores within one step of float32), and the **choice** measures both at every size
+of batch up to the largest and takes the faster at each. Whatever speaks against the forest is told in one line, and
+ONNX Runtime serves as before. Cost at load: some 10 ms for the referee, up to a second for the choice.
 """
 
 from __future__ import annotations
@@ -150,22 +150,25 @@ def load(
         judge(ours, rows, theirs, golden, threads=threads)
         if mode == "on":
             return Loaded(ours, f"forest: {_words(ours.forest)}; forests are on", ((1, "forest"),), {})
-        feeds = _feeds(ours, rows, golden)
-        curve = measure(ours, theirs, feeds, max_rows)
+        return _chosen(ours, theirs, measure(ours, theirs, _feeds(ours, rows, golden), max_rows))
     except Unfit as error:
         return _onnxruntime(theirs, str(error))
     except Exception as error:  # noqa: BLE001  # a graph that is served today must not fail for being read
         return _onnxruntime(theirs, f"the forest failed: {' '.join(str(error).split())[:200]}")
-    starts = choose(curve)
-    times = {size: f"{theirs_us / ours_us:.1f} times at {size}" for size, (ours_us, theirs_us) in curve.items()}
-    told = ", ".join(times[size] for size in (1, 64, 1024) if size in times)
-    if {name for _, name in starts} == {"onnxruntime"}:
-        return Loaded(theirs, f"onnxruntime: the forest is not faster ({told})", tuple(starts), curve)
-    if {name for _, name in starts} == {"forest"}:
-        return Loaded(ours, f"forest: {_words(ours.forest)}; {told} rows", tuple(starts), curve)
+
+
+def _chosen(ours: ForestSession, theirs: Runs, curve: Mapping[int, tuple[float, float]]) -> Loaded:
+    """Who serves by a measured curve."""
+    starts = tuple(choose(curve))
+    told = ", ".join(f"{curve[n][1] / curve[n][0]:.1f} times at {n}" for n in (1, 64, 1024) if n in curve) + " rows"
+    served_by = {name for _, name in starts}
+    if served_by == {"onnxruntime"}:
+        return Loaded(theirs, f"onnxruntime: the forest is not faster ({told})", starts, curve)
+    words = f"{_words(ours.forest)}; {told}"
+    if served_by == {"forest"}:
+        return Loaded(ours, f"forest: {words}", starts, curve)
     by_size = ", ".join(f"{name} from {size} rows" for size, name in starts)
-    session = BySize({"forest": ours, "onnxruntime": theirs}, starts)
-    return Loaded(session, f"{by_size}: {_words(ours.forest)}; {told} rows", tuple(starts), curve)
+    return Loaded(BySize({"forest": ours, "onnxruntime": theirs}, starts), f"{by_size}: {words}", starts, curve)
 
 
 def _onnxruntime(theirs: Runs, why: str) -> Loaded:
@@ -181,7 +184,7 @@ def _words(forest: Forest) -> str:
 
 
 def rows_around(ensemble: Ensemble, n_features: int, count: int, seed: int = 0) -> Floats:
-    """Rows [count, n_features] whose values lie at thresholds, one step of float32 below or above; a few are no numbers.
+    """Rows [count, n_features] whose values lie at thresholds or one step of float32 beside; a few are no numbers.
 
     Values of a column are drawn from the thresholds that branches compare it with, so that rows take many ways.
     """

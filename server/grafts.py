@@ -1,8 +1,8 @@
 """An ONNX graph cut at its one ensemble: what comes before it, the ensemble, and what comes after. At load only.
 
-Before and after are graphs of their own, which ONNX Runtime runs; both are empty in most models, since what does nothing
-to the numbers (Identity, a Cast to the same type, or to double and back, a product with one) is seen through, and a Scaler in front becomes part
-of the forest, which computes it with the same two roundings.
+Before and after are graphs of their own, which ONNX Runtime runs. Most models have neither, since what does nothing to
+numbers (Identity, a Cast to the same type, or to double and back, a product with one) is seen through, and a Scaler in
+front becomes part of the forest, which computes it with the same two roundings.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Graft:
         n_features: columns of its input.
         input: the input of the model, or the output of `before`, that is its rows.
         before: what makes the rows, as ONNX; None where the rows are the model's input.
-        alone: the ensemble with its scaler as a model of its own, for the referee: input `input`, outputs ALONE, of which
-            a regression has the second only.
+        alone: the ensemble with its scaler as a model of its own, for the referee: input `input`, outputs ALONE, of
+            which a regression has the second only.
         score: names of the model's outputs that are the scores as they are, and so on.
         after: what makes the other outputs, as ONNX; it reads `after_inputs`.
         after_inputs: name of an input of `after` to "label", "score" or an input of the model.

@@ -152,7 +152,7 @@ class Forest:
 def _check(
     nodes: Any, roots: Any, leaf_nodes: Any, targets: Any, weights: Any, n_features: int, n_targets: int
 ) -> None:
-    features, values, modes, yes, no, missing = nodes
+    features, _values, modes, yes, no, _missing = nodes
     n = len(features)
     if {len(array) for array in nodes} != {n} or not len(leaf_nodes) == len(targets) == len(weights):
         raise ValueError("arrays of other lengths")
@@ -199,7 +199,8 @@ def _by_leaf(nodes: Any, targets: Any, weights: Any) -> dict[int, list[tuple[int
 
 def _logistic(x: Floats) -> Floats:
     v = 1 / (1 + np.exp(-np.abs(x)))
-    return np.where(x < 0, 1 - v, v).astype(np.float32)
+    made: Floats = np.where(x < 0, 1 - v, v).astype(np.float32)
+    return made
 
 
 def _post(name: str, x: Floats) -> Floats:
@@ -211,7 +212,8 @@ def _post(name: str, x: Floats) -> Floats:
         most = x.max(axis=1, keepdims=True)
         zero = (np.abs(x) <= np.float32(1e-7)) & (name == "SOFTMAX_ZERO")
         weights = np.where(zero, x * np.exp(-most), np.exp(x - most))
-        return (weights / np.where(zero, 0, weights).sum(axis=1, keepdims=True)).astype(np.float32)
+        made: Floats = (weights / np.where(zero, 0, weights).sum(axis=1, keepdims=True)).astype(np.float32)
+        return made
     return x
 
 
@@ -221,4 +223,5 @@ def _probit(p: Floats) -> Floats:
     log = np.log((1 - x) * (1 + x))
     half = np.float32(2 / (np.pi * 0.147)) + np.float32(0.5) * log
     root = np.sqrt(-half + np.sqrt(half * half - log / np.float32(0.147)))
-    return (np.float32(1.41421356) * np.where(x < 0, -root, root)).astype(np.float32)
+    made: Floats = (np.float32(1.41421356) * np.where(x < 0, -root, root)).astype(np.float32)
+    return made

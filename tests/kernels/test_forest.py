@@ -1,4 +1,4 @@
-"""Ensembles of trees: the kernel against its twin and against ONNX Runtime, to the bit where nothing is rounded twice."""
+"""Ensembles of trees: the kernel against its twin and against ONNX Runtime, to the bit."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_stump_by_hand(forests):
 
 @TWINS
 @pytest.mark.parametrize(
-    ("mode", "true_for"), [(1, "<="), (2, "<"), (3, ">="), (4, ">"), (5, "=="), (6, "!=")], ids=lambda x: str(x)
+    ("mode", "true_for"), [(1, "<="), (2, "<"), (3, ">="), (4, ">"), (5, "=="), (6, "!=")], ids=str
 )
 @pytest.mark.parametrize("missing", [0, 1])
 @pytest.mark.parametrize("value", [1.0, 0.0, -0.0, np.inf, -np.inf, 1e-45, np.nan], ids=str)
@@ -104,7 +104,7 @@ def test_the_kernel_equals_its_twin(kind, seed, n, lanes):
     if kind != "regression":
         assert (ours[1] == theirs[1]).all()
         ours, theirs = ours[0], theirs[0]
-    if arrays["post"] == "NONE" or kind == "regression" and arrays["n_targets"] == 1:
+    if arrays["post"] == "NONE" or (kind == "regression" and arrays["n_targets"] == 1):
         assert steps(ours, theirs) == 0
     else:
         assert np.allclose(ours, theirs, 1e-6, 1e-7, equal_nan=True)  # numpy's exp is another

@@ -40,7 +40,8 @@ def agreed(model, rows):
     assert loaded.told.startswith("forest: "), loaded.told
     for part in (rows, rows[:1], rows[3:12], rows[:0]):
         expected, got = theirs.run({name: part}), loaded.session.run({name: part})
-        assert list(got) and set(got) == set(expected)
+        assert list(got)
+        assert set(got) == set(expected)
         for output, array in expected.items():
             assert got[output].dtype == array.dtype
             assert got[output].shape == array.shape
@@ -220,7 +221,7 @@ def test_the_referee_finds_a_forest_that_is_wrong_by_little():
     values[branch] = np.nextafter(values[branch], np.float32(np.inf))
     rows = rows_around(good.ensemble, 6, 4096)
     judge(ForestSession(good), rows, session_of(model), ())
-    with pytest.raises(Unfit, match="differs from ONNX Runtime's by .* steps of float32 at thresholds"):
+    with pytest.raises(Unfit, match=r"differs from ONNX Runtime's by .* steps of float32 at thresholds"):
         judge(ForestSession(bad), rows, session_of(model), ())
 
 
