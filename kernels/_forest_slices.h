@@ -27,7 +27,6 @@ typedef void (*SliceFunction)(
 );
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(PENSTOCK_NO_SLICES)
-#define SLICES_POSSIBLE 1
 #include <immintrin.h>
 
 #define LANES 16

@@ -72,7 +72,11 @@ class ForestSession:
         return self._before is None and self._after is None
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs by name for inputs by name, as `Session.run`."""
+        """Outputs by name for inputs by name, as `Session.run`.
+
+        Raises:
+            ValueError: the rows are not float32 [n, n_features].
+        """
         graft = self.graft
         rows = (feeds if self._before is None else self._before.run(feeds))[graft.input]
         scores = np.empty((len(rows), self.forest.n_outputs), np.float32)

@@ -33,13 +33,14 @@ class Graft:
     """A model in parts.
 
     Attributes:
-        ensemble: the ensemble.
+        ensemble: the ensemble, whose forest also does the work of a scaler in front.
         n_features: columns of its input.
         input: the input of the model, or the output of `before`, that is its rows.
         before: what makes the rows, as ONNX; None where the rows are the model's input.
         alone: the ensemble with its scaler as a model of its own, for the referee: input `input`, outputs ALONE, of
             which a regression has the second only.
-        score: names of the model's outputs that are the scores as they are, and so on.
+        score: outputs of the model that are the scores as they are.
+        label: outputs of the model that are the labels as they are.
         after: what makes the other outputs, as ONNX; it reads `after_inputs`.
         after_inputs: name of an input of `after` to "label", "score" or an input of the model.
         after_outputs: the outputs of the model that it makes.
@@ -133,7 +134,10 @@ class _Cut:
 
     def _see_through(self, name: str) -> str:
         """The value that `name` is, past nodes that change nothing."""
-        while (node := self._maker.get(name)) is not None and self._changes_nothing(node):
+        for _ in self._graph.node:  # a circle, which ONNX Runtime refuses, ends here too
+            node = self._maker.get(name)
+            if node is None or not self._changes_nothing(node):
+                break
             name = node.input[0]
             if node.op_type == "Cast" and self._type_of(name)[0] == DOUBLE:
                 name = self._maker[name].input[0]

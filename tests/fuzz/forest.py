@@ -39,7 +39,7 @@ def ensemble(body: bytes):
         nonlocal rest
         size = np.dtype(dtype).itemsize
         whole = min(count, len(rest) // size)
-        array = np.frombuffer(rest[: whole * size], dtype)
+        array = np.frombuffer(rest[: whole * size], dtype).copy()  # aligned
         rest = rest[whole * size :]
         return array
 
