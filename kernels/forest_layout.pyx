@@ -99,11 +99,13 @@ cdef class Layout:
         cdef int t
         self.n_trees = <int>roots.shape[0]
         self.root, self.depth = np.zeros(self.n_trees, np.int64), np.zeros(self.n_trees, np.int32)
-        self.node, self.left = np.zeros(most + 2, np.int32), np.zeros(most + 2, np.int32)
+        self.node, self.left = np.zeros(most, np.int32), np.zeros(most, np.int32)
         for t in range(self.n_trees):
             if not 0 <= roots[t] < self.n_nodes:
                 raise ValueError(f"tree {t} begins at node {roots[t]} of {self.n_nodes}")
             self.root[t] = start = at = end
+            if end >= most:
+                raise ValueError(f"tree {t} leads to nodes that other trees lead to, too often")
             self.node[end] = <int32_t>roots[t]
             end += 1
             level_end = end
@@ -114,11 +116,11 @@ cdef class Layout:
                 node = self.node[at]
                 self.left[at] = <int32_t>((at if self.modes[node] == LEAF else end) - start)
                 if self.modes[node] != LEAF:
+                    if end + 2 > most:
+                        raise ValueError(f"tree {t} leads in a circle, or to the same nodes too often (node {node})")
                     self.node[end] = <int32_t>(self.no[node] if self.swapped[node] else self.yes[node])
                     self.node[end + 1] = <int32_t>(self.yes[node] if self.swapped[node] else self.no[node])
                     end += 2
-                if end > most:
-                    raise ValueError(f"tree {t} leads in a circle, or to the same nodes too often (node {node})")
                 at += 1
         self.n_placed = end
 

@@ -206,6 +206,18 @@ def test_branches_may_share_what_they_lead_to(forests):
     assert forest.n_nodes == 5
 
 
+@TWINS
+@pytest.mark.parametrize("trees", range(1, 9))
+def test_trees_may_share_nodes_up_to_the_stated_measure(forests, trees):
+    """Three nodes and so many roots: four times the nodes and one for each root may be walked."""
+    arrays = stump(roots=np.zeros(trees, np.int64))
+    if 3 * trees <= 4 * 3 + trees:
+        assert forests.Forest(**arrays).n_nodes == 3 * trees
+    else:
+        with pytest.raises(ValueError, match="too often"):
+            forests.Forest(**arrays)
+
+
 def test_shapes_that_do_not_fit_are_refused():
     forest = kernel.Forest(**stump())
     rows, scores = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
