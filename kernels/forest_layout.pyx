@@ -97,6 +97,8 @@ cdef class Layout:
         cdef Py_ssize_t at, end = 0, start, level_end, most = COPIES * self.n_nodes + roots.shape[0]
         cdef int32_t node
         cdef int t
+        if roots.shape[0] > MOST_NODES:
+            raise ValueError(f"{roots.shape[0]} trees: at most {<int>MOST_NODES} are served")
         self.n_trees = <int>roots.shape[0]
         self.root, self.depth = np.zeros(self.n_trees, np.int64), np.zeros(self.n_trees, np.int32)
         self.node, self.left = np.zeros(most, np.int32), np.zeros(most, np.int32)
