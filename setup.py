@@ -65,6 +65,7 @@ KERNELS = {
     "drift": Kernel(("m",)),
     "costs": Kernel(),
     "windows": Kernel(("m", "pthread")),
+    "forest": Kernel(("m",), parts=("layout",)),
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),
@@ -192,6 +193,8 @@ def extensions() -> list[Extension]:
         Extension(
             f"penstock.kernels.{module}",
             [f"kernels/{module}.pyx"],
+            include_dirs=["kernels"],
+            depends=sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("kernels/*.h")),
             libraries=list(kernel.libraries),
             define_macros=macros(kernel),
             extra_compile_args=compile_args,

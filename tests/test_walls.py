@@ -29,6 +29,7 @@ ONLY_IN = {
     "grpc_health": ("server/streams.py", "server/health.py"),
     "redis": ("features/redis.py",),
     "onnxruntime": ("converters/", "benchmarks/rival_"),
+    "onnx": ("server/ensembles.py", "server/grafts.py", "converters/", "benchmarks/"),
 }
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if "_pb2" not in path.name] + sorted(
     (ROOT / "kernels").glob("*.p[yx][xd]")

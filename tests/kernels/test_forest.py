@@ -1,0 +1,316 @@
+"""Ensembles of trees: the kernel against its twin and against ONNX Runtime, to the bit."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.benchmarks.ensembles import complete, odd, rows_for, to_onnx
+from penstock.kernels import forest as kernel
+from penstock.kernels.reference import forest as reference
+
+TWINS = pytest.mark.parametrize("forests", [kernel, reference], ids=["kernel", "reference"])
+KINDS = ("regression", "binary", "pair", "classes")
+LEAF, LEQ = 0, 1
+
+
+def stump(**changed):
+    """`x[0] <= 1` gives 10, else 20."""
+    arrays = {
+        "features": np.array([0, 0, 0]),
+        "values": np.array([1, 0, 0], np.float32),
+        "modes": np.array([LEQ, LEAF, LEAF], np.uint8),
+        "true_children": np.array([1, 0, 0]),
+        "false_children": np.array([2, 0, 0]),
+        "missing": np.zeros(3, np.uint8),
+        "roots": np.array([0]),
+        "leaf_nodes": np.array([1, 2]),
+        "leaf_targets": np.array([0, 0]),
+        "leaf_weights": np.array([10, 20], np.float32),
+        "n_features": 1,
+    }
+    return arrays | changed
+
+
+def scores_of(forest, rows, *, labels=False):
+    rows = np.ascontiguousarray(rows, np.float32)
+    scores = np.full((len(rows), forest.n_outputs), np.nan, np.float32)
+    told = np.zeros(len(rows), np.int64) if labels else None
+    forest.run(rows, scores, told)
+    return (scores, told) if labels else scores
+
+
+def session(arrays):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(to_onnx(arrays), options, providers=["CPUExecutionProvider"])
+
+
+def steps(a, b):
+    """How many float32 numbers lie between the two, at most; NaN equals NaN."""
+    both = np.isnan(a) & np.isnan(b)
+    keys = [
+        np.where(x.view(np.int32) < 0, -(x.view(np.int32) & 0x7FFFFFFF).astype(np.int64), x.view(np.int32))
+        for x in (a, b)
+    ]
+    return int(np.where(both, 0, np.abs(keys[0] - keys[1])).max(initial=0))
+
+
+@TWINS
+def test_a_stump_by_hand(forests):
+    forest = forests.Forest(**stump())
+    assert scores_of(forest, [[0.5], [1], [1.5], [np.nan], [np.inf]]).ravel().tolist() == [10, 10, 20, 20, 20]
+
+
+@TWINS
+@pytest.mark.parametrize(
+    ("mode", "true_for"), [(1, "<="), (2, "<"), (3, ">="), (4, ">"), (5, "=="), (6, "!=")], ids=str
+)
+@pytest.mark.parametrize("missing", [0, 1])
+@pytest.mark.parametrize("value", [1.0, 0.0, -0.0, np.inf, -np.inf, 1e-45, np.nan], ids=str)
+def test_every_comparison_is_that_of_numpy(forests, mode, true_for, missing, value):
+    arrays = stump(
+        modes=np.array([mode, 0, 0], np.uint8),
+        missing=np.array([missing, 0, 0], np.uint8),
+        values=np.array([value, 0, 0], np.float32),
+    )
+    near = [np.nextafter(np.float32(value), np.float32(to)) for to in (-np.inf, np.inf)]
+    x = np.array([value, *near, 0.0, -0.0, np.nan, np.inf, -np.inf, 1e-45, -1e-45, 2], np.float32)
+    true = eval(f"x {true_for} np.float32(value)") | (np.isnan(x) & bool(missing))
+    assert scores_of(forests.Forest(**arrays), x[:, None]).ravel().tolist() == np.where(true, 10, 20).tolist()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40)
+@given(seed=st.integers(0, 2**32), n=st.integers(0, 40), lanes=st.sampled_from([-1, 0, 8]))
+def test_the_kernel_equals_its_twin(kind, seed, n, lanes):
+    arrays = odd(seed, kind=kind)
+    try:
+        twin = reference.Forest(**arrays)
+    except ValueError:
+        with pytest.raises(ValueError):
+            kernel.Forest(**arrays)
+        return
+    forest = kernel.Forest(**arrays, lanes=lanes)
+    assert (forest.n_trees, forest.n_nodes, forest.depth) == (twin.n_trees, twin.n_nodes, twin.depth)
+    rows = rows_for(arrays, n, seed)
+    ours, theirs = (scores_of(one, rows, labels=kind != "regression") for one in (forest, twin))
+    if kind != "regression":
+        assert (ours[1] == theirs[1]).all()
+        ours, theirs = ours[0], theirs[0]
+    if arrays["post"] == "NONE" or (kind == "regression" and arrays["n_targets"] == 1):
+        assert steps(ours, theirs) == 0
+    else:
+        assert np.allclose(ours, theirs, 1e-6, 1e-7, equal_nan=True)  # numpy's exp is another
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=60)
+@given(seed=st.integers(0, 2**32), modes=st.sampled_from([(1,), (2,), (4,), (1, 2), (3, 4), (1, 2, 3, 4, 5, 6)]))
+def test_the_kernel_equals_onnx_runtime(kind, seed, modes):
+    """In labels and in sums to the bit; behind a transform to one step of float32."""
+    arrays = odd(seed, kind=kind, modes=modes)
+    arrays["leaf_weights"] = np.abs(arrays["leaf_weights"]) if seed % 3 == 0 else arrays["leaf_weights"]
+    try:
+        forest = kernel.Forest(**arrays)
+    except ValueError:
+        return
+    rows = rows_for(arrays, 33, seed)
+    expected = session(arrays).run(None, {"x": rows})
+    for part in (slice(0, 33), slice(0, 1), slice(3, 12)):
+        got = scores_of(forest, rows[part], labels=kind != "regression")
+        if kind == "regression":
+            assert steps(got, expected[0][part]) <= 1
+        else:
+            assert (got[1] == expected[0][part]).all()
+            assert steps(got[0], expected[1][part]) <= 1
+
+
+@pytest.mark.parametrize("lanes", [0, 8, 16])
+@pytest.mark.parametrize(("trees", "depth"), [(1, 0), (3, 1), (9, 3), (20, 4), (20, 5), (20, 6), (9, 7), (5, 11)])
+def test_every_way_and_every_size_gives_the_same_bits(trees, depth, lanes):
+    arrays = complete(trees, depth, 7, seed=depth)
+    forest = kernel.Forest(**arrays, lanes=lanes)
+    rows = np.random.default_rng(1).uniform(-1, 1, (300, 7)).astype(np.float32)
+    expected = session(arrays).run(None, {"x": rows})[0]
+    for n in (*range(1, 40), 63, 64, 65, 255, 256, 257, 300):
+        assert (scores_of(forest, rows[:n]) == expected[:n]).all(), n
+
+
+def test_a_scaler_in_front_rounds_as_onnx_does():
+    arrays = complete(20, 5, 6)
+    offset, scale = (np.random.default_rng(i).normal(size=6).astype(np.float32) for i in (1, 2))
+    rows = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32)
+    assert (
+        scores_of(kernel.Forest(**arrays, scaler=(offset, scale)), rows)
+        == scores_of(kernel.Forest(**arrays), (rows - offset) * scale)
+    ).all()
+
+
+@TWINS
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"true_children": np.array([0, 0, 0])}, "leads in a circle"),
+        ({"true_children": np.array([3, 0, 0])}, "leads to nodes 3 and 2 of 3"),
+        ({"false_children": np.array([-1, 0, 0])}, "leads to nodes 1 and -1 of 3"),
+        ({"false_children": np.array([1 << 40, 0, 0])}, "leads to nodes"),
+        ({"features": np.array([1, 0, 0])}, "asks for feature 1 of 1"),
+        ({"features": np.array([-1, 0, 0])}, "asks for feature -1"),
+        ({"features": np.array([0, 0])}, "every node has one of each"),
+        ({"modes": np.array([7, 0, 0], np.uint8)}, "has mode 7"),
+        ({"missing": np.zeros(2, np.uint8)}, "2 missing"),
+        ({"roots": np.array([3])}, "tree 0 begins at node 3"),
+        ({"roots": np.zeros(100, np.int64)}, "leads in a circle, or to the same nodes too often"),
+        ({"leaf_nodes": np.array([0, 2])}, "belongs to node 0, which is no leaf"),
+        ({"leaf_nodes": np.array([1, 9])}, "belongs to node 9"),
+        ({"leaf_nodes": np.array([1])}, "not as many"),
+        ({"leaf_nodes": np.array([1, 1])}, "a leaf of tree 0 has no weight, or several"),
+        ({"leaf_targets": np.array([0, 1])}, "adds to output 1 of 1"),
+        ({"leaf_weights": np.array([np.nan, 0], np.float32)}, "no number to add"),
+        ({"kind": "classes", "labels": (0,)}, "do not fit the kind"),
+        ({"kind": "binary", "labels": (0,)}, "1 labels"),
+        ({"kind": "rank"}, "unknown kind"),
+        ({"base": (1, 2)}, "2 base values for 1 outputs"),
+        ({"n_features": 0}, "0 features"),
+        ({"n_targets": 1 << 40}, "outputs"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_is_no_ensemble_is_refused_in_words(forests, changed, told):
+    if forests is reference and ("n_features" in changed or "n_targets" in changed):
+        pytest.skip("limits are the kernel's")
+    with pytest.raises(ValueError, match=told if forests is kernel else "."):
+        forests.Forest(**stump(**changed))
+
+
+@TWINS
+def test_branches_may_share_what_they_lead_to(forests):
+    """As LightGBM's categories do: `x == 1 or x == 3` gives 10, else 20."""
+    arrays = stump(
+        features=np.zeros(4, np.int64),
+        values=np.array([1, 0, 0, 3], np.float32),
+        modes=np.array([5, LEAF, LEAF, 5], np.uint8),
+        true_children=np.array([1, 0, 0, 1]),
+        false_children=np.array([3, 0, 0, 2]),
+        missing=np.zeros(4, np.uint8),
+    )
+    forest = forests.Forest(**arrays)
+    assert scores_of(forest, [[1], [2], [3], [np.nan]]).ravel().tolist() == [10, 20, 10, 20]
+    assert forest.n_nodes == 5
+
+
+@TWINS
+@pytest.mark.parametrize("trees", range(1, 9))
+def test_trees_may_share_nodes_up_to_the_stated_measure(forests, trees):
+    """Three nodes and so many roots: four times the nodes and one for each root may be walked."""
+    arrays = stump(roots=np.zeros(trees, np.int64))
+    if 3 * trees <= 4 * 3 + trees:
+        assert forests.Forest(**arrays).n_nodes == 3 * trees
+    else:
+        with pytest.raises(ValueError, match="too often"):
+            forests.Forest(**arrays)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    forest = kernel.Forest(**stump())
+    rows, scores = np.zeros((2, 1), np.float32), np.zeros((2, 1), np.float32)
+    for bad in ((rows, scores[:1]), (np.zeros((2, 2), np.float32), scores), (rows, np.zeros((2, 2), np.float32))):
+        with pytest.raises(ValueError, match="expected"):
+            forest.run(*bad)
+    with pytest.raises(ValueError, match="labels"):
+        forest.run(rows, scores, np.zeros(2, np.int64))
+    forest.run(rows[:0], scores[:0])
+
+
+def test_a_hundred_thousand_trees_of_one_leaf():
+    n = 100_000
+    arrays = complete(n, 0, 1)
+    forest = kernel.Forest(**arrays)
+    expected = np.float32(0)
+    for weight in arrays["leaf_weights"]:
+        expected += weight
+    assert scores_of(forest, np.zeros((1, 1)))[0, 0] == expected
+    assert (scores_of(forest, np.zeros((40, 1))) == expected).all()
+
+
+def test_a_tree_that_is_one_long_way():
+    """A chain of 20,000 branches, each with a leaf: as deep as it has nodes, and no recursion anywhere."""
+    n = 20_000
+    modes = np.tile(np.array([LEQ, LEAF], np.uint8), n)
+    modes[-2:] = LEAF
+    branch = np.flatnonzero(modes)
+    children = np.zeros(2 * n, np.int64), np.zeros(2 * n, np.int64)
+    children[0][branch], children[1][branch] = branch + 1, branch + 2
+    leaves = np.flatnonzero((modes == LEAF) & (np.arange(2 * n) < 2 * n - 1))
+    arrays = stump(
+        features=np.zeros(2 * n, np.int64),
+        values=np.arange(2 * n, dtype=np.float32),
+        modes=modes,
+        true_children=children[0],
+        false_children=children[1],
+        missing=np.zeros(2 * n, np.uint8),
+        leaf_nodes=leaves,
+        leaf_targets=np.zeros(len(leaves), np.int64),
+        leaf_weights=leaves.astype(np.float32),
+    )
+    forest = kernel.Forest(**arrays)
+    assert forest.depth == n - 1
+    assert scores_of(forest, [[-1], [3], [1e9]] * 8).ravel().tolist() == [1, 5, 2 * n - 2] * 8
+
+
+def test_many_columns_shrink_the_block_and_too_many_are_refused():
+    for features in (2_000, 9_000, 16_000):
+        arrays = complete(40, 9, features)
+        rows = np.random.default_rng(0).uniform(-1, 1, (20, features)).astype(np.float32)
+        expected = session(arrays).run(None, {"x": rows})[0]
+        assert (scores_of(kernel.Forest(**arrays), rows) == expected).all()
+    with pytest.raises(ValueError, match="different columns: at most 16383"):
+        kernel.Forest(**complete(40, 11, 1 << 20))
+
+
+def test_memory_per_node_is_as_stated():
+    assert kernel.Forest(**complete(200, 6, 30)).nbytes <= 16 * 200 * 127
+    assert kernel.Forest(**complete(200, 9, 30)).nbytes <= 9 * 200 * 1023
+
+
+def test_one_forest_serves_many_threads():
+    arrays = complete(50, 6, 10)
+    forest = kernel.Forest(**arrays)
+    rows = np.random.default_rng(0).uniform(-1, 1, (512, 10)).astype(np.float32)
+    expected = scores_of(forest, rows)
+    results = []
+
+    def work(size):
+        for _ in range(20):
+            results.extend(
+                (scores_of(forest, rows[i : i + size]) == expected[i : i + size]).all() for i in range(0, 512, size)
+            )
+
+    threads = [threading.Thread(target=work, args=(size,)) for size in (512, 64, 9, 128)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(results)
+    assert len(results) == 20 * sum(len(range(0, 512, size)) for size in (512, 64, 9, 128))
+
+
+def test_seeds_reach_every_kind_and_aggregate():
+    """The generator is worth its name: many kinds of ensembles are taken by the kernel."""
+    taken = set()
+    for seed, kind in itertools.product(range(40), KINDS):
+        arrays = odd(seed, kind=kind)
+        try:
+            kernel.Forest(**arrays)
+        except ValueError:
+            continue
+        taken.add((kind, arrays["aggregate"], len(arrays["base"]) > 0))
+    assert {kind for kind, _, _ in taken} == set(KINDS)
+    assert {aggregate for _, aggregate, _ in taken} == {"SUM", "AVERAGE", "MIN", "MAX"}
