@@ -206,7 +206,7 @@ def test_calls_of_a_cheap_version_are_answered_while_a_dear_one_runs(registry, g
 
 
 def test_a_cheap_versions_tail_is_hardly_longer_beside_a_dear_one(registry, graphs, slow, serving, calling):
-    """Within ten times, on any machine; `benchmarks/inline.py` has the figure."""
+    """Within ten times, on any machine; `benchmarks/mixed.py` has the figure."""
     graphs.publish(registry, "double", graphs.double())
     address = serving(transport="native")
     caller, other = calling(address), calling(address)
