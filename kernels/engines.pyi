@@ -1,10 +1,11 @@
 """What one version does with a batch, from rows to replies, without the GIL: see the head of engines.pyx."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Self, final
 
 from typing_extensions import disjoint_base
 
+from penstock.kernels.forest import Forest
 from penstock.kernels.ledger import Ledger
 from penstock.kernels.ort import Session
 from penstock.kernels.transforms import Program
@@ -27,6 +28,9 @@ class GraphEngine(Engine):
         ledger: of the lane.
         session: the graph.
         transforms: run over the matrix first.
+        forest: runs the whole graph instead of the session, where the batch's size says so.
+        forest_scores: names of the outputs that are its scores; others are its labels.
+        forest_turns: ascending sizes of batch from which the forest serves, then the session, then the forest again.
         features: counts the matrix, or the inputs named in `watched`, before transforms.
         watched: inputs of one value a row, for a version without a matrix.
         scores: counts one value a row.
@@ -44,6 +48,9 @@ class GraphEngine(Engine):
         session: Session,
         *,
         transforms: Program | None = None,
+        forest: Forest | None = None,
+        forest_scores: Collection[str] = (),
+        forest_turns: Sequence[int] = (),
         features: Windows | None = None,
         watched: Sequence[str] = (),
         scores: Windows | None = None,

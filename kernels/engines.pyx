@@ -21,6 +21,7 @@ from penstock.kernels._system cimport (
 )
 from penstock.kernels.batches cimport answer_calls, fill_calls
 from penstock.kernels.calls cimport Call
+from penstock.kernels.forest cimport Forest
 from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.ort cimport MAX_RANK, Session, Tensor, release
 from penstock.kernels.transforms cimport Program
@@ -32,6 +33,7 @@ from penstock.kernels.wire import DATATYPES as _DATATYPES, NUMPY as _NUMPY
 cdef enum:
     MAX_FEEDS = 16
     MAX_OUTPUTS = 64
+    MAX_TURNS = 16
     LARGEST_SPARE = 1 << 22      # bytes; memory of larger batches is not kept
 
 
@@ -77,6 +79,9 @@ cdef class GraphEngine(Engine):
         plan, ledger: of the lane.
         session: the graph.
         transforms: run over the matrix first, or None.
+        forest: runs the whole graph instead of the session, where the batch's size says so; or None.
+        forest_scores: names of the outputs that are its scores; others are its labels.
+        forest_turns: ascending sizes of batch from which the forest serves, then the session, then the forest again …
         features: counts the matrix, or the inputs in `watched`, before transforms; or None.
         scores: counts column `score_column` of output `score` (None: the largest of a row); or None.
 
@@ -88,6 +93,11 @@ cdef class GraphEngine(Engine):
     cdef Ledger ledger
     cdef Session session
     cdef Program transforms
+    cdef Forest forest
+    cdef bint[MAX_OUTPUTS] is_score  # of the forest; else its label
+    cdef int64_t[MAX_TURNS] turns
+    cdef int n_turns
+    cdef bint labelled               # an output is the forest's label
     cdef Windows features
     cdef Windows scores
     cdef int n_feeds
@@ -107,14 +117,16 @@ cdef class GraphEngine(Engine):
     cdef void* lock                  # of the spare memory and the cost
 
     def __cinit__(self, Plan plan not None, Ledger ledger not None, Session session not None, *,
-                  Program transforms=None, Windows features=None, watched=(), Windows scores=None, str score="",
-                  score_column=None):
+                  Program transforms=None, Forest forest=None, forest_scores=(), forest_turns=(),
+                  Windows features=None, watched=(), Windows scores=None, str score="", score_column=None):
         self.plan, self.ledger, self.session, self.transforms = plan, ledger, session, transforms
         self.features, self.scores = features, scores
         self.check_plan()
         self.set_feeds()
         self.set_outputs()
         self.set_transforms()
+        if forest is not None:
+            self.set_forest(forest, set(forest_scores), list(forest_turns))
         if features is not None:
             self.set_columns(list(watched))
         if scores is not None:
@@ -191,6 +203,26 @@ cdef class GraphEngine(Engine):
             raise ValueError("its transforms have another width than its matrix")
         return 0
 
+    cdef int set_forest(self, Forest forest, set scores, list turns) except -1:
+        cdef Slot* slot = &self.plan.slots[0]
+        cdef int i
+        if self.n_feeds != 1 or slot.code != DT_FP32 or slot.n_dims != 1 or slot.item_elements != forest.n_features:
+            raise ValueError("its forest reads no input as it is")
+        if not 1 <= len(turns) <= MAX_TURNS:
+            raise ValueError("its forest and ONNX Runtime take turns too often")
+        for i in range(<int>len(self.plan.outputs)):
+            entry = self.plan.outputs[i]
+            self.is_score[i] = entry.name in scores
+            self.labelled = self.labelled or not self.is_score[i]
+            if entry.datatype != ("FP32" if self.is_score[i] else "INT64"):
+                raise ValueError("its forest gives outputs of other types")
+        for i in range(<int>len(turns)):
+            self.turns[i] = turns[i]
+        self.n_turns = <int>len(turns)
+        self.forest = forest
+        self.row_size += <size_t>(4 * forest.n_outputs + 8)
+        return 0
+
     cdef int set_columns(self, list watched) except -1:
         """What the drift counters see: the matrix, or inputs of one value a row."""
         cdef Slot* slot
@@ -256,7 +288,7 @@ cdef class GraphEngine(Engine):
 
     cdef Scratch* borrow(self, int64_t rows) noexcept nogil:
         """Memory for a batch, or NULL."""
-        cdef size_t size = sizeof(Scratch) + <size_t>rows * self.row_size + 64 * (MAX_FEEDS + 4)
+        cdef size_t size = sizeof(Scratch) + <size_t>rows * self.row_size + 64 * (MAX_FEEDS + 6)
         cdef Scratch* scratch
         lock_acquire(self.lock)
         scratch = self.spare
@@ -300,10 +332,9 @@ cdef class GraphEngine(Engine):
         started = monotonic_ns()
         if self.plan.matrix_slot >= 0:
             matrix = <const float*>buffers[self.plan.slots[self.plan.matrix_slot].buffer]
-        if not self.compute(feeds, rows, <float*>rest, results):
+        if not self.compute(feeds, rows, &rest, results):
             return False
         took = monotonic_ns() - started
-        rest += round_up(rows * self.plan.n_columns * 4)
         done = self.fit(results, rows, blocks)
         if done:
             self.watch(feeds, matrix, &blocks[self.score], rows, <float*>rest)
@@ -323,16 +354,44 @@ cdef class GraphEngine(Engine):
             at += round_up(rows * self.row_bytes[i])
         return at
 
-    cdef bint compute(self, Tensor* feeds, int64_t rows, float* transformed, Tensor* results) noexcept nogil:
-        """Outputs of the graph, behind the transforms. False: it failed, and there is nothing to release."""
+    cdef bint compute(self, Tensor* feeds, int64_t rows, uint8_t** rest, Tensor* results) noexcept nogil:
+        """Outputs of the graph, behind the transforms. False: it failed, and there is nothing to release.
+
+        `rest` is where the scratch goes on, before and afterwards.
+        """
         cdef void* matrix = feeds[0].data
-        cdef bint done
+        cdef bint done = True
         if self.transforms is not None:
-            self.transforms.run_rows(<const float*>matrix, transformed, <Py_ssize_t>rows)
-            feeds[0].data = transformed
-        done = self.session.run_rows(feeds, results)
+            self.transforms.run_rows(<const float*>matrix, <float*>rest[0], <Py_ssize_t>rows)
+            feeds[0].data = rest[0]
+            rest[0] += round_up(rows * self.plan.n_columns * 4)
+        if self.forest is not None and self.is_forests(rows):
+            self.walk(<const float*>feeds[0].data, rows, rest, results)
+        else:
+            done = self.session.run_rows(feeds, results)
         feeds[0].data = matrix
         return done
+
+    cdef bint is_forests(self, int64_t rows) noexcept nogil:
+        """Whether the forest runs batches of this size."""
+        cdef int i = 0
+        while i < self.n_turns and self.turns[i] <= rows:
+            i += 1
+        return i & 1 == 1
+
+    cdef void walk(self, const float* matrix, int64_t rows, uint8_t** rest, Tensor* results) noexcept nogil:
+        """Run the forest; the results lie in the scratch, and nothing of them is to be released."""
+        cdef float* scores = <float*>rest[0]
+        cdef int64_t* labels = <int64_t*>(rest[0] + round_up(rows * self.forest.n_outputs * 4))
+        cdef int i
+        rest[0] = <uint8_t*>labels + round_up(rows * 8)
+        self.forest.run_rows(matrix, rows, self.forest.n_features, scores, labels if self.labelled else NULL)
+        for i in range(self.plan.n_outputs):
+            results[i].value = NULL
+            results[i].data = scores if self.is_score[i] else <void*>labels
+            results[i].dims[0] = rows
+            results[i].dims[1] = self.forest.n_outputs
+            results[i].n_dims = 2 if self.is_score[i] else 1
 
     cdef bint fit(self, const Tensor* results, int64_t rows, OutputBlock* blocks) noexcept nogil:
         """Make blocks to cut replies from; False where an output has not a row for each of the batch."""

@@ -61,6 +61,9 @@ class Config(BaseModel):
     inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
     )
+    forests: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
+        default="auto", description="whether our kernel runs ensembles of trees: where that is faster, always, or never"
+    )
     intra_op_threads: int = Field(default=1, ge=1, le=256, description="ONNX Runtime threads of one run")
 
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")

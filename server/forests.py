@@ -34,6 +34,7 @@ MEASURE_S = 0.01
 """How long one size is measured, at least, for each of the two."""
 TURNS = 200
 """How many times one size is measured, at most."""
+NO_TREES = "no ensemble of trees in the graph"
 MARGIN = 1.05
 """How many times faster the forest must be, so that noise does not choose it."""
 
@@ -119,12 +120,19 @@ class Loaded:
         told: one line for the operator: who serves, and why.
         starts: sizes of batch with who serves from there on.
         curve: size of batch to microseconds a row of the forest and of ONNX Runtime; empty where nothing was measured.
+        forest: what serves some sizes at least; None where ONNX Runtime serves all.
     """
 
     session: Runs
     told: str
     starts: tuple[tuple[int, str], ...]
     curve: Mapping[int, tuple[float, float]]
+    forest: ForestSession | None = None
+
+    @property
+    def turns(self) -> list[int]:
+        """Sizes from which the forest serves, then ONNX Runtime, then the forest again, and so on."""
+        return [size for size, name in self.starts if (size, name) != (1, "onnxruntime")]
 
 
 def load(
@@ -148,12 +156,14 @@ def load(
     """
     if mode == "off":
         return _onnxruntime(theirs, "forests are off")
+    if b"TreeEnsemble" not in model:  # spares most models the reading, and the process the `onnx` package
+        return _onnxruntime(theirs, NO_TREES)
     try:
         ours = ForestSession(cut(model), threads=threads)
         rows = rows_around(ours.graft.ensemble, ours.graft.n_features, REFEREE_ROWS)
         judge(ours, rows, theirs, golden, threads=threads)
         if mode == "on":
-            return Loaded(ours, f"forest: {_words(ours.forest)}; forests are on", ((1, "forest"),), {})
+            return Loaded(ours, f"forest: {_words(ours.forest)}; forests are on", ((1, "forest"),), {}, ours)
         return _chosen(ours, theirs, measure(ours, theirs, _feeds(ours, rows, golden), max_rows))
     except Unfit as error:
         return _onnxruntime(theirs, str(error))
@@ -170,9 +180,10 @@ def _chosen(ours: ForestSession, theirs: Runs, curve: Mapping[int, tuple[float, 
         return Loaded(theirs, f"onnxruntime: the forest is not faster ({told})", starts, curve)
     words = f"{_words(ours.forest)}; {told}"
     if served_by == {"forest"}:
-        return Loaded(ours, f"forest: {words}", starts, curve)
+        return Loaded(ours, f"forest: {words}", starts, curve, ours)
     by_size = ", ".join(f"{name} from {size} rows" for size, name in starts)
-    return Loaded(BySize({"forest": ours, "onnxruntime": theirs}, starts), f"{by_size}: {words}", starts, curve)
+    sides: dict[str, Runs] = {"forest": ours, "onnxruntime": theirs}
+    return Loaded(BySize(sides, starts), f"{by_size}: {words}", starts, curve, ours)
 
 
 def _onnxruntime(theirs: Runs, why: str) -> Loaded:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import monotonic_ns
+from typing import Any
 
 from penstock.kernels.calls import EventSink
 from penstock.kernels.engines import GraphEngine
@@ -59,7 +60,23 @@ def engine_of(lane: Lane, pipeline: Pipeline) -> GraphEngine:
         ValueError: there is no such thing, and why.
     """
     watch = pipeline.watch.counters() if pipeline.watch is not None else {}
-    return GraphEngine(lane.plan, lane.ledger, pipeline.session.graph, transforms=pipeline.transforms, **watch)
+    return GraphEngine(
+        lane.plan, lane.ledger, pipeline.session.graph, transforms=pipeline.transforms, **watch, **_forest(pipeline)
+    )
+
+
+def _forest(pipeline: Pipeline) -> dict[str, Any]:
+    """What an engine needs of a version's forest."""
+    loaded = pipeline.forest
+    if loaded is None or loaded.forest is None:
+        return {}
+    if not loaded.forest.plain:
+        raise ValueError("other steps come before or after its trees")
+    return {
+        "forest": loaded.forest.forest,
+        "forest_scores": loaded.forest.graft.score,
+        "forest_turns": loaded.turns,
+    }
 
 
 def _measured(trial: Pipeline, samples: Samples) -> list[tuple[int, int]]:

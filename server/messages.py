@@ -65,6 +65,7 @@ def tuning(served: Served) -> dict[str, str]:
     curve, seen = served.curve, served.lane.snapshot()
     return {
         "penstock.way": served.way,
+        "penstock.model": served.model,
         "penstock.cap": str(served.cap),
         "penstock.curve": json.dumps(
             {"rows": curve.rows, "ns": curve.ns, "whole": curve.whole, "reason": curve.reason}

@@ -20,6 +20,7 @@ from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
 from penstock.server.errors import InvalidRequest, OurFault, ServerError
+from penstock.server.forests import Loaded
 from penstock.server.join import SOURCES, Join
 from penstock.server.plans import FEATURE_STATUS, FEATURES
 from penstock.server.session import Session
@@ -34,6 +35,7 @@ class Pipeline:
     """The steps of one version; those it has no need of are None.
 
     Attributes:
+        forest: who runs the graph, where it is an ensemble of trees; None: the session does.
         cap: rows of one run at most, a larger batch being run in parts; 0 for no such bound.
         cost: CPU time of the running thread, since waiting for the interpreter is no work.
     """
@@ -43,6 +45,7 @@ class Pipeline:
     join: Join | None = None
     transforms: Program | None = None
     watch: Watch | None = None
+    forest: Loaded | None = None
     cap: int = 0
     cost: Cost = field(default_factory=Cost)
 
@@ -71,7 +74,8 @@ class Pipeline:
             transformed = np.empty_like(matrix)
             self.transforms.run(matrix, transformed)
             feeds = {name: transformed}
-        return in_parts(self.session.run, feeds, self.cap) if self.cap else self.session.run(feeds)
+        run = self.session.run if self.forest is None else self.forest.session.run
+        return in_parts(run, feeds, self.cap) if self.cap else run(feeds)
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """What callers sent, as ONNX Runtime takes it."""

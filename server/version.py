@@ -22,6 +22,7 @@ from penstock.kernels.wire import NUMPY, Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
+from penstock.server import forests
 from penstock.server.cache import cache_of
 from penstock.server.config import Config
 from penstock.server.curve import Curve
@@ -113,6 +114,11 @@ class Served:
         """Which way calls take on the native transport, and why: one line."""
         return way_of(self.lane, self._not_inline)
 
+    @property
+    def model(self) -> str:
+        """What runs the model, and why: one line."""
+        return "onnxruntime" if self.pipeline.forest is None else self.pipeline.forest.told
+
     def _warm(self, golden: bytes | None) -> None:
         """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
 
@@ -166,7 +172,22 @@ def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore 
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
     watch = _watch(version, reference, config)
-    return Pipeline(plan, session, _join(manifest, config, store), _transforms(version), watch)
+    return Pipeline(
+        plan, session, _join(manifest, config, store), _transforms(version), watch, _forest(version, session, config)
+    )
+
+
+def _forest(version: Version, session: Session, config: Config) -> forests.Loaded:
+    """Who runs the graph, where it is an ensemble of trees."""
+    golden = version.files.get("golden.npz")
+    return forests.load(
+        version.files[version.manifest.artifact_path],
+        session,
+        mode=config.forests,
+        golden=[] if golden is None else [read(golden)[0]],
+        max_rows=config.max_batch_rows,
+        threads=config.intra_op_threads,
+    )
 
 
 def _reference(version: Version) -> Reference | None:

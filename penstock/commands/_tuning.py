@@ -38,6 +38,7 @@ class Tuning:
     Attributes:
         server: where.
         way: which way calls take, and why.
+        model: what runs the model, and why.
         cap: rows of a run at most; 0 where there is no cap.
         curve: the measured sizes, ascending.
         whole: whether all sizes were measured that were wanted.
@@ -49,6 +50,7 @@ class Tuning:
 
     server: str
     way: str
+    model: str
     cap: int
     curve: tuple[Point, ...]
     whole: bool
@@ -66,6 +68,7 @@ class Tuning:
         return cls(
             server,
             parameters["penstock.way"],
+            parameters["penstock.model"],
             int(cap),
             tuple(Point(n, ns / 1e3, ns / n / 1e3, n / ns * 1e9, n == cap) for n, ns in points),
             bool(curve["whole"]),
@@ -116,6 +119,7 @@ def print_tuning(tuning: Tuning) -> None:
     console.print()
     say(f"Serving at {tuning.server}", "bold")
     say(f"Way   {tuning.way}")
+    say(f"Runs  {tuning.model}")
     say(f"Cap   {f'{tuning.cap:,} rows a run' if tuning.cap else 'none'}")
     for step, cost in tuning.costs.items():
         if cost.runs or cost.fixed_us or cost.row_us:
