@@ -32,6 +32,10 @@ cdef struct Statistics:
     Phase lookup             # of batches
     Phase compute            # of batches
     Phase encode             # of batches
+    uint64_t shared          # calls of batches that were run; each is told all of its batch's durations:
+    uint64_t shared_lookup_ns
+    uint64_t shared_compute_ns
+    uint64_t shared_encode_ns
 
 
 cdef class Ledger:
@@ -56,4 +60,4 @@ cdef class Ledger:
     cdef void note_failures(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil
     cdef void note_answers(self, const Call* calls, int64_t rows, int64_t taken, int64_t lookup, int64_t compute,
                            int64_t started, int64_t now) noexcept nogil
-    cdef void note_calls(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil
+    cdef uint64_t note_calls(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil

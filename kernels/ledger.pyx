@@ -140,8 +140,13 @@ cdef class Ledger:
                            int64_t started, int64_t now) noexcept nogil:
         """A batch of so many rows was run and answered; `started` is when answering began."""
         cdef int64_t size = rows if rows <= self.max_batch_rows else self.max_batch_rows + 1
+        cdef uint64_t n
         lock_acquire(self.lock)
-        self.note_calls(calls, taken, now)
+        n = self.note_calls(calls, taken, now)
+        self.statistics.shared += n
+        self.statistics.shared_lookup_ns += n * <uint64_t>max(lookup, <int64_t>0)
+        self.statistics.shared_compute_ns += n * <uint64_t>max(compute, <int64_t>0)
+        self.statistics.shared_encode_ns += n * <uint64_t>max(now - started, <int64_t>0)
         self.statistics.rows += <uint64_t>rows
         self.statistics.batches += 1
         self.statistics.last_ms = epoch_ms()
@@ -152,8 +157,9 @@ cdef class Ledger:
         self.size_ns[size] += <uint64_t>compute
         lock_release(self.lock)
 
-    cdef void note_calls(self, const Call* call, int64_t taken, int64_t now) noexcept nogil:
-        """Count the calls of a batch, the refused ones among them; the lock is held."""
+    cdef uint64_t note_calls(self, const Call* call, int64_t taken, int64_t now) noexcept nogil:
+        """Count the calls of a batch, the refused ones among them; how many they are. The lock is held."""
+        cdef uint64_t n = 0
         while call != NULL:
             if call.status == STATUS_OK:
                 self.statistics.succeeded += 1
@@ -162,12 +168,15 @@ cdef class Ledger:
                 self.statistics.failed += 1
                 self.statistics.failed_ns += <uint64_t>(now - call.arrived_ns)
             note(&self.statistics.queue, taken - call.arrived_ns)
+            n += 1
             call = call.next
+        return n
 
     def snapshot(self):
         """Counters since the start, durations in nanoseconds: see `Statistics` in ledger.pxd.
 
         Phases (total, queue, lookup, compute, encode) are dicts of count, ns and buckets (bounds: `bucket_bounds`);
+        `shared` sums those of batches for each of their calls, and says how many calls that were;
         `sizes` maps rows of a batch to (batches, compute ns), where max_batch_rows + 1 stands for everything larger;
         `lookup_cost` and `run_cost` are dicts of fixed_ns, row_ns, error and runs: what was learnt of either.
         """
@@ -190,6 +199,10 @@ cdef class Ledger:
             "failed_ns": copy.failed_ns, "last_ms": copy.last_ms,
             "sizes": sizes, "total": phase(&copy.total), "queue": phase(&copy.queue), "lookup": phase(&copy.lookup),
             "compute": phase(&copy.compute), "encode": phase(&copy.encode), "too_late": copy.too_late,
+            "shared": {
+                "calls": copy.shared, "lookup_ns": copy.shared_lookup_ns, "compute_ns": copy.shared_compute_ns,
+                "encode_ns": copy.shared_encode_ns,
+            },
             "late_rows": copy.late_rows, "lookup_cost": learnt(&lookup_cost), "run_cost": learnt(&run_cost),
         }
 

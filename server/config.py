@@ -54,7 +54,7 @@ class Config(BaseModel):
     max_queue_rows: int = Field(default=65536, ge=1, description="rows that may wait, for each version")
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
-    workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0: 1, or 2 with features")
+    workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0 chooses by what a run takes")
     worker_nice: int = Field(
         default=0, ge=0, le=19, description="how much workers yield to other threads, as nice(1) counts"
     )

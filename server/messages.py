@@ -92,24 +92,23 @@ def _config_output(tensor: PlanOutput) -> pb.ModelOutput:
 
 
 def statistics(served: Served, config: Config) -> pb.ModelStatistics:
-    """ModelStatistics as Triton counts: durations of batches stand for each of their calls in proportion."""
+    """ModelStatistics as Triton counts: each call is told the whole duration of its batch."""
     seen = served.lane.snapshot()
-    calls, batches = seen["queue"]["count"], seen["batches"]
-    share = calls / batches if batches else 0.0
+    shared = seen["shared"]
     answer = pb.ModelStatistics(
         name=served.name,
         version=str(served.version),
         last_inference=seen["last_ms"],
         inference_count=seen["rows"],
-        execution_count=batches,
+        execution_count=seen["batches"],
     )
     stats = answer.inference_stats
     _duration(stats.success, seen["succeeded"], seen["total"]["ns"])
     _duration(stats.fail, sum(seen[end] for end in FAILURES), seen["failed_ns"])
-    _duration(stats.queue, calls, seen["queue"]["ns"])
-    _duration(stats.compute_input, calls, int(seen["lookup"]["ns"] * share))
-    _duration(stats.compute_infer, calls, int(seen["compute"]["ns"] * share))
-    _duration(stats.compute_output, calls, int(seen["encode"]["ns"] * share))
+    _duration(stats.queue, seen["queue"]["count"], seen["queue"]["ns"])
+    _duration(stats.compute_input, shared["calls"], shared["lookup_ns"])
+    _duration(stats.compute_infer, shared["calls"], shared["compute_ns"])
+    _duration(stats.compute_output, shared["calls"], shared["encode_ns"])
     if served.lane.cache is not None:
         cached = served.lane.cache.snapshot()
         _duration(stats.cache_hit, cached["hits"], cached["hit_ns"])

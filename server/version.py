@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -42,6 +43,10 @@ INLINE_NS = 200_000.0
 """How long, in nanoseconds of CPU, a transport's own thread may run models before it looks at its connections again."""
 
 
+LONG_RUN_NS = 500_000
+"""From which time of the largest batch on cores are worth a worker each."""
+
+
 class Served:
     """A version that answers calls, from loading to the last answer.
 
@@ -68,7 +73,7 @@ class Served:
         self.cap = _cap(self.curve, self.plan, config)
         self.pipeline = replace(self.pipeline, cap=self.cap)
         self._max_batch_rows = self.cap or config.max_batch_rows
-        workers = config.workers or (2 if self.pipeline.join else 1)
+        workers = config.workers or _workers(self.pipeline, self.curve)
         self.lane = Lane(
             self.plan,
             max_batch_rows=self._max_batch_rows,
@@ -213,6 +218,14 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
         return Curve(reason=str(error))
     trial, alone = _trial(version, pipeline, config), config.intra_op_threads == 1
     return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000, alone=alone)
+
+
+def _workers(pipeline: Pipeline, curve: Curve) -> int:
+    """How many threads run batches where the operator does not say: as many as cores for what takes long without the
+    GIL; else two where one may wait for the store while the other computes, or one."""
+    if curve.ns and curve.ns[-1] >= LONG_RUN_NS:
+        return max(2, min(len(os.sched_getaffinity(0)), 16))
+    return 2 if pipeline.join else 1
 
 
 def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:

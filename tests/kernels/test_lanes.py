@@ -447,6 +447,22 @@ def test_members_of_a_split_batch_are_answered_one_by_one():
     assert (answered(futures[0]), answered(futures[2])) == ([2, 4], [8])
 
 
+def test_calls_are_told_what_their_batches_took_and_no_sum_goes_back():
+    lane, sink = Lane(FIXED), EventSink()
+    seen = []
+    for calls, took in ((1, 1_000_000), (5, 10)):
+        for _ in range(calls):
+            lane.submit(columns_of([1, 1]), sink, Future())
+        batch = lane.take(block=False)
+        batch.complete(sums(batch), 3, took)
+        seen.append(lane.snapshot()["shared"])
+    assert [(told["calls"], told["lookup_ns"], told["compute_ns"]) for told in seen] == [
+        (1, 3, 1_000_000),
+        (6, 18, 1_000_050),
+    ]
+    assert seen[1]["encode_ns"] >= seen[0]["encode_ns"]
+
+
 def test_a_batch_that_is_lost_fails_its_calls():
     batch, sink, futures = taken(FIXED, columns_of([1, 1]), columns_of([2, 2]))
     counted = batch.ledger
