@@ -50,7 +50,7 @@ FLOOR_S = 0.003
 BUSY_S = 0.1
 OTHERS = 0.25
 ROUNDS = 4
-GROWTH = 8 << 20
+GROWTH = 16 << 20  # of memory that the allocator keeps after more calls at once than the warm-up had
 ROWS = pytest.StashKey[list[str]]()
 
 SETTINGS = {
