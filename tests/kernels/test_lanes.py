@@ -450,8 +450,8 @@ def test_members_of_a_split_batch_are_answered_one_by_one():
 def test_calls_are_told_what_their_batches_took_and_no_sum_goes_back():
     lane, sink = Lane(FIXED), EventSink()
     seen = []
-    for calls, took in ((1, 1_000_000), (5, 10)):
-        for _ in range(calls):
+    for count, took in ((1, 1_000_000), (5, 10)):
+        for _ in range(count):
             lane.submit(columns_of([1, 1]), sink, Future())
         batch = lane.take(block=False)
         batch.complete(sums(batch), 3, took)
