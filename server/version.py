@@ -221,8 +221,11 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
 
 
 def _workers(pipeline: Pipeline, curve: Curve) -> int:
-    """How many threads run batches where the operator does not say: as many as cores for what takes long without the
-    GIL; else two where one may wait for the store while the other computes, or one."""
+    """How many threads run batches where the operator does not say.
+
+    As many as cores for what takes long without the GIL; else two where one may wait for the store while the other
+    computes, or one.
+    """
     if curve.ns and curve.ns[-1] >= LONG_RUN_NS:
         return max(2, min(len(os.sched_getaffinity(0)), 16))
     return 2 if pipeline.join else 1
