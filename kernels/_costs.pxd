@@ -21,10 +21,12 @@ cdef extern from *:
     #define KEEP (63.0 / 64)        /* of the weight of earlier runs, at each run */
     #define KEEP_LITTLE 0.25        /* the same where they were wrong */
     #define SEED_WEIGHT 0.25        /* of a point of the warm-up curve, in runs */
+    #define MOST_DOUBTS 8           /* times that the curve is forgotten so, or nothing would be left of it */
     #define CLIP 4.0
     #define RIDGE 1e-3              /* towards a = 0; tells only where sizes hardly differ */
     #define ERROR_SHARE (1.0 / 32)
     """
+    const int MOST_DOUBTS
     const double KEEP, KEEP_LITTLE, SEED_WEIGHT, CLIP, RIDGE, ERROR_SHARE
 
 cdef struct Sums:                    # of weighted runs: what least squares needs of them
@@ -39,6 +41,7 @@ cdef struct Cost:
     double row_ns                    # b
     double error                     # running mean of |predicted - taken| / taken
     int64_t runs                     # learnt from
+    int doubts                       # how often the curve was mostly forgotten
     int64_t known                    # runs and points of the curve; 0: nothing is known
     Sums own
     Sums prior
@@ -110,7 +113,9 @@ cdef inline void cost_learn(Cost* cost, int64_t rows, int64_t ns) noexcept nogil
             taken = CLIP * predicted
         if CLIP * taken < predicted:
             keep_of(&cost.own, KEEP_LITTLE)
-            keep_of(&cost.prior, KEEP_LITTLE)
+            if cost.doubts < MOST_DOUBTS:
+                cost.doubts += 1
+                keep_of(&cost.prior, KEEP_LITTLE)
         else:
             keep_of(&cost.own, KEEP)
     cost.runs += 1

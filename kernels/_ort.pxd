@@ -36,7 +36,7 @@ cdef extern from *:
     }
     static ort_status ort_refuse(const char *why) { return ORT(0, int, const char *)(1, why); }
     static const char *ort_message(ort_status s) { return ORT_GIVES(const char *, 2, const void *)(s); }
-    static ort_status ort_new_env(void **env) { return ORT(3, int, const char *, void **)(3, "penstock", env); }
+    static ort_status ort_new_env(void **env) { return ORT(3, int, const char *, void **)(4, "penstock", env); }
     static ort_status ort_mute(void *env) { return ORT(6, const void *)(env); }
     static ort_status ort_new_session(void *env, const void *onnx, size_t size, const void *options, void **session) {
         return ORT(8, const void *, const void *, size_t, const void *, void **)(env, onnx, size, options, session);

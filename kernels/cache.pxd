@@ -39,9 +39,7 @@ cdef struct Counts:
     uint64_t expired
     uint64_t entries
     uint64_t bytes           # of live entries
-    uint64_t hits_timed
-    uint64_t hits_ns         # of those timed
-    uint64_t misses_timed
+    uint64_t hits_ns         # of all, by a sample
     uint64_t misses_ns
 
 

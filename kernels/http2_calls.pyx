@@ -120,8 +120,9 @@ cdef void run_touched(Loop* loop) noexcept nogil:
     for i in range(loop.n_touched):
         call = (<Lane>loop.touched[i]).run_inline(&budget)
         while call != NULL:
-            if call.sink == &loop.sink:
+            if call.status == STATUS_OK:
                 tally(&loop.counters.inlined)
+            if call.sink == &loop.sink:
                 call = deliver_one(loop, call)
             else:                # another thread's, queued there a moment ago
                 following = call.next

@@ -40,6 +40,7 @@ from penstock.kernels.calls import Refused
 
 cdef enum:
     MIN_SHARE = 64           # rows
+    SPARE = 10               # one part in so many of a call's time is left for what nobody foretells: the way back
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
 
@@ -91,7 +92,15 @@ cdef inline int64_t too_late(const Forecast* forecast, const Limits* limits, int
         return 0
     most = rows_within(forecast, limits.max_batch_rows, deadline - now)
     finish = finish_ns(forecast, most, limits.workers, queued_rows, rows, now)
-    return finish if now + finish > deadline else 0
+    return finish if finish > (deadline - now) - (deadline - now) // SPARE else 0
+
+
+cdef inline bint would_expire(const Call* call, int64_t now, int64_t end) noexcept nogil:
+    """Whether a call's deadline has passed, or a run that ends then leaves no time to answer it."""
+    cdef int64_t spare = (call.deadline_ns - call.arrived_ns) // SPARE
+    if call.deadline_ns == 0:
+        return False
+    return now >= call.deadline_ns or (end > now and end >= call.deadline_ns - spare)
 
 
 cdef inline bint fits(int64_t most, int64_t batch_rows, int64_t rows) noexcept nogil:
@@ -347,7 +356,7 @@ cdef class Lane:
                 end = now + run_ns(&forecast, min(most, self.rows))
                 if call.next == NULL and forecast.running <= 0:
                     end = now    # whatever is foretold, an idle lane runs what it can learn from
-            if flag_raised(&call.cancelled) or is_expired(call.deadline_ns, end):
+            if flag_raised(&call.cancelled) or would_expire(call, now, end):
                 drop(call, now)
                 self.unlink()
                 drop_at[0] = call

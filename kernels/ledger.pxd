@@ -45,7 +45,7 @@ cdef class Ledger:
     cdef uint64_t* size_ns
     cdef Cost lookup_cost            # of look-ups
     cdef Cost run_cost               # of all else a worker does for a batch, from taking it to its last answer
-    cdef Forecast forecast           # of both; written and read without the lock, number by number
+    cdef Forecast forecast           # of both, and of the runs under way
     cdef void* lock                  # pthread mutex and condition
     cdef Forecast foretold(self) noexcept nogil
     cdef void publish(self) noexcept nogil

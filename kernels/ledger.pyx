@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 from penstock.kernels._costs cimport Cost, cost_learn, cost_seed
 from penstock.kernels._forecast cimport Forecast, run_ns
 from penstock.kernels._system cimport (
-    atomic_add, atomic_get, atomic_put, epoch_ms, lock_acquire, lock_free, lock_new, lock_release,
+    epoch_ms, lock_acquire, lock_free, lock_new, lock_release,
 )
 from penstock.kernels.calls cimport STATUS_CANCELLED, STATUS_OK, Call
 
@@ -42,12 +42,11 @@ cdef class Ledger:
         lock_free(self.lock)
 
     cdef Forecast foretold(self) noexcept nogil:
-        """The present forecast. Its numbers may be of neighbouring moments; a call costs no lock."""
+        """The present forecast. Its numbers are of one moment: half of a run's beginning would look like a long one."""
         cdef Forecast copy
-        copy.fixed_ns = atomic_get(&self.forecast.fixed_ns)
-        copy.row_ps = atomic_get(&self.forecast.row_ps)
-        copy.running = atomic_get(&self.forecast.running)
-        copy.due_ns = atomic_get(&self.forecast.due_ns)
+        lock_acquire(self.lock)
+        copy = self.forecast
+        lock_release(self.lock)
         return copy
 
     cdef void publish(self) noexcept nogil:
@@ -55,21 +54,25 @@ cdef class Ledger:
         cdef double fixed = self.lookup_cost.fixed_ns + self.run_cost.fixed_ns
         cdef double row = 1e3 * (self.lookup_cost.row_ns + self.run_cost.row_ns)
         if self.run_cost.known:
-            atomic_put(&self.forecast.fixed_ns, <int64_t>min(fixed, 1e17) + 1)
-            atomic_put(&self.forecast.row_ps, <int64_t>min(row, 1e17))
+            self.forecast.fixed_ns = <int64_t>min(fixed, 1e17) + 1
+            self.forecast.row_ps = <int64_t>min(row, 1e17)
 
     cdef int64_t note_taken(self, int64_t rows, int64_t now) noexcept nogil:
         """A run of so many rows begins; gives when it should end, which `note_left` is to be told."""
-        cdef Forecast copy = self.foretold()
-        cdef int64_t due = now + run_ns(&copy, rows)
-        atomic_add(&self.forecast.running, 1)
-        atomic_add(&self.forecast.due_ns, due)
+        cdef int64_t due
+        lock_acquire(self.lock)
+        due = now + run_ns(&self.forecast, rows)
+        self.forecast.running += 1
+        self.forecast.due_ns += due
+        lock_release(self.lock)
         return due
 
     cdef void note_left(self, int64_t due) noexcept nogil:
         """A run that `note_taken` was told of is over, whatever came of it."""
-        atomic_add(&self.forecast.running, -1)
-        atomic_add(&self.forecast.due_ns, -due)
+        lock_acquire(self.lock)
+        self.forecast.running -= 1
+        self.forecast.due_ns -= due
+        lock_release(self.lock)
 
     cdef void note_run(self, int64_t rows, int64_t lookup, int64_t run, int64_t late_rows) noexcept nogil:
         """Learn what a run took: its look-up, and all else; negative where nothing is to be learnt."""

@@ -32,6 +32,7 @@ import numpy as np
 
 cdef enum:
     TEXTS = 8                    # the element type of strings
+    SILENT = 4                   # below which ONNX Runtime writes to stderr, and waits for whoever reads that
     MAX_ENDS = 1024              # inputs, and outputs, of a graph
 
 # numpy's names of ONNX Runtime's element types; numpy has no bfloat16, so that travels as its bits.
@@ -144,7 +145,7 @@ cdef class Session:
         try:
             check(ort_intra_threads(options, threads))
             check(ort_inter_threads(options, 1))
-            check(ort_severity(options, 3))
+            check(ort_severity(options, SILENT))
             check(ort_setting(options, "session.intra_op.allow_spinning", "0"))
             with nogil:
                 status = ort_new_session(environment, data, size, options, &self.session)

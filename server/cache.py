@@ -41,7 +41,7 @@ def cache_of(
         model: its name.
         plan: what it takes and gives.
         views: the feature views it joins. Their rows change while the request stays the same, so only the operator can
-            say how old an answer may be, and no answer outlives a row.
+            say how old an answer may be; it is kept no longer than a row may live.
         settings: by model; `ALL` stands for those not named.
     """
     chosen = settings.get(model, settings.get(ALL))

@@ -27,6 +27,13 @@ def _switch(value: Any) -> Any:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _defaults(value: Any) -> Any:
+    """A model that is named and nothing more gets what is usual; so does nothing at all."""
+    if isinstance(value, dict):
+        return {name: {} if settings is None else settings for name, settings in value.items()}
+    return {} if value is None else value
+
+
 class Config(BaseModel):
     """Settings of one server."""
 
@@ -44,7 +51,7 @@ class Config(BaseModel):
     tls_client_ca: Path | None = Field(default=None, description="PEM; callers must show a certificate signed by it")
 
     max_batch_rows: int = Field(default=256, ge=1, le=MOST_BATCH_ROWS, description="rows a worker takes at once")
-    batch_cap: str = Field(
+    batch_cap: Annotated[str, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
         default="auto",
         coerce_numbers_to_str=True,
         description="rows of a run at most: auto (measured), off or a number",
@@ -91,7 +98,7 @@ class Config(BaseModel):
     drain_delay_s: float = Field(default=0.0, ge=0, description="between NOT_SERVING and closing the listener")
     drain_grace_s: float = Field(default=10.0, gt=0, description="how long calls in flight may take to finish")
 
-    cache: dict[str, CacheSettings] = Field(
+    cache: Annotated[dict[str, CacheSettings], BeforeValidator(_defaults)] = Field(
         default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s"
     )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import median_low
 
 ROUNDS = 21
+FIRST = 3
+"""Runs of the first size that are always made: one alone may have met a stall."""
 NEAR_PEAK = 0.98
 """A size this near to the most rows a second is as good: the smaller the batch, the sooner its calls are answered."""
 
@@ -66,9 +68,9 @@ def measure(run: Callable[[int], int], sizes: Sequence[int], budget_ns: int) -> 
         if taken and 2 * size * row_ns > left:
             break
         left -= run(size)  # the first run of a size allocates what the others use
-        taken[size] = [run(size)]
-        left -= taken[size][0]
-        row_ns = taken[size][0] // size
+        taken[size] = [run(size) for _ in range(1 if taken else FIRST)]
+        left -= sum(taken[size])
+        row_ns = min(taken[size]) // size
     for _ in range(ROUNDS - 1):
         for size, times in taken.items():
             if times[0] > left:

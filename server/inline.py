@@ -8,10 +8,11 @@ the thread will do it, and learnt from then on.
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from time import monotonic_ns
 from typing import Any
 
-from penstock.kernels.calls import EventSink
+from penstock.kernels.calls import INTERNAL, EventSink
 from penstock.kernels.engines import GraphEngine
 from penstock.kernels.lanes import INLINE_NS, Lane
 from penstock.server.config import Config
@@ -39,6 +40,8 @@ def use_engine(lane: Lane, pipeline: Pipeline, config: Config, trial: Pipeline, 
     """
     if config.inline == "off":
         return "inline is off"
+    if config.transport == "grpcio" or find_spec("penstock.kernels.http2") is None:
+        return "the grpcio transport has no I/O threads of ours"
     if config.max_queue_delay_us:
         return "batches wait for company (max_queue_delay_us)"
     if config.intra_op_threads > 1:
@@ -112,8 +115,11 @@ class InlineTrial:
         started = monotonic_ns()
         self._lane.run_now()
         taken = monotonic_ns() - started
+        failed = self._lane.take(block=False)
+        if failed is not None:
+            failed.fail(INTERNAL, "the trial is over")
         self._sink.drain()
-        if self._lane.queued_rows:
+        if failed is not None:
             raise RunFailed("the graph fails on rows made up for measuring")
         return taken
 

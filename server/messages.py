@@ -114,7 +114,7 @@ def statistics(served: Served, config: Config) -> pb.ModelStatistics:
         _duration(stats.cache_hit, cached["hits"], cached["hit_ns"])
         _duration(stats.cache_miss, cached["misses"], cached["miss_ns"])
     for rows, (count, ns) in seen["sizes"].items():
-        if rows > config.max_batch_rows:  # calls larger than a batch, of many sizes
+        if rows > (served.cap or config.max_batch_rows):  # calls larger than a batch, of many sizes
             continue
         entry = answer.batch_stats.add(batch_size=rows)
         _duration(entry.compute_infer, count, ns)

@@ -110,9 +110,18 @@ class Pipeline:
 def serve(lane: Lane, pipeline: Pipeline, nice: int = 0) -> None:
     """A worker's life: take, run, until the lane is drained. No batch is left without an answer."""
     if nice:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # of this thread alone, on Linux
+        _yield_more(nice)
     while run_next(lane, pipeline):
         pass
+
+
+def _yield_more(nice: int) -> None:
+    """Have the scheduler prefer other threads to this one, on top of what the server itself yields."""
+    thread = threading.get_native_id()  # which Linux takes for a process of its own
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + nice))
+    except OSError as error:
+        _log.warning("workers do not yield (worker_nice): %s", error)
 
 
 def run_next(lane: Lane, pipeline: Pipeline, *, block: bool = True) -> bool:

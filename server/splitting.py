@@ -24,7 +24,7 @@ def in_parts(run: Callable[[Feeds], Outputs], feeds: Feeds, most: int) -> Output
         most: at least 1.
 
     Raises:
-        ValueError: an output has other rows than the part that was run.
+        ValueError: an output has other rows than the part that was run, or rows of other shapes than another part.
     """
     rows = len(next(iter(feeds.values()))) if feeds else 0
     if rows <= most:
@@ -37,5 +37,7 @@ def in_parts(run: Callable[[Feeds], Outputs], feeds: Feeds, most: int) -> Output
                 raise ValueError(f"output {name!r} has {len(values)} rows for {part.stop - part.start} rows of input")
             if name not in outputs:
                 outputs[name] = np.empty((rows, *values.shape[1:]), values.dtype)
+            if (values.shape[1:], values.dtype) != (outputs[name].shape[1:], outputs[name].dtype):
+                raise ValueError(f"output {name!r} is of another shape in one part than in another")
             outputs[name][part] = values
     return outputs

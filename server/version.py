@@ -223,12 +223,14 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
 def _workers(pipeline: Pipeline, curve: Curve) -> int:
     """How many threads run batches where the operator does not say.
 
-    As many as cores for what takes long without the GIL; else two where one may wait for the store while the other
-    computes, or one.
+    Two where one may wait for the store while the other computes, else one; for what takes long without the GIL as many
+    as there are cores that the threads of a transport leave.
     """
-    if curve.ns and curve.ns[-1] >= LONG_RUN_NS:
-        return max(2, min(len(os.sched_getaffinity(0)), 16))
-    return 2 if pipeline.join else 1
+    cores = len(os.sched_getaffinity(0))
+    usual = 2 if pipeline.join else 1
+    if not curve.ns or curve.ns[-1] < LONG_RUN_NS:
+        return usual
+    return max(usual, min(cores - max(cores // 4, 1), 16))
 
 
 def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:
@@ -253,6 +255,8 @@ def _any_samples(version: Version, plan: Plan) -> Samples:
 
 def _cap(curve: Curve, plan: Plan, config: Config) -> int:
     if config.batch_cap == "off" or not plan.batched or (config.batch_cap == "auto" and not curve.rows):
+        return 0
+    if any(-1 in output.shape for output in plan.outputs):  # parts may come out in other widths than the whole
         return 0
     most = config.max_batch_rows
     return curve.cap(most) if config.batch_cap == "auto" else min(int(config.batch_cap), most)

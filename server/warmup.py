@@ -8,11 +8,12 @@ timed is that thread's CPU, which a busy machine does not change much; wall time
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic_ns, thread_time_ns
 
 from penstock.errors import PenstockError
-from penstock.kernels.calls import EventSink, Refused
+from penstock.kernels.calls import INTERNAL, EventSink, Refused
 from penstock.kernels.lanes import Lane
 from penstock.server.curve import Curve, measure, sizes_to
 from penstock.server.pipeline import Pipeline
@@ -45,7 +46,7 @@ class Trial:
         Raises:
             RunFailed: the version does not run these rows, and why.
         """
-        answer = Answer()
+        answer, batch = Answer(), None
         try:
             self._lane.submit(self._samples.request(rows), self._sink, answer)
             started = self._clock()
@@ -58,6 +59,9 @@ class Trial:
         except Exception as error:  # ONNX Runtime has a class of exception for every cause
             raise RunFailed(" ".join(str(error).split())[:300]) from error
         finally:
+            if batch is not None:
+                with suppress(ValueError):  # it was answered
+                    batch.fail(INTERNAL, "the trial is over")
             self._sink.drain()
 
 

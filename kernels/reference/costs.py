@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+MOST_DOUBTS = 8
 KEEP, KEEP_LITTLE, SEED_WEIGHT, CLIP, RIDGE, ERROR_SHARE = 63 / 64, 0.25, 0.25, 4.0, 1e-3, 1 / 32
 
 
@@ -12,7 +13,7 @@ class Cost:
 
     def __init__(self) -> None:
         self._points: list[tuple[float, float, float]] = []  # rows, ns, weight; the curve's first
-        self._seeds = 0
+        self._seeds = self._doubts = 0
         self.runs = 0
         self.error = self.fixed_ns = self.row_ns = 0.0
 
@@ -34,7 +35,8 @@ class Cost:
             self.error += (error - self.error) * (ERROR_SHARE if self.runs else 1)
             taken = min(taken, CLIP * predicted)
             wrong = CLIP * taken < predicted
-            first = 0 if wrong else self._seeds
+            first = 0 if wrong and self._doubts < MOST_DOUBTS else self._seeds
+            self._doubts += wrong and first == 0
             kept = [(n, t, weight * (KEEP_LITTLE if wrong else KEEP)) for n, t, weight in self._points[first:]]
             self._points[first:] = kept
         self.runs += 1

@@ -53,6 +53,7 @@ def list_models(registry: RegistryOption = DEFAULT_REGISTRY, as_json: JsonOption
 
 @app.command(epilog="Example: penstock models show fraud 3")
 def show(
+    context: typer.Context,
     name: NameArgument,
     reference: Annotated[
         str, typer.Argument(metavar="VERSION", help="Number or alias; the champion if left out.")
@@ -68,13 +69,20 @@ def show(
 
     With --server also how it runs there: the measured curve, the cap on runs, what runs cost and how calls are taken.
     """
-    from penstock.commands._console import print_json
+    from penstock.commands._console import errors, print_json
     from penstock.commands._tuning import print_tuning, tuning_at
 
     store = _open(registry)
     version = store.load(name, store.resolve(name, reference))
     aliases = [alias for alias, number in store.aliases(name).items() if number == version.manifest.version]
-    tuning = tuning_at(server, name, version.manifest.version, version.digest) if server else None
+    tuning = None
+    try:
+        tuning = tuning_at(server, name, version.manifest.version, version.digest) if server else None
+    except PenstockError as error:
+        source = context.get_parameter_source("server")
+        if source is None or source.name != "ENVIRONMENT":
+            raise
+        errors.print(f"PENSTOCK_SERVER: {error}", markup=False, highlight=False, soft_wrap=True)  # nobody asked for it
     if as_json:
         shown = version.manifest.model_dump(mode="json", by_alias=True)
         shown |= {"digest": version.digest, "aliases": aliases}
