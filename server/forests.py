@@ -27,6 +27,7 @@ Mode = Literal["auto", "on", "off"]
 Feeds = dict[str, Any]
 Floats = NDArray[np.float32]
 
+NO_TREES = "no ensemble of trees in the graph"
 REFEREE_ROWS = 4096
 STEPS = 1
 """How many steps of float32 a score may lie from ONNX Runtime's."""
@@ -34,7 +35,6 @@ MEASURE_S = 0.01
 """How long one size is measured, at least, for each of the two."""
 TURNS = 200
 """How many times one size is measured, at most."""
-NO_TREES = "no ensemble of trees in the graph"
 MARGIN = 1.05
 """How many times faster the forest must be, so that noise does not choose it."""
 

@@ -39,10 +39,6 @@ from penstock.server.watch import Watch
 
 _log = logging.getLogger("penstock.server")
 
-INLINE_NS = 200_000.0
-"""How long, in nanoseconds of CPU, a transport's own thread may run models before it looks at its connections again."""
-
-
 LONG_RUN_NS = 500_000
 """From which time of the largest batch on cores are worth a worker each."""
 

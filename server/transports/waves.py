@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 
 from penstock.kernels.calls import EventSink
-from penstock.server.version import INLINE_NS, Served
+from penstock.kernels.lanes import INLINE_NS
+from penstock.server.version import Served
 
 PATIENCE = 10
 LONELY = 3
@@ -85,7 +86,7 @@ class Waves:
             self._patience.ended(self._calls)
         self._calls = 0
         versions, self._versions = self._versions, set()
-        budget = INLINE_NS
+        budget: float = INLINE_NS
         for served in versions:
             budget -= served.start(budget)
         if budget < INLINE_NS:
