@@ -2,7 +2,7 @@
 
 Every side is `penstock serve` on the native transport with another `batch_cap`: auto, and a range of fixed ones. The
 same callers ask each in turn for requests of 1, 8, 64 and 256 rows of three models: a logistic regression and 200
-trees of depth 6 on 30 features, and a perceptron 128-256-256. Compared are requests per second of the same round;
+trees of depth 6 on 30 features, and a network 128-256-256. Compared are requests per second of the same round;
 auto must reach 0.95 of every fixed cap. The server's CPU time a request is given beside it, since it is steadier
 where something else runs on the machine. All rows differ, and every answer's status is checked.
 
@@ -12,84 +12,30 @@ where something else runs on the machine. All rows differ, and every answer's st
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from penstock.benchmarks.generators import PoolLoad
 from penstock.benchmarks.lines import Line, Outcome
 from penstock.benchmarks.processes import Server
-from penstock.benchmarks.seeded import SEED, request
-from penstock.benchmarks.sides import Side, machine, measure, requests_for
+from penstock.benchmarks.seeded import Seeded, publish
+from penstock.benchmarks.sides import Side, machine, measure, penstock, requests_for
 from penstock.client import Client
 from penstock.commands._console import console, errors, print_json, print_table
 
 FIXED = (8, 32, 64, 128, 256)
 ROWS = (1, 8, 64, 256)
 AT_LEAST = 0.95
-POOL = 8192
+MODELS = ("plain", "trees", "mlp")
 CONNECTIONS = 4
 
 
-@dataclass(frozen=True)
-class Model:
-    """A published model: its name, the name of its matrix input, and rows to send."""
-
-    name: str
-    tensor: str
-    rows: np.ndarray[Any, np.dtype[np.float32]]
-
-    def bodies(self, rows: int) -> list[bytes]:
-        """Requests of so many rows each, all different, until the pool is used up."""
-        width = self.rows.shape[1]
-        parts = (self.rows[i : i + rows] for i in range(0, len(self.rows) - rows + 1, rows))
-        return [request(self.name, self.tensor, "FP32", [rows, width], part.tobytes()) for part in parts]
-
-
-def publish(folder: Path, names: tuple[str, ...] = ("regression", "trees", "perceptron")) -> list[tuple[str, Any]]:
-    """Fit and publish the models into a registry in `folder`; each with its rows."""
-    import pandas as pd
-    from sklearn.datasets import make_classification
-    from sklearn.ensemble import GradientBoostingClassifier
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.neural_network import MLPClassifier
-
-    from penstock.converters import convert
-    from penstock.registry import Registry
-
-    estimators = {
-        "regression": (30, LogisticRegression(max_iter=1000)),
-        "trees": (30, GradientBoostingClassifier(n_estimators=200, max_depth=6, random_state=SEED)),
-        "perceptron": (128, MLPClassifier((256, 256), max_iter=5, random_state=SEED)),
-    }
-    published = []
-    for name in names:
-        width, estimator = estimators[name]
-        x, y = make_classification(POOL, width, n_informative=12, random_state=SEED)
-        sample = pd.DataFrame(x.astype(np.float32), columns=[f"f{i}" for i in range(width)])
-        convert(estimator.fit(sample[:4000], y[:4000]), name, sample, labels=y, registry=Registry(folder / "registry"))
-        published.append((name, sample.to_numpy(np.float32)))
-    return published
-
-
-def serve(folder: Path, name: str, settings: str, cores: str) -> Server:
-    """`penstock serve` over the registry in `folder`, natively, with settings of its own."""
-    path = folder / f"{name}.yaml"
-    path.write_text(settings)
-    command = [sys.executable, "-c", "from penstock.cli import main; main()", "serve", "--config", str(path)]
-    listen = ["--grpc", "127.0.0.1:0", "--metrics", "off", "--transport", "native"]
-    words = [*command, *listen, "--registry", str(folder / "registry")]
-    return Server(name, words, folder / f"{name}.json", ["--ready-file"], cores)
-
-
 def compare(
-    model: Model, rows: int, servers: dict[str, Server], rounds: int, seconds: float, callers: int, cores: str
+    model: Seeded, rows: int, servers: dict[str, Server], rounds: int, seconds: float, callers: int, cores: str
 ) -> Outcome:
     """Drive every side in turn, `rounds` times."""
     generator, bodies = PoolLoad(CONNECTIONS), model.bodies(rows)
@@ -123,19 +69,17 @@ def main(
     """Compare the measured cap with fixed ones; 1 if one of them is more than 5 % better anywhere."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        published = publish(folder)
+        published = publish(folder, MODELS)
         servers = {
-            str(cap): stack.enter_context(serve(folder, str(cap), f"batch_cap: {cap}\n", server_cores))
+            str(cap): stack.enter_context(penstock(str(cap), folder, "native", server_cores, f"batch_cap: {cap}\n"))
             for cap in ("auto", *FIXED)
         }
-        models, caps = [], {}
         with Client(servers["auto"].address) as client:
-            for model, rows in published:
-                config = client.config(model)
-                models.append(Model(model, config.vector, rows))
-                caps[model] = int(config.parameters["penstock.cap"])
+            caps = {name: int(client.config(name).parameters["penstock.cap"]) for name in published}
         outcomes = [
-            compare(model, rows, servers, rounds, seconds, callers, load_cores) for model in models for rows in ROWS
+            compare(model, rows, servers, rounds, seconds, callers, load_cores)
+            for model in published.values()
+            for rows in ROWS
         ]
     report(outcomes, caps, as_json)
     raise typer.Exit(0 if all(verdict.held for outcome in outcomes for verdict in outcome.verdicts) else 1)

@@ -28,8 +28,8 @@ from penstock.bench.shapes import Shape, Timing
 from penstock.bench.spans import Level
 from penstock.bench.target import Target
 from penstock.bench.work import Expected, Work, expected, learn, make
-from penstock.benchmarks.caps import publish, serve
-from penstock.benchmarks.sides import machine
+from penstock.benchmarks.seeded import publish
+from penstock.benchmarks.sides import machine, penstock
 from penstock.client import Client
 from penstock.commands._console import console, errors, print_json, print_table
 
@@ -94,7 +94,7 @@ class Bench:
 def measured(folder: Path, rounds: int, seconds: float, deadline_ms: float, rows: int, cores: str) -> list[list[Run]]:
     """Rounds of runs, a run for each load."""
     publish(folder, (MODEL,))
-    with serve(folder, "server", "", cores) as server:
+    with penstock("server", folder, "native", cores) as server:
         bench = Bench(server.address, rows, deadline_ms)
         capacity = statistics.median(bench.capacity(seconds) for _ in range(3))
         errors.print(f"capacity: {capacity:,.0f} requests of {rows} rows a second", highlight=False)

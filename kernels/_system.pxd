@@ -58,7 +58,6 @@ cdef extern from *:
         return __atomic_add_fetch(value, more, __ATOMIC_ACQ_REL);
     }
     static long long atomic_get(const int64_t *value) { return __atomic_load_n(value, __ATOMIC_RELAXED); }
-    static void atomic_put(int64_t *value, int64_t present) { __atomic_store_n(value, present, __ATOMIC_RELAXED); }
     static void retain(int64_t *references) { __atomic_add_fetch(references, 1, __ATOMIC_RELAXED); }
     /* Whether that was the last reference. */
     static int let_go(int64_t *references) { return __atomic_sub_fetch(references, 1, __ATOMIC_ACQ_REL) == 0; }
@@ -89,7 +88,6 @@ cdef extern from *:
     int flag_raised(const int* flag) nogil
     int64_t atomic_add(int64_t* value, int64_t more) nogil
     int64_t atomic_get(const int64_t* value) nogil
-    void atomic_put(int64_t* value, int64_t present) nogil
     void retain(int64_t* references) nogil
     bint let_go(int64_t* references) nogil
     void tally(uint64_t* counter) nogil

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from penstock.benchmarks.caps import serve
 from penstock.benchmarks.deadlines import AT_LEAST, AT_MOST_LATE, Bench
+from penstock.benchmarks.sides import penstock
 from penstock.registry import Registry
 
 ROUNDS, SECONDS = 5, 0.6
@@ -30,7 +30,7 @@ def squares(graphs, width: int = 128, steps: int = 12) -> bytes:
 def test_at_twice_the_capacity_goodput_holds_and_hardly_a_row_runs_too_late(tmp_path, graphs, noting):
     (tmp_path / "registry").mkdir()
     graphs.publish(Registry(tmp_path / "registry"), "trees", squares(graphs))
-    with serve(tmp_path, "server", "", "") as server:
+    with penstock("server", tmp_path, "native", "") as server:
         bench = Bench(server.address, rows=64, deadline_ms=20.0)
         for number in range(ROUNDS):
             capacity = bench.capacity(SECONDS)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from penstock.benchmarks.caps import Model, cpu_ratio, report
+from penstock.benchmarks.caps import cpu_ratio, report
 from penstock.benchmarks.lines import Line, Outcome
+from penstock.benchmarks.seeded import vector_bodies
 from penstock.benchmarks.sides import Run
 from penstock.proto import inference_pb2 as pb
 
@@ -43,6 +44,6 @@ def test_the_nearest_rival_is_shown(capsys):
 
 def test_bodies_use_every_row_of_the_pool_once():
     rows = np.arange(40, dtype=np.float32).reshape(10, 4)
-    bodies = [pb.ModelInferRequest.FromString(body) for body in Model("m", "x", rows).bodies(3)]
+    bodies = [pb.ModelInferRequest.FromString(body) for body in vector_bodies("m", "x", rows, 3)]
     assert [list(body.inputs[0].shape) for body in bodies] == [[3, 4]] * 3
     assert b"".join(body.raw_input_contents[0] for body in bodies) == rows[:9].tobytes()
