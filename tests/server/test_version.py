@@ -29,7 +29,7 @@ def threads(monkeypatch):
 def test_a_short_run_is_made_by_the_loop_once_its_cost_is_known(
     registry, graphs, serving, calling, threads, monkeypatch
 ):
-    monkeypatch.setattr("penstock.server.version.INLINE_NS", 10**10)  # whatever machine this is
+    monkeypatch.setattr("penstock.server.transports.waves.INLINE_NS", 10**10)  # whatever machine this is
     graphs.publish(registry, "double", graphs.double())
     caller = calling(serving(transport="grpcio"))
     for _ in range(20):
@@ -43,7 +43,7 @@ def test_a_run_whose_cost_does_not_follow_from_its_rows_is_left_to_a_worker(
     registry, graphs, serving, calling, threads, monkeypatch, graph, settings
 ):
     """One row of free size may take a second: the loop is not held up by it, however short those before were."""
-    monkeypatch.setattr("penstock.server.version.INLINE_NS", 10**10)
+    monkeypatch.setattr("penstock.server.transports.waves.INLINE_NS", 10**10)
     onnx = graphs.same("FP32", "n", "k") if graph == "free" else graphs.double()
     graphs.publish(registry, graph, onnx)
     caller = calling(serving(transport="grpcio", **settings))
