@@ -75,7 +75,10 @@ class FeatureView(BaseModel):
     entity: str = Field(min_length=1, max_length=200)
     columns: tuple[Column, ...] = Field(min_length=1, max_length=MAX_COLUMNS)
     ttl_s: int = Field(default=86400, ge=1, le=10 * 365 * 86400)
-    on_missing: Literal["default", "nan", "error"] = "default"
+    max_age_s: float | None = Field(default=None, gt=0, le=10 * 365 * 86400)
+    on_stale: Literal["use", "default", "nan", "error"] = "use"
+    on_missing: Literal["default", "nan", "error", "compute"] = "default"
+    compute: str = Field(default="", max_length=200)
     on_outage: Literal["error", "default", "nan"] = "error"
     layout: Literal["row", "hash"] = "row"
 
