@@ -8,7 +8,7 @@ The rule that keeps entities apart: a link whose exchange did not end exactly (t
 is closed and never used again, so nobody reads a reply to somebody else's request.
 
 Connecting, which may hang in DNS where no timeout reaches, is done by a thread; who waits for it waits until his own
-deadline, and a link that comes too late is kept for the next caller.
+deadline, and a link that comes too late is kept for the next caller. How often it is done is bounded (`features/pace.py`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
 import hiredis
+
+from penstock.features.pace import Pace
 
 READ_SIZE = 1 << 16
 MAX_CONNECTING = 8  # threads that connect at once
@@ -57,18 +59,30 @@ class Link:
         Error replies come as `hiredis.ReplyError` values. Raises TimeoutError, OSError, or `OutOfStep` for more than
         `limit` bytes; after an exception the link is closed.
         """
+        self.send(request, deadline)
+        return self.receive(count, deadline, limit)
+
+    def send(self, request: bytes, deadline: float) -> None:
+        """The first half of `exchange`, for requests that are on their way to several servers together."""
         try:
-            replies = self._exchange(request, count, deadline, limit)
+            self._socket.settimeout(seconds_to(deadline))
+            self._socket.sendall(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, count: int, deadline: float, limit: int) -> list[Any]:
+        """The second half."""
+        try:
+            replies = self._receive(count, deadline, limit)
         except BaseException:
             self.close()
             raise
         self.used = True
         return replies
 
-    def _exchange(self, request: bytes, count: int, deadline: float, limit: int) -> list[Any]:
+    def _receive(self, count: int, deadline: float, limit: int) -> list[Any]:
         reader, buffer, connected = self._reader, self._buffer, self._socket
-        connected.settimeout(seconds_to(deadline))
-        connected.sendall(request)
         replies: list[Any] = []
         while len(replies) < count:
             reply = reader.gets()
@@ -107,25 +121,37 @@ class Links:
     def __init__(self, connect: Callable[[], Link]) -> None:
         self._connect = connect
         self._closed = False
+        self.opened = 0
         self.forget()
         FORKED.add(self)
 
     def forget(self) -> None:
         """Start anew without closing anything: after a fork, for a child must not talk on its parent's sockets."""
         self._idle: list[Link] = []
+        self._pace = Pace()
+        self._pacing = threading.Lock()
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
     def take(self, deadline: float) -> Link:
         """An idle link, else a new one; TimeoutError, or what `connect` raised."""
+        seconds_to(deadline)  # who has no time left shall not spoil a link
         try:
             return self._idle.pop()
         except IndexError:
             return self.open(deadline)
 
     def open(self, deadline: float) -> Link:
-        """A new link."""
+        """A new link; where connections keep breaking, not at once."""
+        seconds_to(deadline)
+        with self._pacing:
+            wait_s = self._pace.wait_s(time.monotonic(), deadline)
+        if wait_s is None:
+            raise ConnectionError("its connections keep breaking, and no more are opened just now")
+        if wait_s:
+            time.sleep(wait_s)
         if not self._connecting.acquire(timeout=seconds_to(deadline)):
             raise TimeoutError
+        self.opened += 1
         future: Future[Link] = Future()
         threading.Thread(target=self._make, args=(future,), name="penstock-connect", daemon=True).start()
         if not wait((future,), max(deadline - time.monotonic(), 0)).done:
