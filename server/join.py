@@ -60,9 +60,9 @@ class Join:
 
     def __post_init__(self) -> None:
         place = {name: index for index, name in enumerate(self.columns)}
-        self._places = [np.array([place.get(name, -1) for name in v.column_names], np.int32) for v in self.views]
+        self._places = [np.array([place.get(name, -1) for name in v.feature_names], np.int32) for v in self.views]
         self._kept = [np.flatnonzero(places >= 0) for places in self._places]
-        looked_up = {name for view in self.views for name in view.column_names}
+        looked_up = {name for view in self.views for name in view.feature_names}
         self._to_send = [index for index, name in enumerate(self.columns) if name not in looked_up]
 
     def fill(self, batch: Batch) -> bool:
@@ -152,5 +152,5 @@ class Join:
         lacking = (batch.source[:, places] == SOURCE_MISSING).any(axis=1) & (row_of >= 0)
         for row in np.flatnonzero(lacking):
             entity = (batch.entities[int(row)] or b"").decode("utf-8", "backslashreplace")[:100]
-            message = f"view {view.name!r} has no features of {view.entity} {entity!r}"
+            message = f"view {view.name!r} has no features of {view.entity_name} {entity!r}"
             batch.refuse(int(row), UnknownEntity.status, message)
