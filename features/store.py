@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.schema import FeatureView
+
+
+Write = Callable[[], int]
+"""Writes what was prepared and gives the number of rows written; raises `StoreUnavailable`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +63,41 @@ class FeatureStore(Protocol):
         entities: Sequence[bytes],
         columns: Mapping[str, NDArray[Any]],
         event_times: NDArray[np.int64] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> int:
-        """Write rows, replacing older ones; the number written.
+        """Write rows unless a newer event is stored; the number written.
 
         `columns` has exactly the view's names, each 1-D and as long as `entities`; NaN, and a masked element of a
-        `numpy.ma` array, is null. `event_times` are ms since 1970 (UTC), now if None. Raises `InvalidData`.
+        `numpy.ma` array, is null. `event_times` are ms since 1970 (UTC), now if None. Of equal times the row written
+        last stays; with `overwrite` it always does. Raises `InvalidData`.
         """
+        ...
+
+    def prepare(
+        self,
+        view: FeatureView,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Write:
+        """`put` in two halves: everything is checked and encoded here, and written by calling the result.
+
+        It may be called from another thread, and again after `StoreUnavailable`.
+        """
+        ...
+
+    def mark(self, job: str, new: bytes | None) -> bytes | None:
+        """Remember how far a job has come, beside the rows and with their durability; the mark it had before.
+
+        None removes it, and gives None. Marks are forgotten after a week.
+        """
+        ...
+
+    def marked(self, job: str) -> bytes | None:
+        """The mark of a job, None if it has none."""
         ...
 
     def apply(self, view: FeatureView, *, replace: bool = False) -> None:
