@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.schema import FeatureView
+from penstock.kernels.joins import ROW_LOST
 
 
 Write = Callable[[], int]
@@ -35,12 +36,15 @@ class FetchedRows:
     Attributes:
         values: float32 [u, k], NaN for null and for every value of a row that is not OK.
         event_times: int64 [u], ms since 1970 (UTC), 0 where unknown (absent rows, hash layout).
-        status: uint8 [u], `ROW_OK`, `ROW_ABSENT`, `ROW_CORRUPT` or `ROW_SCHEMA` of `penstock.kernels.rows`.
+        status: uint8 [u], `ROW_OK`, `ROW_ABSENT`, `ROW_CORRUPT` or `ROW_SCHEMA` of `penstock.kernels.rows`, or one of
+            those of `penstock.kernels.joins`.
+        trouble: why rows are `ROW_LOST`, in one line; empty where none is.
     """
 
     values: NDArray[np.float32]
     event_times: NDArray[np.int64]
     status: NDArray[np.uint8]
+    trouble: str = ""
 
     @classmethod
     def empty(cls, lookup: Lookup) -> FetchedRows:
@@ -49,13 +53,31 @@ class FetchedRows:
         values = np.empty((rows, lookup.view.width), np.float32)
         return cls(values, np.zeros(rows, np.int64), np.empty(rows, np.uint8))
 
+    @classmethod
+    def lost(cls, lookup: Lookup, trouble: str) -> FetchedRows:
+        """What a look-up comes to that nobody answered."""
+        rows = len(lookup.entities)
+        values = np.full((rows, lookup.view.width), np.nan, np.float32)
+        return cls(values, np.zeros(rows, np.int64), np.full(rows, ROW_LOST, np.uint8), trouble)
 
-class FeatureStore(Protocol):
-    """A place where rows of features are kept. Safe to use from many threads."""
+
+class Reader(Protocol):
+    """What rows are looked up through: a store, or a layer before one. Safe to use from many threads."""
 
     def fetch(self, lookups: Sequence[Lookup], timeout_s: float) -> list[FetchedRows]:
-        """All rows in one round trip; `StoreUnavailable` within `timeout_s` (never later than 1.2 times that)."""
+        """All rows of all lookups, in order, within `timeout_s` (never later than 1.2 times that).
+
+        Rows that nobody answered for, where others were, are `ROW_LOST`.
+
+        Raises:
+            StoreUnavailable: nothing was answered.
+            StoreMisconfigured: the store refuses us.
+        """
         ...
+
+
+class FeatureStore(Reader, Protocol):
+    """A place where rows of features are kept. It fetches in one round trip."""
 
     def put(
         self,

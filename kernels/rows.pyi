@@ -15,13 +15,6 @@ ROW_CORRUPT: int
 ROW_SCHEMA: int
 """A sound row of another schema id."""
 
-SOURCE_NONE: int
-SOURCE_REQUEST: int
-SOURCE_STORE: int
-SOURCE_CACHE: int
-SOURCE_DEFAULT: int
-SOURCE_MISSING: int
-
 def crc32(data: bytes, value: int = 0) -> int:
     """CRC-32 of `data`, going on from `value`; equal to `zlib.crc32`."""
 
@@ -97,35 +90,6 @@ class RowLayout:
         Raises:
             ValueError: shapes or dtypes that do not fit. What is in the rows never raises.
         """
-
-def scatter(
-    values: NDArray[np.float32],
-    status: NDArray[np.uint8],
-    row_of: NDArray[np.int32],
-    columns: NDArray[np.int32],
-    defaults: NDArray[np.float32],
-    use_defaults: bool,
-    out: NDArray[np.float32],
-    source: NDArray[np.uint8],
-) -> tuple[int, int, int]:
-    """Put the unique rows of one view into the columns of a batch that the caller did not send.
-
-    Args:
-        values: (u, v) decoded rows, NaN for null.
-        status: (u,) as from `RowLayout.unpack`; only ROW_OK rows give values.
-        row_of: (n,) which of the u rows belongs to a batch row, negative where no entity was sent.
-        columns: (v,) which column of `out` each of the view's columns is.
-        defaults: (v,) NaN where a column has none.
-        use_defaults: fill what is missing with `defaults`; otherwise with NaN.
-        out: (n, k) the batch; written except where `source` is SOURCE_REQUEST.
-        source: (n, k) where each value came from; SOURCE_STORE, SOURCE_DEFAULT or SOURCE_MISSING is written.
-
-    Returns:
-        How many values came from the store, from defaults, and from nowhere (NaN).
-
-    Raises:
-        ValueError: shapes that do not fit, or an index outside its array.
-    """
 
 def parse_hashes(
     replies: Sequence[Sequence[bytes | None]], out: NDArray[np.float32], status: NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Packed feature rows: all features of one entity in one view as one string of bytes, and the way into a batch.
+"""Packed feature rows: all features of one entity in one view as one string of bytes.
 
     offset  0  u8   format (1)              offset  8  i64  event time, ms since 1970
             1  u8   flags (0)                      16  u32  CRC-32 of key || row, this field taken as zero
@@ -45,23 +45,10 @@ cdef enum RowStatus:
     CORRUPT = 2
     SCHEMA = 3
 
-cdef enum Source:
-    FROM_REQUEST = 1
-    FROM_STORE = 2
-    FROM_DEFAULT = 4
-    FROM_NOWHERE = 5
-
 ROW_OK = OK
 ROW_ABSENT = ABSENT
 ROW_CORRUPT = CORRUPT
 ROW_SCHEMA = SCHEMA
-
-SOURCE_NONE = 0
-SOURCE_REQUEST = FROM_REQUEST
-SOURCE_STORE = FROM_STORE
-SOURCE_CACHE = 3
-SOURCE_DEFAULT = FROM_DEFAULT
-SOURCE_MISSING = FROM_NOWHERE
 
 cdef enum Kind:
     FLOAT32 = 0
@@ -597,74 +584,6 @@ cdef class RowLayout:
             return False
         apply_nulls(bitmap, self.fields, self.n_columns, out)
         return True
-
-
-# Rows into the batch ----------------------------------------------------------------------------------------------
-
-cdef struct Counts:
-    Py_ssize_t store
-    Py_ssize_t default
-    Py_ssize_t missing
-
-
-def scatter(
-    const float[:, ::1] values not None,
-    const uint8_t[::1] status not None,
-    const int32_t[::1] row_of not None,
-    const int32_t[::1] columns not None,
-    const float[::1] defaults not None,
-    bint use_defaults,
-    float[:, ::1] out not None,
-    uint8_t[:, ::1] source not None,
-):
-    cdef Py_ssize_t n = out.shape[0], n_columns = columns.shape[0]
-    cdef Py_ssize_t i, c, row
-    cdef Counts counts
-    if source.shape[0] != n or source.shape[1] != out.shape[1] or row_of.shape[0] != n:
-        raise ValueError(f"out is ({n}, {out.shape[1]}); source must be the same and row_of ({n},)")
-    if values.shape[1] != n_columns or defaults.shape[0] != n_columns or status.shape[0] != values.shape[0]:
-        raise ValueError(f"values is ({values.shape[0]}, {values.shape[1]}); columns, defaults or status do not fit")
-    for c in range(n_columns):
-        if not 0 <= columns[c] < out.shape[1]:
-            raise ValueError(f"column {columns[c]} is outside out, which has {out.shape[1]} columns")
-    for i in range(n):
-        if row_of[i] >= values.shape[0]:
-            raise ValueError(f"row_of[{i}] is {row_of[i]}, but there are {values.shape[0]} rows")
-    memset(&counts, 0, sizeof(Counts))
-    with nogil:
-        for i in range(n):
-            row = row_of[i]
-            if row >= 0 and status[row] != OK:
-                row = -1
-            scatter_row(&values[row, 0] if row >= 0 and n_columns else NULL, &columns[0] if n_columns else NULL,
-                        &defaults[0] if use_defaults and n_columns else NULL, n_columns, &out[i, 0], &source[i, 0],
-                        &counts)
-    return counts.store, counts.default, counts.missing
-
-
-cdef inline void scatter_row(const float* values, const int32_t* columns, const float* defaults, Py_ssize_t n_columns,
-                             float* out, uint8_t* source, Counts* counts) noexcept nogil:
-    """One entity's values to their places, where the caller sent none; about 2 ns a value. NULL: there are none."""
-    cdef Py_ssize_t c
-    cdef int32_t j
-    cdef float value
-    cdef int64_t stored = 0
-    for c in range(n_columns):
-        j = columns[c]
-        if source[j] == FROM_REQUEST:
-            continue
-        value = values[c] if values != NULL else NAN
-        if value == value:
-            out[j] = value
-            source[j] = FROM_STORE
-            stored += 1
-            continue
-        value = defaults[c] if defaults != NULL else NAN
-        out[j] = value
-        source[j] = FROM_DEFAULT if value == value else FROM_NOWHERE
-        counts.default += value == value
-        counts.missing += value != value
-    counts.store += stored
 
 
 # Hash layout ------------------------------------------------------------------------------------------------------

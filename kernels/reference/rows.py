@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROW_OK, ROW_ABSENT, ROW_CORRUPT, ROW_SCHEMA = 0, 1, 2, 3
-SOURCE_NONE, SOURCE_REQUEST, SOURCE_STORE, SOURCE_CACHE, SOURCE_DEFAULT, SOURCE_MISSING = range(6)
 
 HEADER = struct.Struct("<BBHIqII")  # format, flags, columns, schema id, event time, checksum, reserved
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "int64", "int32", "bool")}
@@ -167,37 +166,6 @@ class RowLayout:
             for field, value, is_null in zip(self.fields, self._values(row), null, strict=True)
         ]
         return np.concatenate(parts)
-
-
-def scatter(
-    values: NDArray[np.float32],
-    status: NDArray[np.uint8],
-    row_of: NDArray[np.int32],
-    columns: NDArray[np.int32],
-    defaults: NDArray[np.float32],
-    use_defaults: bool,
-    out: NDArray[np.float32],
-    source: NDArray[np.uint8],
-) -> tuple[int, int, int]:
-    """The view's values in the columns that the caller did not send; counts of store, default and missing."""
-    n, (u, v) = len(out), values.shape
-    fits = source.shape == out.shape and row_of.shape == (n,) and status.shape == (u,)
-    if not fits or columns.shape != (v,) or defaults.shape != (v,):
-        raise ValueError("shapes do not fit")
-    if (row_of >= u).any() or (columns < 0).any() or (columns >= out.shape[1]).any():
-        raise ValueError("an index is outside its array")
-    counts = dict.fromkeys((SOURCE_STORE, SOURCE_DEFAULT, SOURCE_MISSING), 0)
-    for i, row in enumerate(row_of):
-        for c, j in enumerate(columns):
-            if source[i, j] == SOURCE_REQUEST:
-                continue
-            stored = values[row, c] if row >= 0 and status[row] == ROW_OK else np.float32(np.nan)
-            default = defaults[c] if use_defaults else np.float32(np.nan)
-            out[i, j] = default if np.isnan(stored) else stored
-            known = SOURCE_MISSING if np.isnan(default) else SOURCE_DEFAULT
-            source[i, j] = known if np.isnan(stored) else SOURCE_STORE
-            counts[int(source[i, j])] += 1
-    return counts[SOURCE_STORE], counts[SOURCE_DEFAULT], counts[SOURCE_MISSING]
 
 
 def parse_number(text: bytes | None) -> float:

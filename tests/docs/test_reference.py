@@ -51,14 +51,18 @@ def test_every_field_of_a_view_is_listed_with_its_default():
         assert listed == {n: "needed" if f.is_required() else shown(f.default) for n, f in fields.items()}
 
 
+def metrics_of_the_server():
+    return "".join(path.read_text("utf-8") for path in (ROOT / "server").glob("*metrics.py"))
+
+
 @pytest.mark.parametrize("told", sorted(set(re.findall(r"penstock_[a-z_]+", PAGE.split("## Metrics")[1]))))
 def test_every_metric_told_exists(told):
-    source = (ROOT / "server" / "metrics.py").read_text("utf-8")
+    source = metrics_of_the_server()
     name = told.removesuffix("_total").removeprefix("penstock_drift_")
     assert name in source
 
 
 def test_every_metric_is_told():
-    source = (ROOT / "server" / "metrics.py").read_text("utf-8")
+    source = metrics_of_the_server()
     for name in re.findall(r'"(penstock_[a-z_]+)"', source):
         assert f"`{name}" in PAGE
