@@ -31,7 +31,7 @@ class Lookup:
 
 @dataclass(frozen=True, slots=True)
 class FetchedRows:
-    """Answer to a lookup of u entities of a view with k columns.
+    """Answer to a lookup of u entities of a view that gives k numbers (`view.feature_names`).
 
     Attributes:
         values: float32 [u, k], NaN for null and for every value of a row that is not OK.
@@ -50,14 +50,14 @@ class FetchedRows:
     def empty(cls, lookup: Lookup) -> FetchedRows:
         """Arrays of the right shapes, to be filled in full."""
         rows = len(lookup.entities)
-        values = np.empty((rows, len(lookup.view.columns)), np.float32)
+        values = np.empty((rows, lookup.view.width), np.float32)
         return cls(values, np.zeros(rows, np.int64), np.empty(rows, np.uint8))
 
     @classmethod
     def lost(cls, lookup: Lookup, trouble: str) -> FetchedRows:
         """What a look-up comes to that nobody answered."""
         rows = len(lookup.entities)
-        values = np.full((rows, len(lookup.view.columns)), np.nan, np.float32)
+        values = np.full((rows, lookup.view.width), np.nan, np.float32)
         return cls(values, np.zeros(rows, np.int64), np.full(rows, ROW_LOST, np.uint8), trouble)
 
 

@@ -60,7 +60,7 @@ class _View:
 
     def __init__(self, view: FeatureView, columns: Sequence[str]) -> None:
         place = {name: index for index, name in enumerate(columns)}
-        places = np.array([place.get(name, -1) for name in view.column_names], np.int32)
+        places = np.array([place.get(name, -1) for name in view.feature_names], np.int32)
         self.view = view
         self.kept = np.flatnonzero(places >= 0)
         self.is_whole = len(self.kept) == len(places)
@@ -68,7 +68,7 @@ class _View:
         self.defaults = view.defaults[self.kept]
         self.treatments = treatments(view)
         self.max_age_ms = -1 if view.max_age_s is None else int(view.max_age_s * 1000)
-        self.tally = Tally(view.name, [view.column_names[index] for index in self.kept])
+        self.tally = Tally(view.name, [view.feature_names[index] for index in self.kept])
 
     def fill(self, batch: Batch, rows: FetchedRows, row_of: Shorts, now_ms: int) -> None:
         """Write the view's rows into the batch, and refuse the calls that the view says not to answer."""
@@ -121,7 +121,7 @@ class _View:
     def _entity(self, batch: Batch, row: np.intp) -> str:
         assert batch.entities is not None
         shown = (batch.entities[int(row)] or b"").decode("utf-8", "backslashreplace")[:100]
-        return f"{self.view.entity} {shown!r}"
+        return f"{self.view.entity_name} {shown!r}"
 
 
 def _of_status(rows: FetchedRows, row_of: Shorts, status: int) -> NDArray[np.intp]:
@@ -155,7 +155,7 @@ class Join:
     def __post_init__(self) -> None:
         self._views = [_View(view, self.columns) for view in self.views]
         self.tallies = [view.tally for view in self._views]
-        looked_up = {name for view in self.views for name in view.column_names}
+        looked_up = {name for view in self.views for name in view.feature_names}
         self._to_send = [index for index, name in enumerate(self.columns) if name not in looked_up]
 
     def fill(self, batch: Batch) -> bool:
