@@ -7,6 +7,7 @@ Hash layout: `features:<entity>` is a hash of decimal strings, read by one HMGET
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import hiredis
@@ -15,6 +16,7 @@ from hiredis import pack_command
 from penstock.features.columns import Table, to_text
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows, Lookup
+from penstock.kernels.joins import ROW_LOST
 from penstock.kernels.rows import parse_hashes
 
 Keys = Sequence[Sequence[bytes]]
@@ -42,6 +44,53 @@ def encode_fetch(lookups: Sequence[Lookup], keys: Keys) -> tuple[bytes, int, int
     if len(rows) > 1:
         hashes.insert(0, pack(*rows))
     return b"".join(hashes), len(hashes), values
+
+
+def encode_singly(lookups: Sequence[Lookup], keys: Keys) -> tuple[list[bytes], list[bytes], int]:
+    """The same as one command for each key, where keys are kept by several servers.
+
+    The commands, rows before hashes, the key of each, and the number of values in all replies.
+    """
+    order = sorted(range(len(lookups)), key=lambda i: lookups[i].view.layout != "row")
+    commands: list[bytes] = []
+    flat: list[bytes] = []
+    values = 0
+    for i in order:
+        view, own = lookups[i].view, keys[i]
+        is_row = view.layout == "row"
+        commands += [pack(b"GET", key) for key in own] if is_row else [pack(b"HMGET", key, *view.fields) for key in own]
+        flat += own
+        values += len(own) * (1 if is_row else len(view.fields))
+    return commands, flat, values
+
+
+def together(lookups: Sequence[Lookup], replies: Sequence[Any]) -> list[Any]:
+    """The replies to `encode_singly` as `decode_fetch` takes them; what is no reply counts as absent."""
+    rows = sum(len(lookup.entities) for lookup in lookups if lookup.view.layout == "row")
+    widths = [len(one.view.fields) for one in lookups if one.view.layout != "row" for _ in one.entities]
+    hashes = [
+        reply if type(reply) in (list, hiredis.ReplyError) else [None] * width
+        for reply, width in zip(replies[rows:], widths, strict=True)
+    ]
+    return [[row if type(row) is bytes else None for row in replies[:rows]], *hashes] if rows else hashes
+
+
+def mark_lost(
+    lookups: Sequence[Lookup], answers: Sequence[FetchedRows], troubles: Sequence[str | None]
+) -> list[FetchedRows]:
+    """The answers, with those rows lost to whose command (in the order of `encode_singly`) nobody replied."""
+    if not any(troubles):
+        return list(answers)
+    marked = list(answers)
+    start = 0
+    for i in sorted(range(len(lookups)), key=lambda i: lookups[i].view.layout != "row"):
+        own = troubles[start : start + len(lookups[i].entities)]
+        start += len(own)
+        for row, trouble in enumerate(own):
+            if trouble is not None:
+                marked[i].status[row] = ROW_LOST
+        marked[i] = replace(marked[i], trouble=next((trouble for trouble in own if trouble), ""))
+    return marked
 
 
 def decode_fetch(lookups: Sequence[Lookup], keys: Keys, replies: Sequence[Any]) -> list[FetchedRows]:

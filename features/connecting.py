@@ -5,15 +5,14 @@
     redis+sentinel://[user:password@]host[:port],.../service[/db]           rediss+sentinel://
 
 Hosts of a cluster are some of its nodes, the others are found; those of Sentinel are sentinels, and the service is the
-name under which they watch the master. Options follow as redis-py has them (`?ssl_ca_certs=/etc/ca.pem`); user, password
-and TLS are for the servers that keep rows, and for sentinels TLS, `sentinel_username` and `sentinel_password`.
+name under which they watch the master. Options follow as redis-py has them (`?ssl_ca_certs=/etc/ca.pem`). User, password
+and database are for the servers that keep rows, `sentinel_username` and `sentinel_password` for sentinels, TLS for both.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
@@ -25,6 +24,7 @@ from redis.retry import Retry
 from penstock.features.errors import FeatureError, StoreMisconfigured
 from penstock.features.links import Link
 from penstock.features.nodes import Name
+from penstock.features.slots import Address
 
 CONNECT_S = 0.05
 HANDSHAKE_S = 0.25  # each of TLS, AUTH and SELECT
@@ -32,8 +32,6 @@ MAX_HOSTS = 64
 FORM = "a Redis URL is redis://[user:password@]host[:port][/db]; this one is not"
 # Options a URL may carry that would bring back what is decided here.
 OURS = ("retry", "retry_on_timeout", "retry_on_error", "max_connections", "health_check_interval", "protocol")
-
-Address = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,11 @@ class Connector:
         host, port = address
         where = Name(self.name.what, f"{host}:{port}")
         return Connector(where, self.kind, {**self.options, "host": host, "port": port})
+
+    def having(self, **options: Any) -> Connector:
+        """The same with other options; None removes one."""
+        merged = {**self.options, **options}
+        return replace(self, options={name: value for name, value in merged.items() if value is not None})
 
     def make(self) -> Any:
         """A connection that is not connected yet."""
@@ -133,6 +136,3 @@ def without(url: str, *options: str) -> tuple[str, dict[str, str]]:
     given = parse_qsl(parts.query, keep_blank_values=True)
     kept = [(name, value) for name, value in given if name not in options]
     return urlunsplit(parts._replace(query=urlencode(kept))), {n: v for n, v in given if n in options}
-
-
-Connect = Callable[[], Link]

@@ -8,7 +8,7 @@ The rule that keeps entities apart: a link whose exchange did not end exactly (t
 is closed and never used again, so nobody reads a reply to somebody else's request.
 
 Connecting, which may hang in DNS where no timeout reaches, is done by a thread; who waits for it waits until his own
-deadline, and a link that comes too late is kept for the next caller. How often it is done is bounded (`features/pace.py`).
+deadline, and a link that comes too late is kept for the next caller. How often it is done is bounded by a `Pace`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import threading
 import time
 import weakref
@@ -89,8 +90,11 @@ class Link:
             if reply is not PENDING:
                 replies.append(reply)
                 continue
-            connected.settimeout(seconds_to(deadline))
-            size = connected.recv_into(buffer)
+            connected.settimeout(max(deadline - time.monotonic(), 0.0))  # late, but what has come already is taken
+            try:
+                size = connected.recv_into(buffer)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                raise TimeoutError from None
             limit -= size
             if size == 0:
                 raise ConnectionResetError("it closed the connection")
@@ -132,36 +136,42 @@ class Links:
         self._pacing = threading.Lock()
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
-    def take(self, deadline: float) -> Link:
-        """An idle link, else a new one; TimeoutError, or what `connect` raised."""
-        seconds_to(deadline)  # who has no time left shall not spoil a link
+    def take(self) -> Link | None:
+        """An idle link, if there is one."""
         try:
             return self._idle.pop()
         except IndexError:
-            return self.open(deadline)
+            return None
 
     def open(self, deadline: float) -> Link:
-        """A new link; where connections keep breaking, not at once."""
-        seconds_to(deadline)
+        """A new link; TimeoutError, ConnectionError where they keep breaking, or what `connect` raised."""
+        return self.opened_by(self.begin(deadline), deadline)
+
+    def begin(self, deadline: float) -> Future[Link]:
+        """Begin to open a link; `opened_by` waits for it."""
         with self._pacing:
             wait_s = self._pace.wait_s(time.monotonic(), deadline)
         if wait_s is None:
             raise ConnectionError("its connections keep breaking, and no more are opened just now")
-        if wait_s:
-            time.sleep(wait_s)
         if not self._connecting.acquire(timeout=seconds_to(deadline)):
             raise TimeoutError
         self.opened += 1
         future: Future[Link] = Future()
-        threading.Thread(target=self._make, args=(future,), name="penstock-connect", daemon=True).start()
+        threading.Thread(target=self._make, args=(future, wait_s), name="penstock-connect", daemon=True).start()
+        return future
+
+    def opened_by(self, future: Future[Link], deadline: float) -> Link:
+        """The link that was begun; who comes too late leaves it to the next."""
         if not wait((future,), max(deadline - time.monotonic(), 0)).done:
             future.add_done_callback(self._keep)
             raise TimeoutError
         return future.result()
 
-    def _make(self, future: Future[Link]) -> None:
+    def _make(self, future: Future[Link], wait_s: float) -> None:
         connecting = self._connecting
         try:
+            if wait_s:
+                time.sleep(wait_s)
             future.set_result(self._connect())
         except BaseException as error:  # noqa: BLE001 -- it is raised by who waits for the future
             future.set_exception(error)

@@ -1,8 +1,8 @@
 """One Redis server as we deal with it: its links, its breaker, and what its failures mean.
 
 A request is begun and then finished (`Flight`), so that requests to several servers are on their way together. No
-retries, but for an idle connection that turns out to be dead: whatever is asked here can be sent twice without harm, so it
-is sent again on a new one, within the same deadline.
+retries, but for an idle connection that turns out to be dead: whatever is asked here can be sent twice without harm, so
+it is sent again on a new one, within the same deadline.
 
 - A failure or a late answer becomes `StoreUnavailable`; after some of them the breaker refuses at once.
 - Refusals (password, ACL, TLS) become `StoreMisconfigured`.
@@ -13,17 +13,29 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 
 from penstock.features.breaker import Breaker
 from penstock.features.errors import FeatureError, StoreMisconfigured, StoreUnavailable
-from penstock.features.links import Link, Links, OutOfStep
+from penstock.features.links import Link, Links, OutOfStep, seconds_to
 
 # Error replies that pass with time, or once somebody else is the master.
-BUSY = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "NOSCRIPT")
+BUSY = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "OOM",
+    "BUSY",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "MISCONF",
+    "NOREPLICAS",
+    "NOSCRIPT",
+)
 NOT_MASTER = ("READONLY", "MASTERDOWN")
 
 
@@ -52,13 +64,12 @@ class Name:
         return self.unavailable(text) if text.startswith(BUSY) else self.misconfigured(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """What is asked of one server.
 
     Attributes:
         request: commands as RESP, which may be sent twice without harm.
-        count: how many replies there will be.
+        n_replies: how many there will be.
         deadline: of `time.monotonic`, for all of it.
         limit: bytes of all replies together.
         tolerate: error replies that stay among the replies; any other is raised.
@@ -67,7 +78,7 @@ class Ask:
     """
 
     request: bytes
-    count: int
+    n_replies: int
     deadline: float
     limit: int
     tolerate: Callable[[Any], bool] = lambda _: False
@@ -115,9 +126,12 @@ class Node:
 class Flight:
     """A request on its way to one server."""
 
+    __slots__ = ("_ask", "_error", "_generation", "_link", "_node", "_opening")
+
     def __init__(self, node: Node, ask: Ask) -> None:
         self._node, self._ask = node, ask
         self._link: Link | None = None
+        self._opening: Future[Link] | None = None
         self._error: Exception | None = None
         self._generation: int | None = None
         if ask.guarded and (generation := node.admit()) is None:
@@ -125,9 +139,13 @@ class Flight:
             return
         self._generation = generation if ask.guarded else None
         try:
-            self._link = node.links.take(ask.deadline)
-            self._send()
-        except (FeatureError, OSError) as error:
+            seconds_to(ask.deadline)  # who has no time left shall not spoil a link
+            self._link = node.links.take()
+            if self._link is None:
+                self._opening = node.links.begin(ask.deadline)
+            else:
+                self._send()
+        except OSError as error:
             self._error = error
 
     def finish(self) -> list[Any]:
@@ -152,11 +170,17 @@ class Flight:
         try:
             if self._error is not None:
                 raise self._error
+            if self._opening is not None:
+                self._take_opened()
             replies = self._receive()
         except (OSError, OutOfStep) as error:
             raise self._node.name.unavailable(error) from error
         assert self._link is not None
-        refused = next((str(r) for r in replies if type(r) is hiredis.ReplyError and not self._ask.tolerate(r)), "")
+        refused = ""
+        for reply in replies:
+            if type(reply) is hiredis.ReplyError and not self._ask.tolerate(reply):
+                refused = str(reply)
+                break
         if refused.startswith(NOT_MASTER):  # a new connection may find the master
             self._link.close()
             self._node.links.drop_idle()
@@ -173,27 +197,29 @@ class Flight:
         except TimeoutError:
             raise
         except OSError:
-            if not self._link.used:
-                raise
-            self._again()
+            self._open_again()
 
     def _receive(self) -> list[Any]:
         ask = self._ask
         assert self._link is not None
         try:
-            return self._link.receive(ask.count, ask.deadline, ask.limit)
+            return self._link.receive(ask.n_replies, ask.deadline, ask.limit)
         except TimeoutError:
             raise
         except OSError:
             if not self._link.used:
                 raise
-            self._again()
-            return self._link.receive(ask.count, ask.deadline, ask.limit)
+        self._open_again()
+        self._take_opened()
+        return self._link.receive(ask.n_replies, ask.deadline, ask.limit)
 
-    def _again(self) -> None:
-        """Send on a new link what went to one that was idle and is dead; so are then the others."""
-        links = self._node.links
-        links.drop_idle()
-        self._link = links.open(self._ask.deadline)
+    def _open_again(self) -> None:
+        """A link that was idle is dead, and so are then the others: begin a new one."""
+        self._node.links.drop_idle()
+        self._opening = self._node.links.begin(self._ask.deadline)
+
+    def _take_opened(self) -> None:
+        """Wait for the link that was begun, and send."""
+        assert self._opening is not None
+        self._link = self._node.links.opened_by(self._opening, self._ask.deadline)
         self._link.send(self._ask.request, self._ask.deadline)
-

@@ -1,9 +1,9 @@
 """Pace: how often something may be done, as a decision without a clock; here, how often connections are opened.
 
-A store that comes back after an outage is met by every worker of every server at once, and one that resets connections as
-fast as they are made would be asked for nothing else. So `BURST` connections may be opened at once, and after them
-`PER_S` a second, spread by chance, by each process to each server. This is the generic cell rate algorithm (ITU-T I.371):
-one number, the time at which the next one would be due if all had come evenly. Not thread-safe: who uses it holds a lock.
+A store that comes back after an outage is met by every worker of every server at once, and one that resets connections
+as fast as they are made would be asked for nothing else. So `BURST` connections may be opened at once, and after them
+`PER_S` a second, spread by chance, by each process to each server. This is the generic cell rate algorithm of ITU-T
+I.371: one number, the time at which the next would be due if all had come evenly. Not thread-safe: who uses it locks.
 """
 
 from __future__ import annotations

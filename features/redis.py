@@ -1,10 +1,9 @@
 """Feature store on Redis: one round trip a batch, bounded in time, never another entity's row.
 
-- `fetch` sends one MGET for all row-layout views and one HMGET an entity of hash-layout views in one write, and reads
-  all replies (features/commands.py, features/links.py). No retries, but for an idle connection that turns out to be
-  dead: every command here can be sent twice without harm, so it is sent again on a new one, within the same deadline.
-- A failure or a late answer becomes `StoreUnavailable`; after some of them the breaker refuses at once.
-- Refusals (password, ACL, TLS, cluster mode) become `StoreMisconfigured`.
+`fetch` sends one MGET for all row-layout views and one HMGET an entity of hash-layout views in one write, and reads all
+replies (`features/commands.py`). How a server is dealt with that fails, hangs or refuses stands in `features/nodes.py`,
+how connections are made in `features/connecting.py`. Of a cluster every master is asked for its keys
+(`features/cluster.py`); behind Sentinel it is whoever is the master (`features/sentinel.py`).
 
 Cost goal: for 64 entities of 30 float32 at most 25 µs of Python around the round trip.
 """
@@ -12,75 +11,86 @@ Cost goal: for 64 entities of 30 float32 at most 25 µs of Python around the rou
 from __future__ import annotations
 
 import logging
-import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import hiredis
 import numpy as np
 from numpy.typing import NDArray
-from redis import exceptions
-from redis.backoff import NoBackoff
-from redis.connection import Connection, parse_url
-from redis.retry import Retry
 
-from penstock.features.breaker import Breaker
+from penstock.features.cluster import Cluster, Lost
 from penstock.features.columns import check_table
-from penstock.features.commands import decode_fetch, encode_fetch, is_wrong_type, pack
-from penstock.features.errors import FeatureError, InvalidView, StoreMisconfigured, StoreUnavailable, UnknownView
-from penstock.features.links import Link, Links, OutOfStep
+from penstock.features.commands import (
+    decode_fetch,
+    encode_fetch,
+    encode_singly,
+    is_wrong_type,
+    mark_lost,
+    pack,
+    together,
+)
+from penstock.features.connecting import connector, connectors, without
+from penstock.features.errors import InvalidView, StoreMisconfigured, UnknownView
+from penstock.features.links import Link
+from penstock.features.nodes import Ask, Node
 from penstock.features.schema import FeatureView
+from penstock.features.sentinel import Sentinels
 from penstock.features.store import FetchedRows, Lookup, Write, refuse_change, stored_view
-from penstock.features.writes import Request, write_requests
+from penstock.features.writes import KEYS_A_CALL, Request, write_requests
 
 VIEWS_KEY = b"fs:views"
-CONNECT_S = 0.05
-HANDSHAKE_S = 0.25  # each of TLS, AUTH and SELECT
 SLOW_S = 5.0  # time limit of a request that is not on the hot path
 MARK_S = 7 * 86400  # a job that nobody resumes is forgotten
 FAIR_S = 0.01  # lateness within less says nothing about the store
 MAX_VALUE = 1 << 16  # bytes of one row or field; the largest row has 24 + 512 + 4096 * 8
 MAX_SLOW_REPLY = 1 << 24
-BUSY = (
-    "LOADING",
-    "MASTERDOWN",
-    "READONLY",
-    "OOM",
-    "BUSY",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "MISCONF",
-    "NOREPLICAS",
-    "NOSCRIPT",
-)
-# Options a URL may carry that would bring back what this module decides.
-OURS = ("retry", "retry_on_timeout", "retry_on_error", "max_connections", "health_check_interval", "protocol")
 
 log = logging.getLogger(__name__)
 
 
 class RedisStore:
-    """A feature store at a redis://, rediss:// or unix:// URL; `before_connect` runs before each new connection."""
+    """A feature store on Redis; the forms of its URL stand in `features/connecting.py`.
 
-    def __init__(self, url: str, *, before_connect: Callable[[], None] = lambda: None) -> None:
-        self._make, self.name = connector(url)
-        self._before_connect = before_connect
-        self._links = Links(self._connect)
-        self._breaker = Breaker()
-        self._lock = threading.Lock()
+    Args:
+        url: where it is.
+        before_connect: runs before each new connection.
+        what: what errors call it.
+    """
+
+    def __init__(
+        self, url: str, *, before_connect: Callable[[], None] = lambda: None, what: str = "the feature store"
+    ) -> None:
+        self._servers = servers_of(url, before_connect, what)
+        self.name = self._servers.name.where
 
     def fetch(self, lookups: Sequence[Lookup], timeout_s: float) -> list[FetchedRows]:
         """All rows of all lookups in one round trip (see `FeatureStore.fetch`)."""
-        deadline = time.monotonic() + timeout_s
         keys = [lookup.view.keys(lookup.entities) for lookup in lookups]
+        fair, deadline = timeout_s >= FAIR_S, time.monotonic() + timeout_s
+        if isinstance(self._servers, Cluster):
+            return self._fetch_singly(self._servers, lookups, keys, deadline, fair=fair)
         request, count, values = encode_fetch(lookups, keys)
-        replies = self._guarded(request, count, timeout_s, deadline, MAX_VALUE * (values + 1)) if count else []
+        ask = Ask(request, count, deadline, MAX_VALUE * (values + 1), is_wrong_type, guarded=True, fair=fair)
+        return self._decoded(lookups, keys, self._servers.ask(ask) if count else [])
+
+    def _fetch_singly(
+        self, cluster: Cluster, lookups: Sequence[Lookup], keys: Sequence[list[bytes]], deadline: float, *, fair: bool
+    ) -> list[FetchedRows]:
+        """The same, each key asked of the master that has it; what one of them does not answer is lost."""
+        commands, flat, values = encode_singly(lookups, keys)
+        ask = Ask(b"", 0, deadline, MAX_VALUE * (values + 1), is_wrong_type, guarded=True, fair=fair)
+        replies = cluster.ask_keys(commands, flat, ask) if commands else []
+        lost = [reply.error if type(reply) is Lost else None for reply in replies]
+        if lost and None not in lost:
+            raise next(error for error in lost if error is not None)
+        answers = self._decoded(lookups, keys, together(lookups, replies))
+        return mark_lost(lookups, answers, [None if error is None else str(error) for error in lost])
+
+    def _decoded(self, lookups: Sequence[Lookup], keys: Sequence[list[bytes]], replies: list[Any]) -> list[FetchedRows]:
         try:
             return decode_fetch(lookups, keys, replies)
         except ValueError as error:
-            raise self._unavailable(error) from error
+            raise self._servers.name.unavailable(error) from error
 
     def prepare(
         self,
@@ -93,7 +103,8 @@ class RedisStore:
     ) -> Write:
         """Check and encode rows now, to be written when the result is called (see `FeatureStore.prepare`)."""
         table = check_table(view, entities, columns, event_times)
-        requests = list(write_requests(view, table, overwrite=overwrite))
+        keys_a_call = 1 if isinstance(self._servers, Cluster) else KEYS_A_CALL
+        requests = list(write_requests(view, table, overwrite=overwrite, keys_a_call=keys_a_call))
         return lambda: sum(self._write(request) for request in requests)
 
     def put(
@@ -156,36 +167,6 @@ class RedisStore:
         """Return if the store answers within a second."""
         self.ask(pack(b"PING"), 1, timeout_s=1.0)
 
-    def close(self) -> None:
-        """Close every connection."""
-        self._links.close()
-
-    # Requests and their failures ----------------------------------------------------------------------------------
-
-    def _guarded(self, request: bytes, count: int, timeout_s: float, deadline: float, limit: int) -> list[Any]:
-        """Replies, or at once `StoreUnavailable` while the breaker is open. WRONGTYPE replies are left in."""
-        with self._lock:
-            generation = self._breaker.admit(time.monotonic())
-        if generation is None:
-            raise StoreUnavailable(f"the feature store at {self.name} failed a moment ago and is not asked again yet")
-        well: bool | None = None
-        try:
-            replies = self._exchange(request, count, deadline, limit)
-            self._refuse_errors(replies, tolerate=is_wrong_type)
-            well = True
-        except StoreMisconfigured:
-            well = True  # it answers, and at once
-            raise
-        except StoreUnavailable as error:
-            # A caller in a hurry must not close the store to everybody else.
-            well = None if isinstance(error.__cause__, TimeoutError) and timeout_s < FAIR_S else False
-            raise
-        finally:
-            if well is not None:
-                with self._lock:
-                    self._breaker.record(generation, time.monotonic(), ok=well)
-        return replies
-
     def ask(
         self,
         commands: bytes,
@@ -196,94 +177,39 @@ class RedisStore:
     ) -> list[Any]:
         """The `count` replies to commands that are not on the hot path and may be sent twice.
 
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says that it may stay.
+        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
         """
-        replies = self._exchange(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY)
-        self._refuse_errors(replies, tolerate)
-        return replies
+        return self._servers.ask(Ask(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY, tolerate))
 
-    def _exchange(self, request: bytes, count: int, deadline: float, limit: int) -> list[Any]:
-        try:
-            link = self._links.take(deadline)
-            try:
-                replies = link.exchange(request, count, deadline, limit)
-            except TimeoutError:
-                raise
-            except OSError:
-                if not link.used:
-                    raise
-                self._links.drop_idle()
-                link = self._links.open(deadline)
-                replies = link.exchange(request, count, deadline, limit)
-        except (OSError, OutOfStep) as error:
-            raise self._unavailable(error) from error
-        self._links.give(link)
-        return replies
-
-    def _connect(self) -> Link:
-        self._before_connect()
-        connection = self._make()
-        try:
-            connection.connect()
-        except BaseException as error:
-            connection.disconnect()
-            if isinstance(error, Exception):
-                raise self._cannot_connect(error) from error
-            raise
-        return Link(connection, connection._sock)  # noqa: SLF001 -- redis-py has no public way to the socket
-
-    def _unavailable(self, error: Exception) -> StoreUnavailable:
-        reason = (
-            "it did not answer in time"
-            if isinstance(error, TimeoutError)
-            else str(error).rstrip(".") or type(error).__name__
-        )
-        return StoreUnavailable(f"the feature store at {self.name} is unavailable: {reason}")
-
-    def _misconfigured(self, reason: object) -> StoreMisconfigured:
-        return StoreMisconfigured(f"the feature store at {self.name} refuses us: {reason}")
-
-    def _refuse_errors(self, replies: Sequence[Any], tolerate: Callable[[Any], bool]) -> None:
-        for reply in replies:
-            if type(reply) is hiredis.ReplyError and not tolerate(reply):
-                raise self._refusal(str(reply))
-
-    def _refusal(self, text: str) -> FeatureError:
-        """An error reply as an error: some pass with time, others need somebody."""
-        return self._unavailable(OSError(text)) if text.startswith(BUSY) else self._misconfigured(text)
-
-    def _cannot_connect(self, error: Exception) -> FeatureError:
-        """redis-py's many ways to say that a connection cannot be made, in two."""
-        if isinstance(error, FeatureError):
-            return error
-        cause = error.__context__
-        tls = isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError)
-        login = isinstance(error, exceptions.AuthenticationError | exceptions.AuthorizationError)
-        if tls or login or isinstance(error, exceptions.ResponseError | TypeError | ValueError):
-            return self._misconfigured(error)
-        late = isinstance(error, exceptions.TimeoutError)
-        return self._unavailable(TimeoutError() if late else error)
+    def close(self) -> None:
+        """Close every connection."""
+        self._servers.close()
 
 
-def connector(url: str) -> tuple[Callable[[], Any], str]:
-    """What makes one connection to `url`, and the store's name without its password; `StoreMisconfigured`."""
-    try:
-        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]  # redis-py forgot to annotate it
-    except ValueError as error:
-        raise StoreMisconfigured("a Redis URL is redis://[user:password@]host[:port][/db]; this one is not") from error
-    for option in OURS:
-        options.pop(option, None)
-    kind = options.pop("connection_class", Connection)
-    name = options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
-    if url.startswith("rediss:"):
-        options.setdefault("ssl_min_version", ssl.TLSVersion.TLSv1_2)
-    options |= {"socket_connect_timeout": CONNECT_S, "socket_timeout": HANDSHAKE_S, "protocol": 2}
+def servers_of(url: str, before_connect: Callable[[], None], what: str) -> Node | Cluster:
+    """Who is asked; `StoreMisconfigured` for a URL that cannot be used."""
+    scheme = url.partition("://")[0]
+    if scheme.endswith("+cluster"):
+        return Cluster(connectors(url, 6379, what)[0])
+    if scheme.endswith("+sentinel"):
+        sentinels = sentinels_of(url, what)
+        return Node(sentinels.name, sentinels.connect)
+    found = connector(url, what)
 
-    def make() -> Any:
-        return kind(retry=Retry(NoBackoff(), 0), **options)
+    def connect() -> Link:
+        before_connect()
+        return found.connect()
 
-    try:
-        make()  # no input or output yet: this only tries the options
-    except (TypeError, ValueError, exceptions.RedisError) as error:
-        raise StoreMisconfigured(f"the URL of the feature store at {name} has an option that is not known") from error
-    return make, name
+    return Node(found.name, connect)
+
+
+def sentinels_of(url: str, what: str) -> Sentinels:
+    """The sentinels of a URL, and how the servers are reached that they name."""
+    bare, own = without(url, "sentinel_username", "sentinel_password")
+    listed, path = connectors(bare, 26379, what)
+    service, _, database = path.partition("/")
+    if not service or (database and not database.isdigit()):
+        raise StoreMisconfigured(f"the URL of {what} ends with the name of Sentinel's service: .../mymaster[/db]")
+    login = {"username": own.get("sentinel_username"), "password": own.get("sentinel_password")}
+    servers = listed[0].having(db=int(database or 0))
+    return Sentinels([one.having(**login, db=0) for one in listed], service, servers)

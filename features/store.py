@@ -16,7 +16,6 @@ from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.schema import FeatureView
 from penstock.kernels.joins import ROW_LOST
 
-
 Write = Callable[[], int]
 """Writes what was prepared and gives the number of rows written; raises `StoreUnavailable`."""
 
