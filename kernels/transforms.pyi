@@ -18,8 +18,8 @@ These change the column they name, x:
 - `min_max` [scale, shift]: x * scale + shift;
 - `bucketize` [edges, ascending]: how many edges are <= x, as `numpy.digitize(x, edges)`;
 - `ordinal` [unknown, categories, ascending]: the index of the category equal to x, `unknown` where there is none;
-- `time_since` [ms of a unit of x, ms of a unit of now, ms of a unit of the result]: now - x, in that unit. With a second
-  column that is now, else it is the clock, and its unit a millisecond.
+- `time_since` [ms of a unit of x, ms of a unit of now, ms of a unit of the result]: now - x, in that unit. A second
+  column is now; else it is the clock, and its unit a millisecond.
 
 These make columns, which get the next numbers:
 
@@ -27,11 +27,11 @@ These make columns, which get the next numbers:
 - `ratio` []: a / b; NaN where b is 0;
 - `weighted_sum` [u, v]: a * u + b * v;
 - `cyclical` [offset, period]: sine and cosine of the turns (x - offset) / period, within 4e-16;
-- `one_hot` [n, unknown, missing, categories, places]: n columns that are 0, but 1 in the place of the category equal
-  to x, in `unknown` where there is none, in `missing` where x is NaN. Categories ascend; a place is 1 to n, or 0: no 1;
-- `hash` [n, signs, seeds]: n columns that are 0 but where x of a column falls: h = MurmurHash3_x86_32 of the eight bytes
-  of x as a little-endian float64 (-0.0 as 0.0) with the column's seed, as a signed number, adds 1 in |h| modulo n, or -1
-  where h < 0 and signs are 1. NaN adds nothing.
+- `one_hot` [n, unknown, missing, categories, places]: n columns that are 0, but 1 in the place of the category equal to
+  x, in `unknown` where there is none, in `missing` where x is NaN. Categories ascend; a place is 1 to n, or 0: no 1;
+- `hash` [n, signs, seeds]: n columns of the sums of what columns add. With h = MurmurHash3_x86_32 of the eight bytes of
+  x as a little-endian float64 (-0.0 as 0.0) with the column's seed, as a signed number: 1 in |h| modulo n, or -1 where
+  h < 0 and signs are 1. NaN adds nothing.
 """
 
 def murmur3_32(data: bytes, seed: int = 0) -> int:

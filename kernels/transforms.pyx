@@ -165,7 +165,7 @@ cdef class _Draft:
         self.picked = {}
         self.clock = None
 
-    cdef object add(self, int code, a, b=-1, list parameters=[]):
+    cdef object add(self, int code, a, b=-1, parameters=()):
         self.values.append((code, a, b, 0, parameters))
         return len(self.values) - 1
 

@@ -54,7 +54,7 @@ def bucketize(x: Columns, p: Column) -> Columns:
 
 def ordinal(x: Columns, p: Column) -> Columns:
     """Parameters: unknown, then categories, ascending."""
-    return [_looked_up(x[0], p[1:], np.arange(len(p) - 1), p[0], np.nan)]
+    return [_looked_up(x[0], p[1:], np.arange(len(p) - 1.0), p[0], np.nan)]
 
 
 def time_since(x: Columns, p: Column) -> Columns:
@@ -145,8 +145,9 @@ CHANGES: dict[str, Callable[[Columns, Column], Columns]] = {
     f.__name__: f for f in (impute, clip, log1p, standardize, min_max, bucketize, ordinal, time_since)
 }
 MAKES: dict[str, Callable[[Columns, Column], Columns]] = {
-    f.__name__: f for f in (product, ratio, weighted_sum, cyclical, one_hot)
-} | {"hash": hashing}
+    "hash": hashing,
+    **{f.__name__: f for f in (product, ratio, weighted_sum, cyclical, one_hot)},
+}
 PARAMETERS = {"impute": 1, "clip": 2, "log1p": 0, "standardize": 2, "min_max": 2, "product": 0, "ratio": 0}
 PARAMETERS |= {"weighted_sum": 2, "cyclical": 2, "time_since": 3}
 COLUMNS = {"product": (2,), "ratio": (2,), "weighted_sum": (2,), "time_since": (1, 2)}

@@ -63,7 +63,8 @@ def operation(draw, count):
         name, p = draw(changes)
         return (name, draw(column), list(p)), 0
     if name == "since":
-        return ("time_since", draw(pair | st.tuples(column)), draw(st.lists(st.floats(1, 1e9), min_size=3, max_size=3))), 0
+        units = st.lists(st.floats(1, 1e9), min_size=3, max_size=3)
+        return ("time_since", draw(pair | st.tuples(column)), draw(units)), 0
     if name == "cyclical":
         return (name, draw(column), [draw(finite), draw(st.floats(1e-3, 1e6))]), 2
     if name == "one_hot":
@@ -212,7 +213,7 @@ def test_time_since_is_by_the_clock_or_by_a_column(transforms):
 @TWINS
 def test_a_group_is_the_same_whether_written_at_once_or_column_by_column(transforms):
     x = np.array([[1.0], [2], [3], [np.nan], [-5]], np.float32)
-    one_hot = ("one_hot", 0, [3, 3, 0, 1, 2, 3, 1, 2, 2])  # 2 and 3 share a place, the unknown have one, the missing none
+    one_hot = ("one_hot", 0, [3, 3, 0, 1, 2, 3, 1, 2, 2])  # 2 and 3 share a place, and the missing have none
     at_once = run(transforms.Program(1, [one_hot], [1, 2, 3]), x)
     assert at_once.tolist() == [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 0], [0, 0, 1]]
     one_by_one = run(transforms.Program(1, [one_hot], [3, 2, 1]), x)
