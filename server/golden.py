@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -22,6 +22,20 @@ Run = Callable[[dict[str, Any]], Mapping[str, Any]]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+class Golden(NamedTuple):
+    """What is in the file.
+
+    Attributes:
+        inputs: as a caller sends them, by name [rows, ...]; texts are objects.
+        outputs: what they gave, by name.
+        now: the clock by which they did, milliseconds since 1970, [1] or [rows]; None where it did not matter.
+    """
+
+    inputs: Arrays
+    outputs: Arrays
+    now: np.ndarray[Any, Any] | None
+
+
 class GoldenMismatch(PenstockError):  # noqa: N818  # as the registry's errors, named for what is wrong
     """The version does not compute here what it computed where it was published."""
 
@@ -30,13 +44,13 @@ def check(golden: bytes, run: Run) -> None:
     """Run the golden rows and compare.
 
     Args:
-        golden: an npz of arrays `input/<name>` and `output/<name>`, never pickled.
-        run: from inputs as a caller sends them to outputs, by name.
+        golden: an npz of arrays `input/<name>` and `output/<name>`, and `clock` where it matters, never pickled.
+        run: from inputs as a caller sends them to outputs, by name, at the time that `read` tells.
 
     Raises:
         GoldenMismatch: naming the output and the greatest difference; or the file cannot be read.
     """
-    inputs, expected = read(golden)
+    inputs, expected, _ = read(golden)
     if not inputs or not expected:
         return
     got = run(inputs)
@@ -45,8 +59,8 @@ def check(golden: bytes, run: Run) -> None:
         _compare(name, expected[name], np.asarray(got[name]))
 
 
-def read(golden: bytes) -> tuple[Arrays, Arrays]:
-    """Inputs as a caller sends them and the outputs they gave, each by name [rows, ...]; texts are objects.
+def read(golden: bytes) -> Golden:
+    """The arrays of a file.
 
     Raises:
         GoldenMismatch: the file cannot be read.
@@ -56,7 +70,16 @@ def read(golden: bytes) -> tuple[Arrays, Arrays]:
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise GoldenMismatch(f"golden.npz cannot be read: {error}; publish the version again") from error
     inputs = {n.removeprefix("input/"): _fed(a) for n, a in arrays.items() if n.startswith("input/")}
-    return inputs, {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")}
+    outputs = {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")}
+    return Golden(inputs, outputs, _clock(arrays))
+
+
+def _clock(arrays: Arrays) -> np.ndarray[Any, Any] | None:
+    """The times of the rows, where they matter."""
+    now = arrays.get("clock")
+    if now is not None and not (now.dtype == np.float64 and now.ndim == 1):
+        raise GoldenMismatch(f"golden.npz has a clock of {now.dtype} {now.shape}; publish the version again")
+    return now
 
 
 def _unpacked(golden: bytes) -> Arrays:

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import PenstockError
+from penstock.features.functions import Compiled, load_functions
 from penstock.features.store import FeatureStore
-from penstock.features.transforms import Transforms
+from penstock.features.transforms import TransformError, Transforms
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
-from penstock.kernels.transforms import Program
 from penstock.kernels.wire import NUMPY, Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
@@ -127,10 +127,10 @@ class Served:
         values, which a graph may rightly refuse; that is told and does not keep the version from serving.
         """
         if golden is not None:
-            check(golden, self.pipeline.compute)
+            check(golden, partial(self.pipeline.compute, now=read(golden).now))
             return
         try:
-            self.pipeline.session.run(_made_up(self.plan))
+            self.pipeline.session.run(self.pipeline.transformed(_made_up(self.plan)))
         except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
             line = " ".join(str(error).split())[:300]
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
@@ -172,20 +172,21 @@ def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore 
     session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
-    watch = _watch(version, reference, config)
-    return Pipeline(
-        plan, session, _join(manifest, config, store), _transforms(version), watch, _forest(version, session, config)
+    pipeline = Pipeline(
+        plan, session, _join(manifest, config, store), _transforms(version, config), _watch(version, reference, config)
     )
+    return replace(pipeline, forest=_forest(version, pipeline, config))
 
 
-def _forest(version: Version, session: Session, config: Config) -> forests.Loaded:
+def _forest(version: Version, pipeline: Pipeline, config: Config) -> forests.Loaded:
     """Who runs the graph, where it is an ensemble of trees."""
     golden = version.files.get("golden.npz")
+    kept = None if golden is None else read(golden)
     return forests.load(
         version.files[version.manifest.artifact_path],
-        session,
+        pipeline.session,
         mode=config.forests,
-        golden=[] if golden is None else [read(golden)[0]],
+        golden=[] if kept is None else [pipeline.transformed(kept.inputs, kept.now)],
         max_rows=config.max_batch_rows,
         threads=config.intra_op_threads,
     )
@@ -237,7 +238,7 @@ def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:
 def _samples(version: Version, plan: Plan, most: int) -> Samples:
     reference, golden = _reference(version), version.files.get("golden.npz")
     return Samples(
-        plan, None if reference is None else reference.features, {} if golden is None else read(golden)[0], most
+        plan, None if reference is None else reference.features, {} if golden is None else read(golden).inputs, most
     )
 
 
@@ -286,11 +287,20 @@ def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Joi
     return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
 
 
-def _transforms(version: Version) -> Program | None:
+def _transforms(version: Version, config: Config) -> Compiled | None:
+    """What the version's rows go through; functions are those that the operator named, never what a version says."""
     if "transforms.json" not in version.files:
         return None
-    transforms = Transforms.model_validate_json(version.files["transforms.json"])
-    return transforms.program(version.manifest.signature.columns)
+    manifest, transforms = version.manifest, Transforms.from_json(version.files["transforms.json"])
+    registered = {name: config.functions[name] for name in transforms.functions if name in config.functions}
+    compiled = transforms.compile(manifest.signature.columns, load_functions(registered))
+    widths = [spec.shape[-1:] for spec in manifest.signature.inputs]
+    if widths not in ([(-1,)], [(compiled.n_outputs,)]):
+        raise TransformError(
+            f"the transforms of {manifest.model_name} version {manifest.version} give {compiled.n_outputs} columns, "
+            "which is not what its graph reads; publish it again with the transforms that the model was trained on"
+        )
+    return compiled
 
 
 def _made_up(plan: Plan) -> dict[str, Any]:

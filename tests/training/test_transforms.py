@@ -13,7 +13,7 @@ from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, Ordinal
 
 from penstock.features.transforms import Transforms
 from penstock.training import FitError, fit
-from penstock.training.transforms import ImputeRecipe
+from penstock.training.recipes import ImputeRecipe
 
 NAMES = ("a", "b", "c")
 
