@@ -43,7 +43,18 @@ MARK_S = 7 * 86400  # a job that nobody resumes is forgotten
 FAIR_S = 0.01  # lateness within less says nothing about the store
 MAX_VALUE = 1 << 16  # bytes of one row or field; the largest row has 24 + 512 + 4096 * 8
 MAX_SLOW_REPLY = 1 << 24
-BUSY = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS", "NOSCRIPT")
+BUSY = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "OOM",
+    "BUSY",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "MISCONF",
+    "NOREPLICAS",
+    "NOSCRIPT",
+)
 # Options a URL may carry that would bring back what this module decides.
 OURS = ("retry", "retry_on_timeout", "retry_on_error", "max_connections", "health_check_interval", "protocol")
 
@@ -176,11 +187,16 @@ class RedisStore:
         return replies
 
     def ask(
-        self, commands: bytes, count: int, *, timeout_s: float = SLOW_S, tolerate: Callable[[Any], bool] = lambda _: False
+        self,
+        commands: bytes,
+        count: int,
+        *,
+        timeout_s: float = SLOW_S,
+        tolerate: Callable[[Any], bool] = lambda _: False,
     ) -> list[Any]:
         """The `count` replies to commands that are not on the hot path and may be sent twice.
 
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says that it may stay.
+        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
         """
         replies = self._exchange(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY)
         self._refuse_errors(replies, tolerate)

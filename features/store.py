@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.schema import FeatureView
 
-
 Write = Callable[[], int]
 """Writes what was prepared and gives the number of rows written; raises `StoreUnavailable`."""
 

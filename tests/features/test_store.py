@@ -45,7 +45,9 @@ def test_event_times_are_kept_in_rows_and_default_to_now(store, view, table):
         assert given.tolist() == [1, 2, 2**60]
 
 
-def test_an_older_event_never_replaces_a_newer_one_and_of_equal_times_the_last_written_stays(store, view, table, matrix):
+def test_an_older_event_never_replaces_a_newer_one_and_of_equal_times_the_last_written_stays(
+    store, view, table, matrix
+):
     turned = {name: array[::-1] for name, array in table.items()}
     assert store.put(view, ENTITIES, table, np.array([10, 20, 30])) == 3
     assert store.put(view, ENTITIES, turned, np.array([9, 20, 31])) == 2
