@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.columns import fit
+from penstock.features.entries import AHEAD_MS
 from penstock.features.errors import InvalidData, RowsLost, StoreUnavailable
 from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
@@ -42,7 +43,6 @@ from penstock.features.tables import identity, load_pyarrow, read_batches
 
 WAITING = 3  # encoded batches
 PATIENCE_S = 30.0
-AHEAD_MS = 86_400_000  # an event later than this from now is a mistake (of units, mostly), and would win for years
 Progress = Callable[[int, float], None]
 
 

@@ -192,13 +192,14 @@ class RedisStore:
         count: int,
         *,
         timeout_s: float = SLOW_S,
+        limit: int = MAX_SLOW_REPLY,
         tolerate: Callable[[Any], bool] = lambda _: False,
     ) -> list[Any]:
-        """The `count` replies to commands that are not on the hot path and may be sent twice.
+        """The `count` replies, of `limit` bytes at most, to commands off the hot path that may be sent twice.
 
         An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
         """
-        replies = self._exchange(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY)
+        replies = self._exchange(commands, count, time.monotonic() + timeout_s, limit)
         self._refuse_errors(replies, tolerate)
         return replies
 
