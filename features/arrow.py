@@ -7,6 +7,7 @@ count rows from `first_row`. Nothing here imports pyarrow before it is used.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,19 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.entities import entity_key
-from penstock.features.errors import FeatureError, InvalidData
+from penstock.features.entries import AHEAD_MS
+from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
+from penstock.features.tables import load_pyarrow
 
 EVENT_TIME = "event_time"  # the column of a table that holds event times, unless the view has one of that name
-
-
-def load_pyarrow() -> Any:
-    """The library, or a `FeatureError` that says how to get it."""
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise FeatureError("reading tables needs pyarrow: pip install 'penstock[tables]'") from error
-    return pa
 
 
 def to_array(array: Any, column: Column, first_row: int = 0) -> NDArray[Any]:
@@ -146,6 +140,12 @@ def to_times(array: Any, name: str, first_row: int) -> NDArray[np.int64]:
     if not (kind.is_integer(array.type) or kind.is_timestamp(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}; event times are timestamps, or integers in ms")
     times: NDArray[np.int64] = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    limit = time.time_ns() // 1_000_000 + AHEAD_MS
+    if len(times) and times.max() > limit:
+        i = int((times > limit).argmax())
+        raise InvalidData(
+            f"column {name!r}, row {first_row + i}: {times[i]} is more than a day ahead; event times are ms since 1970"
+        )
     return times
 
 

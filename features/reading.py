@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.arrow import load_pyarrow
 from penstock.features.entities import entity_parts
 from penstock.features.errors import InvalidData
 from penstock.features.evolution import kindred, of_former
 from penstock.features.schema import PLAIN, Column, FeatureView
+from penstock.features.tables import load_pyarrow
 from penstock.kernels.rows import ROW_ABSENT, ROW_CORRUPT, ROW_OK, RowLayout
 
 STATUS = ("ok", "absent", "corrupt", "other schema")

@@ -37,7 +37,7 @@ from penstock.features.writes import Request, write_requests
 VIEWS_KEY = b"fs:views"
 READ_KEYS = 250  # of the largest rows in a reply of MAX_SLOW_REPLY bytes
 
-# KEYS: the definitions. ARGV: name, what is expected there, what is to be there, and so on; "" is nothing, and no change.
+# KEYS: the definitions. ARGV: name, what is expected there, what is to be there, and so on; "" is none
 SWAP = b"""
 for i = 1, #ARGV, 3 do
   if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then return 0 end
@@ -197,13 +197,14 @@ class RedisStore(FeatureStore):
         count: int,
         *,
         timeout_s: float = SLOW_S,
+        limit: int = MAX_SLOW_REPLY,
         tolerate: Callable[[Any], bool] = lambda _: False,
     ) -> list[Any]:
-        """The `count` replies to commands that are not on the hot path and may be sent twice.
+        """The `count` replies, of `limit` bytes at most, to commands off the hot path that may be sent twice.
 
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says that it may stay.
+        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
         """
-        replies = self._exchange(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY)
+        replies = self._exchange(commands, count, time.monotonic() + timeout_s, limit)
         self._refuse_errors(replies, tolerate)
         return replies
 

@@ -295,7 +295,7 @@ class FeatureView(BaseModel):
 
     @cached_property
     def row_layout(self) -> RowLayout:
-        """The compiled packer and unpacker of this view's rows; a word that a category does not have takes its default."""
+        """The compiled packer and unpacker of its rows; words that a category does not have take its default."""
         specs = [c.stored + "?" * (c.dtype == "category" and c.default is not None) for c in self.columns]
         return RowLayout(self.schema_id, specs)
 

@@ -144,7 +144,8 @@ def test_the_bytes_of_categories_vectors_and_strings(rows):
 def test_a_category_outside_its_vocabulary_is_unknown(rows):
     layout = rows.RowLayout(1, ["category[3]", "float32", "category[2]?", "category[2]"])
     indices = np.array([-(2**31), -1, 0, 2, 3, 2**31 - 1], np.int32)
-    packed = layout.pack([b"k"] * 6, [indices, np.zeros(6, np.float32), indices, indices], np.zeros(6, np.int64), [None] * 4)
+    columns = [indices, np.zeros(6, np.float32), indices, indices]
+    packed = layout.pack([b"k"] * 6, columns, np.zeros(6, np.int64), [None] * 4)
     out, _, status = fetch(rows, layout, [b"k"] * 6, packed)
     assert (status == rows.ROW_OK).all()
     assert out[:, 0].tolist() == [-1, -1, 0, 2, -1, -1]
