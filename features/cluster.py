@@ -103,6 +103,17 @@ class Cluster:
                 raise reply.error
         return replies
 
+    def masters(self, deadline: float) -> list[Node]:
+        """Every master that has slots, by address."""
+        if not self._known:
+            self._learn(deadline)
+        return [self._node(address) for address in sorted({one for one in self._owners if one is not None})]
+
+    def known(self) -> list[Node]:
+        """Every node that was asked something lately."""
+        with self._lock:
+            return list(self._nodes.values())
+
     def close(self) -> None:
         """Close every connection."""
         with self._lock:

@@ -6,7 +6,8 @@
 
 Hosts of a cluster are some of its nodes, the others are found. Those of Sentinel are sentinels, and the service is the
 name under which they watch the master. Options follow as redis-py has them (`?ssl_ca_certs=/etc/ca.pem`). User,
-password and database are for servers that keep rows, `sentinel_username` and `sentinel_password` for sentinels, TLS for both.
+password and database are for servers that keep rows, `sentinel_username` and `sentinel_password` for sentinels, and TLS
+for both.
 """
 
 from __future__ import annotations

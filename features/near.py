@@ -1,13 +1,13 @@
 """The near cache: rows of hot entities, kept in this process for a short while.
 
-Rows are kept by view and entity as they were fetched, decoded, absent ones too, so that nobody asks for them again. They
-leave by age only, or when there is no room, the oldest first: nothing here hears of a write, so a row may be
+Rows are kept by view and entity as they were fetched, decoded, absent ones too, so that nobody asks for them again.
+They leave by age only, or when there is no room, the oldest first: nothing here hears of a write, so a row may be
 `max_age_s` behind the store, and not more. That is the price, and why it is off unless the operator says how long.
 What a view says of freshness holds for rows from here as well.
 
-Rows come in groups, one for each batch that had misses, and a group leaves as a whole, so that nothing is looked at one by
-one but the keys of a batch. Bytes are reckoned with Python's own overhead. Cost goal: 15 µs for a batch of 64 hits of 30
-columns.
+Rows come in groups, one for each batch that had misses, and a group leaves as a whole, so that nothing is looked at one
+by one but the keys of a batch. Bytes are reckoned with Python's own overhead. Cost goal: 15 µs for a batch of 64 hits
+of 30 columns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KEPT = np.zeros(256, bool)  # by status
 KEPT[[ROW_OK, ROW_ABSENT, ROW_COMPUTED]] = True
 AS_KEPT = np.arange(256, dtype=np.uint8)  # the status of a row once it comes from here
 AS_KEPT[[ROW_OK, ROW_COMPUTED]] = ROW_CACHED
-OVERHEAD = 250  # bytes of an entry beside entity and row: two objects, a place in the table and in its group
+OVERHEAD = 160  # bytes of an entry beside entity and row: two objects, a place in the table and in its group
 TAIL = 3  # float32 behind the values of a row: the event time in two, the status in one
 
 

@@ -16,7 +16,7 @@ import hiredis
 
 SLOTS = 16384
 REDIRECTION = re.compile(r"(MOVED|ASK) (\d{1,5}) (\S*):(\d{1,5})")
-FIRST_KEY = {b"EVAL": 3, b"EVALSHA": 3}  # of other commands the word behind the name, where there is one
+FIRST_KEY = {b"EVAL": 3, b"EVALSHA": 3, b"XGROUP": 2, b"XINFO": 2}  # of other commands the word behind the name
 
 Address = tuple[str, int]
 
@@ -75,5 +75,6 @@ def split(request: bytes) -> list[list[bytes]]:
 
 def key_of(words: Sequence[bytes]) -> bytes | None:
     """The key by which a command is routed, None where any server will do."""
-    place = FIRST_KEY.get(words[0], 1)
+    reading = words[0] in (b"XREADGROUP", b"XREAD")
+    place = list(words).index(b"STREAMS") + 1 if reading else FIRST_KEY.get(words[0], 1)
     return words[place] if len(words) > place else None
