@@ -82,12 +82,12 @@ class NearCache:
             self._leave(asked)
             tables = [self._rows.setdefault(_name(lookup.view), {}) for lookup in lookups]
             found = [[*map(table.get, lookup.entities)] for table, lookup in zip(tables, lookups, strict=True)]
-        wanting = [[i for i, row in enumerate(rows) if row is None] if None in rows else [] for rows in found]
-        missed = sum(map(len, wanting))
-        self.counts.misses += missed
-        self.counts.hits += sum(map(len, found)) - missed
+            missed = sum(rows.count(None) for rows in found)
+            self.counts.misses += missed
+            self.counts.hits += sum(map(len, found)) - missed
         if not missed:
             return [_unpacked(lookup, rows) for lookup, rows in zip(lookups, found, strict=True)]
+        wanting = [[i for i, row in enumerate(rows) if row is None] for rows in found]
         return self._completed(lookups, tables, found, wanting, asked, timeout_s)
 
     def _completed(

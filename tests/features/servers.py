@@ -130,7 +130,10 @@ class ClusterProcesses:
     def add(self) -> RedisProcess:
         """One more node, that nobody knows yet."""
         node = RedisProcess(
-            self._executable, cluster_enabled="yes", cluster_node_timeout=1000, **{"cluster_config_file": "nodes.conf"},
+            self._executable,
+            cluster_enabled="yes",
+            cluster_node_timeout=1000,
+            **{"cluster_config_file": "nodes.conf"},
             **self._options,
         )
         self.servers.append(node)

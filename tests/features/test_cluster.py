@@ -205,7 +205,15 @@ def test_redirections_are_read_and_nothing_else_is_taken_for_one():
 
 def test_what_is_not_well_formed_in_a_list_of_slots_is_left_out():
     good = [0, 5, [b"h", 1, b"id"], [b"replica", 2, b"id"]]
-    bad = [[5, 0, [b"h", 1]], [0, 16384, [b"h", 1]], [0, 5], [0, 5, [b"h", 0]], [0, 5, [b"?", 1]], 7, [b"0", 5, [b"h", 1]]]
+    bad = [
+        [5, 0, [b"h", 1]],
+        [0, 16384, [b"h", 1]],
+        [0, 5],
+        [0, 5, [b"h", 0]],
+        [0, 5, [b"?", 1]],
+        7,
+        [b"0", 5, [b"h", 1]],
+    ]
     assert masters([good, *bad, [6, 7, [None, 3, b"id"]]], ("asked", 9)) == [(0, 5, ("h", 1)), (6, 7, ("asked", 3))]
     assert masters(b"?", ("asked", 9)) == []
     assert split(b"*1\r\n$4\r\nPING\r\n*2\r\n$3\r\nGET\r\n$1\r\nk\r\n") == [[b"PING"], [b"GET", b"k"]]
