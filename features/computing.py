@@ -2,12 +2,12 @@
 
     def function(entities: Sequence[bytes]) -> Mapping[str, ArrayLike]: ...
 
-It takes n entity ids and gives the view's columns, n values each, as `FeatureStore.put` takes them. An entity of which all
-values are null is unknown. It runs in one of `threads` threads of this process, in batches, and
+It takes n entity ids and gives the view's columns, n values each, as `FeatureStore.put` takes them. An entity of which
+all values are null is unknown. It runs in one of `threads` threads of this process, in batches, and
 
 - for one entity at a time only once, whoever asks: others wait for what is on its way (single flight);
-- within the time that its callers have; who cannot wait any longer is told nothing (`ROW_LOST`, so the view's `on_outage`
-  says what he gets), and what comes late is kept all the same;
+- within the time that its callers have; who cannot wait any longer is told nothing (`ROW_LOST`, so the view's
+  `on_outage` says what he gets), and what comes late is kept all the same;
 - its rows are written back with the view's ttl, unless a newer event was stored meanwhile, after the callers were
   answered. Their event time is that at which the function was called;
 - what it does not know either is remembered for `unknown_s`, and not asked again until then;

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 
+from penstock.features.computing import Computing
+from penstock.features.near import NearCache
 from penstock.kernels import joins, rows
+from penstock.server.lookups import Lookups
 from penstock.server.tallies import AGES_S, Tally
 from penstock.server.version import Served
 
+STORE_GAUGES = {
+    "servers": ("penstock_feature_store_servers", "Servers of the feature store that were asked"),
+    "shunned": ("penstock_feature_store_shunned", "Of those, servers not asked now, for they failed a moment ago"),
+}
+STORE_COUNTERS = {
+    "outages": ("penstock_feature_store_outages", "Times that a server began to be shunned"),
+    "connections": ("penstock_feature_store_connections", "Connections opened"),
+}
+COMPUTING = ("computed", "unknown", "shared", "remembered", "late", "refused")
 VIEW = ("model", "version", "view")
 RESULTS = {
     "found": rows.ROW_OK,
@@ -31,6 +44,45 @@ SOURCES = {
     "missing": joins.SOURCE_MISSING,
 }
 FLAWS = ("stale", "default", "missing")  # of these alone each feature has its own series
+
+
+class LookupCollector(Collector):
+    """Reads the counters of what stands between versions and the store, and of the store."""
+
+    def __init__(self, lookups: Lookups) -> None:
+        self._lookups = lookups
+
+    def collect(self) -> Iterable[Metric]:
+        """All metrics, at this moment."""
+        counts = self._lookups.store.snapshot()
+        if counts:
+            yield from (GaugeMetricFamily(*told, counts[name]) for name, told in STORE_GAUGES.items())
+            yield from (CounterMetricFamily(*told, counts[name]) for name, told in STORE_COUNTERS.items())
+        if self._lookups.near is not None:
+            yield from _near(self._lookups.near)
+        if self._lookups.computing is not None:
+            yield from _computing(self._lookups.computing)
+
+
+def _near(near: NearCache) -> Iterator[Metric]:
+    rows = CounterMetricFamily("penstock_near_cache_rows", "Rows asked for, by what it had", labels=["result"])
+    rows.add_metric(["hit"], near.counts.hits)
+    rows.add_metric(["miss"], near.counts.misses)
+    gone = CounterMetricFamily("penstock_near_cache_removed", "Rows let go of, by why", labels=["reason"])
+    gone.add_metric(["evicted"], near.counts.evicted)
+    gone.add_metric(["expired"], near.counts.expired)
+    yield from (rows, gone, GaugeMetricFamily("penstock_near_cache_bytes", "Bytes of its rows", near.bytes))
+
+
+def _computing(computing: Computing) -> Iterator[Metric]:
+    counts = computing.counts
+    rows = CounterMetricFamily("penstock_compute_rows", "Rows missed, by what came of them", labels=["result"])
+    for result in COMPUTING:
+        rows.add_metric([result], getattr(counts, result))
+    yield rows
+    yield CounterMetricFamily("penstock_compute_calls", "Calls of functions", counts.calls)
+    yield CounterMetricFamily("penstock_compute_failures", "Calls of functions that failed", counts.failures)
+    yield CounterMetricFamily("penstock_compute_unwritten", "Calls whose rows were not written back", counts.unwritten)
 
 
 def of_versions(served: Iterable[Served]) -> Iterator[Metric]:

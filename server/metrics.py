@@ -17,6 +17,7 @@ from penstock.server import feature_metrics
 from penstock.server.address import Address
 from penstock.server.errors import BadConfig
 from penstock.server.lifecycle import Models
+from penstock.server.lookups import Lookups
 from penstock.server.transports import Transport
 from penstock.server.version import Served
 from penstock.server.watch import Drift
@@ -47,7 +48,7 @@ _BOUNDS = bucket_bounds()
 _OCTAVES = [*range(3, 108, 4), len(_BOUNDS) - 1]  # one bound in four: a factor of two apart, 1 us to 68 s
 
 
-def serve(models: Models, transport: Transport, address: Address) -> tuple[WSGIServer, Thread]:
+def serve(models: Models, transport: Transport, lookups: Lookups | None, address: Address) -> tuple[WSGIServer, Thread]:
     """Answer scrapes on /metrics in a thread of its own, until the server is shut down.
 
     Raises:
@@ -56,6 +57,8 @@ def serve(models: Models, transport: Transport, address: Address) -> tuple[WSGIS
     registry = CollectorRegistry()
     registry.register(LaneCollector(models))
     registry.register(TransportCollector(transport))
+    if lookups is not None:
+        registry.register(feature_metrics.LookupCollector(lookups))
     try:
         return start_http_server(address.port, address.host, registry)
     except OSError as error:

@@ -15,7 +15,7 @@ import numpy as np
 
 from penstock.errors import PenstockError
 from penstock.features.functions import Compiled, load_functions
-from penstock.features.store import FeatureStore
+from penstock.features.store import Reader
 from penstock.features.transforms import TransformError, Transforms
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
@@ -49,7 +49,7 @@ class Served:
     Args:
         version: verified files of the version.
         config: limits and threads.
-        store: the feature store, or None where the operator gave none.
+        reader: what features are looked up through, or None where the operator named no store.
 
     Attributes:
         curve: what a batch takes by its rows, measured before the version took calls.
@@ -59,11 +59,11 @@ class Served:
         PenstockError: the version cannot be served, and why.
     """
 
-    def __init__(self, version: Version, config: Config, store: FeatureStore | None) -> None:
+    def __init__(self, version: Version, config: Config, reader: Reader | None) -> None:
         self.manifest: Manifest = version.manifest
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
-        self.pipeline = _pipeline(version, self.plan, config, store)
+        self.pipeline = _pipeline(version, self.plan, config, reader)
         self._warm(version.files.get("golden.npz"))
         self.curve = _measured(version, self.pipeline, config)
         self.cap = _cap(self.curve, self.plan, config)
@@ -166,14 +166,14 @@ class Served:
         return not any(worker.is_alive() for worker in self._workers)
 
 
-def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
+def _pipeline(version: Version, plan: Plan, config: Config, reader: Reader | None) -> Pipeline:
     manifest, files = version.manifest, version.files
     outputs = [spec.name for spec in manifest.signature.outputs]
     session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
     pipeline = Pipeline(
-        plan, session, _join(manifest, config, store), _transforms(version, config), _watch(version, reference, config)
+        plan, session, _join(manifest, config, reader), _transforms(version, config), _watch(version, reference, config)
     )
     return replace(pipeline, forest=_forest(version, pipeline, config))
 
@@ -276,15 +276,25 @@ def _known_by_rows(plan: Plan, config: Config) -> bool:
     return plan.fixed_shapes and not plan.n_texts and config.intra_op_threads == 1 and config.max_queue_delay_us == 0
 
 
-def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Join | None:
+def _join(manifest: Manifest, config: Config, reader: Reader | None) -> Join | None:
     if not manifest.signature.entity:
         return None
-    if store is None:
+    if reader is None:
         raise PenstockError(
             f"{manifest.model_name} version {manifest.version} joins features and no store is given; "
             "start the server with --features URL"
         )
-    return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
+    views = views_of(manifest)
+    computing = [view for view in views if view.on_missing == "compute"]
+    for view in computing:
+        if view.compute not in config.functions:
+            raise PenstockError(
+                f"{manifest.model_name} version {manifest.version} reads view {view.name!r}, whose missing rows are "
+                f"computed by function {view.compute!r}: name it in the server's settings (functions: "
+                f"{{{view.compute}: package.module:function}})"
+            )
+    timeout_ms = max(config.feature_timeout_ms, config.compute_timeout_ms) if computing else config.feature_timeout_ms
+    return Join(reader, views, manifest.signature.columns, timeout_ms / 1000)
 
 
 def _transforms(version: Version, config: Config) -> Compiled | None:

@@ -133,7 +133,7 @@ class ClusterProcesses:
             self._executable,
             cluster_enabled="yes",
             cluster_node_timeout=1000,
-            **{"cluster_config_file": "nodes.conf"},
+            cluster_config_file="nodes.conf",
             **self._options,
         )
         self.servers.append(node)

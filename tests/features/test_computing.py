@@ -1,4 +1,4 @@
-"""Compute on miss: once per entity whoever asks, in time or not at all, written back, and what is unknown remembered."""
+"""Compute on miss: once whoever asks, in time or not at all, written back, and what is unknown remembered."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""The near cache: the same answers as the store's, never older than it says, never larger, and hits through an outage."""
+"""The near cache: answers as the store's, never older than it says, never larger, and hits through an outage."""
 
 import numpy as np
 import pytest

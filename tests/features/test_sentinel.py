@@ -124,11 +124,11 @@ def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):
 
 
 def test_a_service_that_nobody_watches_is_a_misconfiguration(service):
-    with closing(open_store(service.url.replace("/rows", "/cows"))) as store:
-        with pytest.raises(
-            StoreMisconfigured, match=f"127.0.0.1:{service.sentinel.port} refuses us: it watches no 'co"
-        ):
-            store.fetch([Lookup(VIEW, [b"1"])], 0.5)
+    with (
+        closing(open_store(service.url.replace("/rows", "/cows"))) as store,
+        pytest.raises(StoreMisconfigured, match=f"127.0.0.1:{service.sentinel.port} refuses us: it watches no 'co"),
+    ):
+        store.fetch([Lookup(VIEW, [b"1"])], 0.5)
 
 
 def test_without_any_sentinel_it_is_unavailable():

@@ -69,7 +69,7 @@ def test_a_user_who_may_only_read_rows_reads_and_does_no_more(server, certificat
     with closing(open_store(url(server, certificates, "reader:right@"))) as store:
         store.ping()
         assert fetched(store)[1] == ABSENT
-        with pytest.raises(StoreMisconfigured, match="reader|permissions"):
+        with pytest.raises(StoreMisconfigured, match=r"reader|permissions"):
             store.put(VIEW, [b"1"], {"a": np.ones(1, np.float32)})
         assert store.views() == []
     page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
@@ -86,16 +86,16 @@ def test_a_wrong_password_is_a_misconfiguration_that_does_not_show_it(server, ce
 @pytest.mark.parametrize("options", [{"ssl_ca_certs": ""}, {"ssl_ca_certs": "another_ca.pem"}])
 def test_a_server_that_is_not_trusted_is_a_misconfiguration(server, certificates, options):
     named = {name: value and certificates / value for name, value in options.items()}
-    with closing(open_store(url(server, certificates, **named))) as store:
-        with pytest.raises(StoreMisconfigured, match="CERTIFICATE_VERIFY_FAILED"):
-            fetched(store)
+    refused = pytest.raises(StoreMisconfigured, match="CERTIFICATE_VERIFY_FAILED")
+    with closing(open_store(url(server, certificates, **named))) as store, refused:
+        fetched(store)
 
 
 def test_the_name_of_a_server_is_checked(server, certificates):
     """Its certificate is for localhost and 127.0.0.1."""
-    with closing(open_store(url(server, certificates).replace("localhost", "127.0.0.2"))) as store:
-        with pytest.raises((StoreMisconfigured, StoreUnavailable)):
-            fetched(store)
+    refused = pytest.raises((StoreMisconfigured, StoreUnavailable))
+    with closing(open_store(url(server, certificates).replace("localhost", "127.0.0.2"))) as store, refused:
+        fetched(store)
 
 
 def test_a_server_that_asks_for_a_certificate_gets_ours_or_refuses(server, certificates):
@@ -104,9 +104,9 @@ def test_a_server_that_asks_for_a_certificate_gets_ours_or_refuses(server, certi
         ours = {"ssl_certfile": certificates / "client.pem", "ssl_keyfile": certificates / "client.key"}
         with closing(open_store(url(server, certificates, **ours))) as store:
             assert fetched(store)[1] == ABSENT
-        with closing(open_store(url(server, certificates))) as store:
-            with pytest.raises((StoreMisconfigured, StoreUnavailable)):
-                fetched(store)
+        refused = pytest.raises((StoreMisconfigured, StoreUnavailable))
+        with closing(open_store(url(server, certificates))) as store, refused:
+            fetched(store)
     finally:
         trusted = {"ssl_ca_certs": str(certificates / "ca.pem")}
         own = {"ssl_certfile": str(certificates / "client.pem"), "ssl_keyfile": str(certificates / "client.key")}
