@@ -57,6 +57,7 @@ class RedisProcess:
     """One redis-server (or sentinel, by `words`) on loopback. Options are as in redis.conf, with underscores."""
 
     def __init__(self, executable: str, *words: str, tls: bool = False, port: int = 0, **options: object) -> None:
+        self.executable = executable
         self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
         self.port = port or free_port()
         usual = {"bind": "127.0.0.1", "dir": self.folder, "save": '""', "logfile": self.folder / "log"}
