@@ -244,12 +244,16 @@ cdef class Batch:
 
     # Answers that were given before, by this server or another: `server/shared.py` -----------------------------------
 
+    cdef int check_cache(self) except -1:
+        if self.cache is None:
+            raise ValueError("the batch is of a version that keeps no answers")
+        return 0
+
     def keys(self):
         """What makes each call's request the one it is, in order, as bytes; None where its answer is its own."""
         cdef Call* call = self.calls
         keys = []
-        if self.cache is None:
-            raise ValueError("the batch is of a version that keeps no answers")
+        self.check_cache()
         while call != NULL:
             keys.append(key_bytes(&call.request) if self.cache.takes(&call.request) else None)
             call = call.next
@@ -271,6 +275,7 @@ cdef class Batch:
         cdef Call* recalled = self.calls
         cdef Py_ssize_t calls = 0
         self.check_open()
+        self.check_cache()
         while recalled != NULL:
             recalled = recalled.next
             calls += 1
