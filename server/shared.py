@@ -34,6 +34,7 @@ LEAST_S = 0.001  # with less time than this Redis is not asked
 WRITE_S = 0.1  # callers do not wait for it
 PAUSE_NS = 1_000_000_000  # after a refusal that somebody must mend
 CLOSE_S = 1.0
+TELL_NS = 10_000_000_000
 
 
 class Port(Protocol):
@@ -200,25 +201,33 @@ class Shared:
 
 
 class Health:
-    """Says once that sharing fails, and once that all of it works again."""
+    """Says once that sharing fails, and once that all of it works again.
+
+    At most once in `TELL_NS`, for a Redis that is late now and then would fill the log.
+    """
 
     def __init__(self) -> None:
         self._lock = Lock()
         self._failing: set[str] = set()
+        self._told = False
+        self._quiet_until_ns = 0
 
     def failed(self, what: str, reason: str) -> None:
         """Reading or writing failed."""
         with self._lock:
-            if not self._failing:
-                _log.warning("%s; answers are not shared until it works again", reason)
             self._failing.add(what)
+            if self._told or monotonic_ns() < self._quiet_until_ns:
+                return
+            self._told, self._quiet_until_ns = True, monotonic_ns() + TELL_NS
+        _log.warning("%s; answers are not shared until it works again", reason)
 
     def well(self, what: str) -> None:
         """Reading or writing went well."""
         if not self._failing:
             return
         with self._lock:
-            failing = bool(self._failing)
             self._failing.discard(what)
-            if failing and not self._failing:
-                _log.warning("the shared cache works again")
+            if self._failing or not self._told:
+                return
+            self._told = False
+        _log.warning("the shared cache works again")

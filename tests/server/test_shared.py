@@ -240,6 +240,19 @@ def test_without_redis_serving_goes_on_and_one_line_says_so(shelf, caplog):
     assert (counts.unasked, counts.failed_reads, counts.misses, counts.written) == (5, 5, 3, 3)
 
 
+def test_a_redis_that_is_late_now_and_then_does_not_fill_the_log(shelf, caplog, monkeypatch):
+    server, late = Server(shelf, 1.0), StoreUnavailable("late")
+    for number in range(20):
+        shelf.trouble = late if number % 2 else None
+        server.ask((number, ""))
+    assert len(caplog.records) == 2
+    monkeypatch.setattr(server.shared._health, "_quiet_until_ns", 0)
+    shelf.trouble = late
+    server.ask((100, ""))
+    assert len(caplog.records) == 3
+    server.written()
+
+
 def test_a_redis_that_cannot_be_written_is_still_read(shelf, caplog):
     writer, server = Server(shelf, 1.0), Server(shelf, 2.0)
     writer.ask((7, ""))
