@@ -11,7 +11,7 @@ Penstock, the model, the version and its content, and where features come from. 
 another meaning is refused as one with a flipped bit is, and the key is compared in full besides. The seal is no proof
 of who wrote a value: whoever can write to that Redis can give answers, as with features.
 
-About 3 microseconds to seal or to open a value of 300 bytes, most of it BLAKE2b.
+About 1.6 microseconds to seal or to open a value of 300 bytes, most of it BLAKE2b, and 1 for a name.
 """
 
 from __future__ import annotations
