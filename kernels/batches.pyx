@@ -61,8 +61,8 @@ cdef class Batch:
         entities: the entity id of each row as bytes, None where the caller sent none; None where nothing is looked up.
         taken_ns: when it was taken, CLOCK_MONOTONIC.
         degraded: set by the worker where something was left out of the answers, which are then not kept anywhere.
-        copies: (key, reply) of each call that was run since `recall` and answered with OK, for others that are the same;
-            shared with the batches this one is split into; None before.
+        copies: (key, reply) of each call that was run since `recall` and answered with OK; shared with the batches this
+            one is split into; None before.
 
     `complete`, `fail` or `split` is called once, and ends it.
     """

@@ -138,7 +138,7 @@ class Config(BaseModel):
             where = f" of {path}" if path is not None and name not in overrides else ""
             if first["type"] == "extra_forbidden":
                 told = "there is no such setting; penstock serve --help and docs/reference.md list them"
-            if first["loc"][0] == "cache":
+            if first["loc"][:1] == ("cache",):
                 told = explained(first["type"], of_name=first["loc"][-1] == "[key]") or told.removeprefix(
                     "Value error, "
                 )
