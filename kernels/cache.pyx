@@ -427,8 +427,10 @@ cdef bytes reply_bytes(const Reply* reply):
 
 
 cdef uint8_t* give_reply(const uint8_t* kept, size_t kept_size, const Slice* id, size_t* size) noexcept nogil:
-    """What was kept of a reply as a reply to be freed: with the caller's id and `cached`, for protobuf takes fields in any
-    order. NULL where there is no memory."""
+    """A reply of what was kept of one, with the caller's id and `cached`, since protobuf takes fields in any order.
+
+    For the caller to free; NULL where there is no memory.
+    """
     cdef Writer writer
     cdef uint8_t* reply = <uint8_t*>malloc(kept_size + CACHED_SIZE + id_size(id))
     if reply == NULL:
