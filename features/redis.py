@@ -204,12 +204,16 @@ class RedisStore(FeatureStore):
         timeout_s: float = SLOW_S,
         limit: int = MAX_SLOW_REPLY,
         tolerate: Callable[[Any], bool] = lambda _: False,
+        guarded: bool = False,
     ) -> list[Any]:
-        """The `count` replies, of `limit` bytes at most, to commands off the hot path that may be sent twice.
+        """The `count` replies, of `limit` bytes at most, to commands that may be sent twice.
 
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
+        Not on the hot path, unless `guarded`: then it is refused at once while the store is shunned, and its lateness
+        counts however short the time is. An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`,
+        unless `tolerate` says it may stay.
         """
-        return self._servers.ask(Ask(commands, count, time.monotonic() + timeout_s, limit, tolerate))
+        deadline = time.monotonic() + timeout_s
+        return self._servers.ask(Ask(commands, count, deadline, limit, tolerate, guarded=guarded))
 
     def close(self) -> None:
         """Close every connection."""
