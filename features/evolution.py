@@ -146,6 +146,13 @@ def with_schemas(view: FeatureView, schemas: Sequence[Former]) -> FeatureView:
     return FeatureView.model_validate(view.model_dump() | {"former": tuple(kept.values())[:MAX_FORMER]})
 
 
+def within(view: FeatureView, limit: int) -> FeatureView:
+    """The view with as many of its former schemas, the latest, as its definition has room for."""
+    while view.former and len(view.definition()) > limit:
+        view = with_schemas(view, view.former[:-1])
+    return view
+
+
 def breaks(old: FeatureView, new: FeatureView) -> list[str]:
     """What the change from `old` to `new` takes from somebody, one line each; empty where nobody loses anything."""
     lines = []

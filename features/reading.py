@@ -95,8 +95,7 @@ def _arrow_values(pa: Any, column: Column, values: Masked) -> Any:
         kind = pa.from_numpy_dtype(values.dtype) if column.dtype in PLAIN else pa.string()
         return pa.array(values.data, kind, mask=null)
     flat = pa.array(values.data.reshape(-1), pa.float32())
-    whole = null.reshape(len(values), -1).all(axis=1)
-    return pa.FixedSizeListArray.from_arrays(flat, column.size, mask=pa.array(whole))
+    return pa.FixedSizeListArray.from_arrays(flat, column.size, mask=pa.array(null.all(axis=1)))
 
 
 # From what is stored ----------------------------------------------------------------------------------------------

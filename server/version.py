@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import PenstockError
+from penstock.features.schemas import KnownSchemas
 from penstock.features.store import FeatureStore
 from penstock.features.transforms import Transforms
 from penstock.kernels.costs import Cost
@@ -283,7 +284,7 @@ def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Joi
             f"{manifest.model_name} version {manifest.version} joins features and no store is given; "
             "start the server with --features URL"
         )
-    return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
+    return Join(KnownSchemas(store), views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
 
 
 def _transforms(version: Version) -> Program | None:
