@@ -36,6 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from penstock.features.aggregates import Aggregates, check_columns
 from penstock.features.errors import InvalidView
 from penstock.kernels.rows import RowLayout
 
@@ -78,6 +79,13 @@ class FeatureView(BaseModel):
     on_missing: Literal["default", "nan", "error"] = "default"
     on_outage: Literal["error", "default", "nan"] = "error"
     layout: Literal["row", "hash"] = "row"
+    aggregates: Aggregates | None = None
+
+    @model_validator(mode="after")
+    def _aggregated(self) -> Self:
+        if self.aggregates is not None:
+            check_columns(self.aggregates, {column.name: column.dtype for column in self.columns}, self.layout)
+        return self
 
     @field_validator("name")
     @classmethod
