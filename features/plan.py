@@ -19,6 +19,7 @@ FIELDS = (
     "on_missing",
     "compute",
     "on_outage",
+    "aggregates",
     "owner",
     "description",
 )
@@ -134,7 +135,7 @@ def _differences(old: FeatureView, new: FeatureView) -> Iterable[str]:
     for name in FIELDS:
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
-            yield f"{name} {_shown(before)} -> {_shown(after)}"
+            yield "aggregates" if name == "aggregates" else f"{name} {_shown(before)} -> {_shown(after)}"
     yield from _column_differences(old.columns, new.columns)
     if old.schema_id != new.schema_id:
         yield f"schema id {old.schema_id:08x} -> {new.schema_id:08x}"

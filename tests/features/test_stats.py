@@ -6,7 +6,9 @@ import pytest
 from penstock.features import Column, FeatureView
 from penstock.features.stats import survey
 
-NOW_MS = np.datetime64("now", "ms").astype(np.int64)
+
+def now_ms():
+    return np.datetime64("now", "ms").astype(np.int64)
 
 
 def view(name, **fields):
@@ -17,7 +19,7 @@ def view(name, **fields):
 def fill(store, one, count, **columns):
     ids = [f"{one.name}-{i}" for i in range(count)]
     values = {"a": np.ones(count), "b": np.arange(count)} | columns
-    store.put(one, ids, values, NOW_MS - 1000 * np.arange(count))
+    store.put(one, ids, values, now_ms() - 1000 * np.arange(count))
 
 
 def test_a_small_store_is_counted_exactly(store):
