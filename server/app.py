@@ -122,7 +122,7 @@ async def serve(
     assert grpc_address is not None
     lookups = _open_lookups(config)
     health = Health()
-    models = Models(Registry(config.registry), config, lookups.reader if lookups else None, health.set_models)
+    models = Models(Registry(config.registry), config, lookups, health.set_models)
     inference = Inference(asyncio.get_running_loop(), models, config)
     service = Service(models, health, config, version, inference)
     transport = scraped = None

@@ -15,7 +15,7 @@ import numpy as np
 
 from penstock.errors import PenstockError
 from penstock.features.functions import Compiled, load_functions
-from penstock.features.store import Reader
+from penstock.features.schemas import KnownSchemas
 from penstock.features.transforms import TransformError, Transforms
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
@@ -30,6 +30,7 @@ from penstock.server.curve import Curve
 from penstock.server.golden import check, read
 from penstock.server.inline import use_engine, way_of
 from penstock.server.join import Join
+from penstock.server.lookups import Lookups
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
 from penstock.server.samples import NothingToDraw, Samples
@@ -49,7 +50,7 @@ class Served:
     Args:
         version: verified files of the version.
         config: limits and threads.
-        reader: what features are looked up through, or None where the operator named no store.
+        lookups: what features are looked up through, or None where the operator named no store.
 
     Attributes:
         curve: what a batch takes by its rows, measured before the version took calls.
@@ -59,11 +60,11 @@ class Served:
         PenstockError: the version cannot be served, and why.
     """
 
-    def __init__(self, version: Version, config: Config, reader: Reader | None) -> None:
+    def __init__(self, version: Version, config: Config, lookups: Lookups | None) -> None:
         self.manifest: Manifest = version.manifest
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
-        self.pipeline = _pipeline(version, self.plan, config, reader)
+        self.pipeline = _pipeline(version, self.plan, config, lookups)
         self._warm(version.files.get("golden.npz"))
         self.curve = _measured(version, self.pipeline, config)
         self.cap = _cap(self.curve, self.plan, config)
@@ -171,14 +172,14 @@ class Served:
         return ended
 
 
-def _pipeline(version: Version, plan: Plan, config: Config, reader: Reader | None) -> Pipeline:
+def _pipeline(version: Version, plan: Plan, config: Config, lookups: Lookups | None) -> Pipeline:
     manifest, files = version.manifest, version.files
     outputs = [spec.name for spec in manifest.signature.outputs]
     session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
     pipeline = Pipeline(
-        plan, session, _join(manifest, config, reader), _transforms(version, config), _watch(version, reference, config)
+        plan, session, _join(manifest, config, lookups), _transforms(version, config), _watch(version, reference, config)
     )
     return replace(pipeline, forest=_forest(version, pipeline, config))
 
@@ -281,10 +282,10 @@ def _known_by_rows(plan: Plan, config: Config) -> bool:
     return plan.fixed_shapes and not plan.n_texts and config.intra_op_threads == 1 and config.max_queue_delay_us == 0
 
 
-def _join(manifest: Manifest, config: Config, reader: Reader | None) -> Join | None:
+def _join(manifest: Manifest, config: Config, lookups: Lookups | None) -> Join | None:
     if not manifest.signature.entity:
         return None
-    if reader is None:
+    if lookups is None:
         raise PenstockError(
             f"{manifest.model_name} version {manifest.version} joins features and no store is given; "
             "start the server with --features URL"
@@ -299,6 +300,7 @@ def _join(manifest: Manifest, config: Config, reader: Reader | None) -> Join | N
                 f"{{{view.compute}: package.module:function}})"
             )
     timeout_ms = max(config.feature_timeout_ms, config.compute_timeout_ms) if computing else config.feature_timeout_ms
+    reader = KnownSchemas(lookups.store, lookups.reader)
     return Join(reader, views, manifest.signature.columns, timeout_ms / 1000)
 
 
