@@ -263,7 +263,7 @@ class Hash(_Making):
 
     per_column = ("seeds",)
     op: Literal["hash"] = "hash"
-    buckets: int = Field(ge=1)
+    buckets: int = Field(ge=1, le=65_536)
     seeds: tuple[int, ...]
     signs: bool = True
     name: Name = "hash"
@@ -348,7 +348,7 @@ class Interactions(Step):
 
     def compile(self, layout: Layout) -> None:
         pairs = combinations_with_replacement if self.squares else combinations
-        for a, b in pairs(self.columns, 2):
+        for a, b in pairs(self.columns, 2):  # a step of too many is ended by the layout
             layout.make("product", (a, b), (), (f"{a}^2" if a == b else f"{a} {b}",))
 
 

@@ -115,7 +115,7 @@ class Transforms(BaseModel):
         layout = Layout(columns)
         for step in self.steps:
             _add(step, layout)
-        return tuple(layout.names)
+        return layout.names
 
     def program(self, columns: Sequence[str]) -> Program:
         """Compile steps without functions; see `compile`."""
@@ -199,10 +199,10 @@ def _call(
     require(step, layout.names)
     if layout.changed:
         stages.append(_program(layout))
-    places = tuple((name, layout.names.index(name)) for name in step.columns)
-    names = list(layout.names)
-    Layout(names).add(step.outputs)
-    return Call(step.name, functions[step.name], places, step.outputs), Layout([*names, *step.outputs])
+    names = layout.names
+    places = tuple((name, names.index(name)) for name in step.columns)
+    step.compile(layout)
+    return Call(step.name, functions[step.name], places, step.outputs), Layout(layout.names)
 
 
 def _add(step: Step, layout: Layout) -> None:
@@ -232,7 +232,8 @@ def _matrix(frame: Any, names: Sequence[str]) -> NDArray[np.float32]:
 
 def require(step: Step, names: Sequence[str]) -> None:
     """Refuse a step over columns that are not among `names`."""
-    unknown = [name for name in step.needs if name not in names]
+    there = set(names)
+    unknown = [name for name in step.needs if name not in there]
     if unknown:
         raise TransformError(
             f"the {step.op} step needs {', '.join(map(repr, unknown))}, which is not among the columns "

@@ -74,16 +74,15 @@ cdef inline void min_max(double* values, Py_ssize_t n, double scale, double shif
 
 
 cdef inline Py_ssize_t count_up_to(const double* sorted_values, Py_ssize_t count, double x) noexcept nogil:
-    """How many of the ascending values are <= x."""
+    """How many of the ascending values are <= x. Halves without branches, which no processor could foretell."""
     cdef Py_ssize_t first = 0, half
-    while count > 0:
+    if count == 0:
+        return 0
+    while count > 1:
         half = count >> 1
-        if sorted_values[first + half] <= x:
-            first += half + 1
-            count -= half + 1
-        else:
-            count = half
-    return first
+        first += half & -<Py_ssize_t>(sorted_values[first + half - 1] <= x)
+        count -= half
+    return first + <Py_ssize_t>(sorted_values[first] <= x)
 
 
 cdef inline void bucketize(double* values, Py_ssize_t n, const double* edges, Py_ssize_t count) noexcept nogil:

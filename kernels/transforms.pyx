@@ -219,7 +219,7 @@ cdef class _Draft:
         cdef Py_ssize_t j = 0
         while j < len(outputs):
             column = self.columns[outputs[j]]
-            if not isinstance(column, int):
+            if not isinstance(column, int) and column[1] == 0:
                 places, count = self.groups[column[0]]
                 now = [self.columns[output] for output in outputs[j:j + count]]
                 if now == [(column[0], i) for i in range(count)]:

@@ -163,7 +163,7 @@ class OneHotRecipe(StepRecipe):
     Attributes:
         min_frequency: values seen less often (a count, or a share of all rows) share one column.
         max_categories: of columns at most for each column, that of the infrequent among them.
-        missing: a missing value gets a column where training saw one ("auto"), or never a 1 ("ignore").
+        missing: a missing value is a value like any other ("auto"), or never gets a 1 ("ignore").
         unknown: a value that training never saw gets no 1, or the column of the infrequent where there is one.
         keep: whether the columns themselves stay.
     """
@@ -194,15 +194,18 @@ class OneHotRecipe(StepRecipe):
         rare = self.rare(counts, len(x))
         absent = np.isnan(values)
         frequent, shared = values[~rare & ~absent], values[rare & ~absent]
-        if not absent.any():
-            return tuple(frequent.tolist()), tuple(shared.tolist()), "ignore"
-        return tuple(frequent.tolist()), tuple(shared.tolist()), "infrequent" if rare[absent].any() else "column"
+        of_missing: Literal["ignore", "column", "infrequent"] = "ignore"
+        if absent.any():
+            of_missing = "infrequent" if rare[absent].any() else "column"
+        elif self.missing == "auto" and self.unknown == "infrequent" and len(shared):
+            of_missing = "infrequent"  # a missing value is as unknown as any other
+        return tuple(frequent.tolist()), tuple(shared.tolist()), of_missing
 
     def rare(self, counts: NDArray[np.int64], rows: int) -> NDArray[np.bool_]:
         """Which categories are infrequent, by scikit-learn's rule: of equally many, the first."""
         least = 0.0 if self.min_frequency is None else self.min_frequency
         rare: NDArray[np.bool_] = counts < (least * rows if isinstance(least, float) else least)
-        columns = int((~rare).sum()) + bool(rare.any())
+        columns = int((~rare).sum()) + 1
         if self.max_categories is not None and self.max_categories < columns:
             order = np.argsort(counts, kind="stable")
             rare[order[: len(counts) - (self.max_categories - 1)]] = True
@@ -214,7 +217,7 @@ class HashRecipe(StepRecipe):
 
     with_missing: ClassVar[bool] = True  # nothing is learnt
     op: Literal["hash"]
-    buckets: int = Field(ge=1)
+    buckets: int = Field(ge=1, le=65_536)
     signs: bool = True
     name: str = "hash"
     seeds: tuple[int, ...] | None = None

@@ -114,6 +114,11 @@ def test_text_that_is_no_transforms_is_refused(text):
         Transforms.from_json(text)
 
 
+def test_files_of_format_1_are_read():
+    text = '{"format": 1, "steps": [{"op": "impute", "columns": ["a"], "fill": [2.5]}]}'
+    assert Transforms.from_json(text).steps == (Impute(columns=("a",), fill=(2.5,)),)
+
+
 def test_fitted_steps_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         EVERY_OP.steps[0].fill = (1.0,)
