@@ -61,7 +61,10 @@ class Connector:
 
     def make(self) -> Any:
         """A connection that is not connected yet."""
-        return self.kind(retry=Retry(NoBackoff(), 0), **self.options)
+        made = self.kind(retry=Retry(NoBackoff(), 0), **self.options)
+        # CLIENT SETINFO would cost two round trips for each connection, and a server of before 7.2 refuses it.
+        made.driver_info = made.lib_name = made.lib_version = None
+        return made
 
     def connect(self) -> Link:
         """A connected link; raises `StoreUnavailable` or `StoreMisconfigured`."""
