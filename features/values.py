@@ -41,8 +41,7 @@ class Values:
             StoreUnavailable: not within `timeout_s`, or it failed lately.
             StoreMisconfigured: it refuses us.
         """
-        request = pack(b"TIME") + pack(b"MGET", *keys)
-        clock, values = self._reading.ask(request, 2, timeout_s=timeout_s, limit=MAX_REPLY, guarded=True)
+        clock, values = self._reading.ask([pack(b"TIME"), pack(b"MGET", *keys)], timeout_s, MAX_REPLY)
         if type(values) is not list or len(values) != len(keys) or {*map(type, values)} - {bytes, type(None)}:
             raise self._unfitting()
         try:
@@ -58,8 +57,8 @@ class Values:
             StoreUnavailable, StoreMisconfigured: as `read`; also where Redis is full or a replica.
         """
         ttl = b"%d" % ttl_ms
-        request = b"".join([pack(b"SET", key, value, b"PX", ttl) for key, value in values.items()])
-        self._writing.ask(request, len(values), timeout_s=timeout_s, limit=MAX_ACKNOWLEDGEMENT, guarded=True)
+        commands = [pack(b"SET", key, value, b"PX", ttl) for key, value in values.items()]
+        self._writing.ask(commands, timeout_s, MAX_ACKNOWLEDGEMENT)
 
     def close(self) -> None:
         """Close every connection."""

@@ -67,7 +67,7 @@ def test_replies_of_another_shape_are_refused(values, monkeypatch, reply):
 
     reader = hiredis.Reader()
     reader.feed(reply)
-    monkeypatch.setattr(values._reading, "ask", lambda *_, **__: [reader.gets(), reader.gets()])
+    monkeypatch.setattr(values._reading, "ask", lambda *_: [reader.gets(), reader.gets()])
     with pytest.raises(StoreUnavailable, match="shape"):
         values.read([b"a"], 2)
 
