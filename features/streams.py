@@ -253,7 +253,7 @@ class Consumer:
 
     def _read(self, after: str, block_s: float = 0.0) -> list[Entry]:
         settings = self._settings
-        block = [b"BLOCK", str(int(block_s * 1000))] if block_s else []
+        block: tuple[bytes | str, ...] = (b"BLOCK", str(int(block_s * 1000))) if block_s else ()
         words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(settings.batch), *block)
         reply = self._ask(pack(b"XREADGROUP", *words, b"STREAMS", settings.stream, after), wait_s=block_s)
         return [_entry(item) for item in reply[0][1]] if reply else []
