@@ -72,7 +72,7 @@ def penstock(store: FeatureStore, view: FeatureView) -> Look:
     return lambda ids: store.fetch([Lookup(view, [b"%d" % i for i in ids])], TIMEOUT_S)[0].values
 
 
-def by_hand(client: redis.Redis, row: FeatureView, hashed: FeatureView) -> dict[str, Look]:
+def by_hand(client: Any, row: FeatureView, hashed: FeatureView) -> dict[str, Look]:
     """What one writes with redis-py."""
     names = [name.encode() for name in hashed.column_names]
     start, count = HEADER + (len(names) + 7) // 8, len(names)

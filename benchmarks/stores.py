@@ -46,7 +46,7 @@ def answers(address: str) -> bool:
 
 def view_of(features: int) -> FeatureView:
     """The view of a seeded table."""
-    columns = [Column(name=f"f{i}", dtype="float32") for i in range(features)]
+    columns = tuple(Column(name=f"f{i}", dtype="float32") for i in range(features))
     return FeatureView(name="activity", entity="id", columns=columns, ttl_s=7 * 86400)
 
 
