@@ -115,30 +115,30 @@ class RedisStore:
         return self.prepare(view, entities, columns, event_times, overwrite=overwrite)()
 
     def _write(self, request: Request) -> int:
-        replies = self.ask(request.data, request.replies)
+        replies = self.request(*request.commands)
         return sum(replies) if request.rows is None else request.rows
 
     def mark(self, job: str, new: bytes | None, ttl_s: int = MARK_S) -> bytes | None:
         """Keep the mark of a job, or remove it (see `FeatureStore.mark`)."""
         key = f"fs:ingest:{job}"
         command = pack(b"SET", key, new, b"EX", str(ttl_s), b"GET") if new is not None else pack(b"DEL", key)
-        reply = self.ask(command, 1)[0]
+        reply = self.request(command)[0]
         return reply if new is not None else None
 
     def marked(self, job: str) -> bytes | None:
         """The mark of a job."""
-        mark: bytes | None = self.ask(pack(b"GET", f"fs:ingest:{job}"), 1)[0]
+        mark: bytes | None = self.request(pack(b"GET", f"fs:ingest:{job}"))[0]
         return mark
 
     def apply(self, view: FeatureView, *, replace: bool = False) -> None:
         """Store the definition (see `FeatureStore.apply`); of two at the same moment the later one stays."""
         if not replace and (definition := self._stored(view.name)) is not None:
             refuse_change(stored_view(view.name, definition, self.name), view)
-        self.ask(pack(b"HSET", VIEWS_KEY, view.name, view.model_dump_json()), 1)
+        self.request(pack(b"HSET", VIEWS_KEY, view.name, view.model_dump_json()))
 
     def views(self) -> list[FeatureView]:
         """Every valid definition, by name."""
-        reply = self.ask(pack(b"HGETALL", VIEWS_KEY), 1)[0]
+        reply = self.request(pack(b"HGETALL", VIEWS_KEY))[0]
         views = []
         for name, definition in zip(reply[::2], reply[1::2], strict=True):
             try:
@@ -155,12 +155,12 @@ class RedisStore:
         return stored_view(name, definition, self.name)
 
     def _stored(self, name: str) -> bytes | None:
-        definition: bytes | None = self.ask(pack(b"HGET", VIEWS_KEY, name), 1)[0]
+        definition: bytes | None = self.request(pack(b"HGET", VIEWS_KEY, name))[0]
         return definition
 
     def ping(self) -> None:
         """Return if the store answers within a second."""
-        self.ask(pack(b"PING"), 1, timeout_s=1.0)
+        self.request(pack(b"PING"), timeout_s=1.0)
 
     def close(self) -> None:
         """Close every connection."""
@@ -174,6 +174,22 @@ class RedisStore:
         """
         deadline = time.monotonic() + timeout_s
         return self._guarded(b"".join(commands), len(commands), FAIR_S, deadline, limit)
+
+    def request(
+        self,
+        *commands: bytes,
+        timeout_s: float = SLOW_S,
+        limit: int = MAX_SLOW_REPLY,
+        tolerate: Callable[[Any], bool] = lambda _: False,
+    ) -> list[Any]:
+        """Replies, of `limit` bytes at most, to packed commands off the hot path that may be sent twice.
+
+        The breaker has no part in it. An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless
+        `tolerate` says it may stay.
+        """
+        replies = self._exchange(b"".join(commands), len(commands), time.monotonic() + timeout_s, limit)
+        self._refuse_errors(replies, tolerate)
+        return replies
 
     # Requests and their failures ----------------------------------------------------------------------------------
 
@@ -199,23 +215,6 @@ class RedisStore:
             if well is not None:
                 with self._lock:
                     self._breaker.record(generation, time.monotonic(), ok=well)
-        return replies
-
-    def ask(
-        self,
-        commands: bytes,
-        count: int,
-        *,
-        timeout_s: float = SLOW_S,
-        limit: int = MAX_SLOW_REPLY,
-        tolerate: Callable[[Any], bool] = lambda _: False,
-    ) -> list[Any]:
-        """The `count` replies, of `limit` bytes at most, to commands off the hot path that may be sent twice.
-
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
-        """
-        replies = self._exchange(commands, count, time.monotonic() + timeout_s, limit)
-        self._refuse_errors(replies, tolerate)
         return replies
 
     def _exchange(self, request: bytes, count: int, deadline: float, limit: int) -> list[Any]:
