@@ -17,6 +17,7 @@ A window of length W slides in steps of W/60: its value is over all events of th
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Literal, Self
@@ -57,7 +58,7 @@ class Aggregate(BaseModel):
             raise ValueError(msg)
         return self
 
-    @property
+    @cached_property
     def window_ms(self) -> int:
         """Length of the window."""
         number, unit = int(self.window[:-1]), self.window[-1]
@@ -100,7 +101,24 @@ class Aggregates(BaseModel):
         """Fields whose different values are counted."""
         return tuple(sorted({c.of for c in self.columns.values() if c.function == "distinct"}))
 
-    @property
+    @cached_property
+    def plan(self) -> tuple[tuple[Function, int, int], ...]:
+        """For each column its function, which of `windows`, and which of `counted` (or `told_apart`) it is of."""
+        return tuple(
+            (
+                column.function,
+                self.windows.index(column.window_ms),
+                (self.told_apart if column.function == "distinct" else self.counted).index(column.of),
+            )
+            for column in self.columns.values()
+        )
+
+    @cached_property
+    def digest(self) -> int:
+        """32 bits of the declaration: states of another one are not read as its own."""
+        return zlib.crc32(self.model_dump_json().encode())
+
+    @cached_property
     def late_ms(self) -> int:
         """How old an event may be when it comes."""
         longest = self.windows[-1] + self.windows[-1] // STEPS

@@ -183,7 +183,7 @@ class AggregateWriter:
         return self._view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
 
     def _ask(self, *commands: bytes) -> list[Any]:
-        return self._store.ask(b"".join(commands), len(commands), limit=MAX_REPLY)
+        return self._store.request(*commands, limit=MAX_REPLY)
 
 
 def writer_for(store: FeatureStore, view: FeatureView, time_field: str | None) -> Writer:

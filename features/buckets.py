@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
-from penstock.features.aggregates import STEPS, Aggregate, Aggregates
+from penstock.features.aggregates import STEPS, Aggregates
 from penstock.features.entries import Id
 
 FORMAT = 1
@@ -76,6 +76,15 @@ class Cell:
         self.total += total
         self.least = min(self.least, least)
         self.most = max(self.most, most)
+
+    def value(self, function: str) -> float:
+        """Any function but `distinct`."""
+        if function == "count":
+            return float(self.number)
+        if function == "sum":
+            return self.total
+        found = {"mean": self.total / (self.number or 1), "min": self.least, "max": self.most}[function]
+        return found if self.number else math.nan
 
 
 @dataclass(slots=True)
@@ -149,23 +158,30 @@ class State:
 
     def values(self, now_ms: int) -> list[float]:
         """The view's columns in the declaration's order; NaN for the mean, least or most of nothing."""
-        return [self._value(column, now_ms) for column in self.of.columns.values()]
+        merged = [
+            self._merged(first_bucket(window, now_ms), buckets)
+            for window, buckets in zip(self.of.windows, self.buckets, strict=True)
+        ]
+        return [
+            merged[window][at].value(function)
+            if function != "distinct"
+            else self._distinct(self.seen[at], self.of.windows[window], now_ms)
+            for function, window, at in self.of.plan
+        ]
 
-    def _value(self, column: Aggregate, now_ms: int) -> float:
-        window = column.window_ms
-        first = first_bucket(window, now_ms)
-        if column.function == "distinct":
-            seen = self.seen[self.of.told_apart.index(column.of)]
-            return float(sum(time // (window // STEPS) >= first for time in seen.values()))
-        at, whole = self.of.counted.index(column.of), Cell()
-        for number, cells in self.buckets[self.of.windows.index(window)].items():
+    def _merged(self, first: int, buckets: dict[int, list[Cell]]) -> list[Cell]:
+        """Each field's cell over the buckets from `first` on."""
+        whole = [Cell() for _ in self.of.counted]
+        for number, cells in buckets.items():
             if number >= first:
-                cell = cells[at]
-                whole.add(cell.number, cell.total, cell.least, cell.most)
-        if column.function in ("count", "sum"):
-            return float(whole.number) if column.function == "count" else whole.total
-        found = {"mean": whole.total / max(whole.number, 1), "min": whole.least, "max": whole.most}[column.function]
-        return found if whole.number else math.nan
+                for total, cell in zip(whole, cells, strict=True):
+                    total.add(cell.number, cell.total, cell.least, cell.most)
+        return whole
+
+    @staticmethod
+    def _distinct(seen: dict[int, int], window: int, now_ms: int) -> float:
+        step, first = window // STEPS, first_bucket(window, now_ms)
+        return float(sum(time // step >= first for time in seen.values()))
 
     def changes_at(self, now_ms: int) -> int | None:
         """When a value will be another one without any event, in ms since 1970; None if never: nothing is left."""
@@ -194,7 +210,7 @@ class State:
         for seen in self.seen:
             parts += [COUNT.pack(len(seen)), *(SIGHT.pack(*sight) for sight in sorted(seen.items()))]
         body = b"".join(parts)
-        start = HEAD.pack(FORMAT, 0, 0, digest_of(self.of), random.getrandbits(64), 0)[:IDENTITY]
+        start = HEAD.pack(FORMAT, 0, 0, self.of.digest, random.getrandbits(64), 0)[:IDENTITY]
         return start + COUNT.pack(zlib.crc32(key + start + body)) + body
 
     @classmethod
@@ -203,7 +219,7 @@ class State:
         if len(data) < HEAD.size:
             raise Damaged
         form, flags, reserved, digest, _, crc = HEAD.unpack_from(data)
-        if (form, flags, reserved, digest) != (FORMAT, 0, 0, digest_of(of)):
+        if (form, flags, reserved, digest) != (FORMAT, 0, 0, of.digest):
             raise Damaged
         if crc != zlib.crc32(key + data[:IDENTITY] + data[HEAD.size :]):
             raise Damaged
@@ -254,11 +270,6 @@ def first_bucket(window: int, now_ms: int) -> int:
 def hash_of(value: bytes) -> int:
     """64 bits of it: of 1,000 different values two are taken for one with a chance of 3e-14."""
     return int.from_bytes(blake2b(value, digest_size=8).digest(), "little")
-
-
-def digest_of(of: Aggregates) -> int:
-    """32 bits of a declaration: states of another one are not read as these."""
-    return zlib.crc32(of.model_dump_json().encode())
 
 
 def _bucket_of(of: Aggregates) -> struct.Struct:

@@ -1,7 +1,7 @@
 """Rows as people read them: every column in its own dtype, words as words, and what is missing masked.
 
-This is for looking things up and for checking, not for serving: some 2 µs a row and 0.3 µs a value. The packed bytes
-are judged by the same kernel as in serving, and only sound rows are taken apart here.
+This is for looking things up and for checking, not for serving: 3 µs a row of 30 numbers. The packed bytes are judged
+by the same kernel as in serving, and only sound rows are taken apart here.
 """
 
 from __future__ import annotations

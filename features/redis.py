@@ -115,19 +115,19 @@ class RedisStore(FeatureStore):
         return lambda: sum(self._write(request) for request in requests)
 
     def _write(self, request: Request) -> int:
-        replies = self.ask(request.data, request.replies)
+        replies = self.request(*request.commands)
         return sum(replies) if request.rows is None else request.rows
 
     def mark(self, job: str, new: bytes | None, ttl_s: int = MARK_S) -> bytes | None:
         """Keep the mark of a job, or remove it (see `FeatureStore.mark`)."""
         key = f"fs:ingest:{job}"
         command = pack(b"SET", key, new, b"EX", str(ttl_s), b"GET") if new is not None else pack(b"DEL", key)
-        reply = self.ask(command, 1)[0]
+        reply = self.request(command)[0]
         return reply if new is not None else None
 
     def marked(self, job: str) -> bytes | None:
         """The mark of a job."""
-        mark: bytes | None = self.ask(pack(b"GET", f"fs:ingest:{job}"), 1)[0]
+        mark: bytes | None = self.request(pack(b"GET", f"fs:ingest:{job}"))[0]
         return mark
 
     def stored(self, view: FeatureView, entities: Sequence[bytes]) -> list[Any]:
@@ -137,21 +137,21 @@ class RedisStore(FeatureStore):
         for start in range(0, len(keys), READ_KEYS):
             some = keys[start : start + READ_KEYS]
             if view.layout == "row" and isinstance(self._servers, Cluster):
-                found += self.ask(b"".join([pack(b"GET", key) for key in some]), len(some))
+                found += self.request(*[pack(b"GET", key) for key in some])
             elif view.layout == "row":
-                found += self.ask(pack(b"MGET", *some), 1)[0]
+                found += self.request(pack(b"MGET", *some))[0]
             else:
-                commands = b"".join([pack(b"HMGET", key, *view.fields) for key in some])
-                replies = self.ask(commands, len(some), tolerate=is_wrong_type)
+                commands = [pack(b"HMGET", key, *view.fields) for key in some]
+                replies = self.request(*commands, tolerate=is_wrong_type)
                 found += [None if is_wrong_type(reply) else reply for reply in replies]
         return found
 
     def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = SLOW_S) -> dict[str, bytes]:
         """The definitions under these names, or all (see `FeatureStore.definitions`)."""
         if names is None:
-            reply = self.ask(pack(b"HGETALL", VIEWS_KEY), 1, timeout_s=timeout_s)[0]
+            reply = self.request(pack(b"HGETALL", VIEWS_KEY), timeout_s=timeout_s)[0]
             return {name.decode("utf-8", "replace"): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
-        found = self.ask(pack(b"HMGET", VIEWS_KEY, *names), 1, timeout_s=timeout_s)[0] if names else []
+        found = self.request(pack(b"HMGET", VIEWS_KEY, *names), timeout_s=timeout_s)[0] if names else []
         return {name: text for name, text in zip(names, found, strict=True) if text is not None}
 
     def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
@@ -159,7 +159,7 @@ class RedisStore(FeatureStore):
         words: list[bytes | str] = []
         for name, old in expected.items():
             words += [name, old or b"", new.get(name, b"")]
-        return bool(self.ask(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words), 1)[0])
+        return bool(self.request(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words))[0])
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Some keys, and where to go on (see `FeatureStore.scan`)."""
@@ -194,26 +194,31 @@ class RedisStore(FeatureStore):
 
     def ping(self) -> None:
         """Return if the store answers within a second."""
-        self.ask(pack(b"PING"), 1, timeout_s=1.0)
+        self.request(pack(b"PING"), timeout_s=1.0)
 
-    def ask(
+    def ask(self, commands: Sequence[bytes], timeout_s: float, limit: int) -> list[Any]:
+        """Replies to packed commands, guarded as `fetch` is; for what is kept in a Redis beside features.
+
+        Lateness counts for the breaker however short the time is. Replies of more than `limit` bytes are refused.
+        Raises `StoreUnavailable` or `StoreMisconfigured`, also where one of the replies is an error.
+        """
+        deadline = time.monotonic() + timeout_s
+        return self._servers.ask(Ask(b"".join(commands), len(commands), deadline, limit, is_wrong_type, guarded=True))
+
+    def request(
         self,
-        commands: bytes,
-        count: int,
-        *,
+        *commands: bytes,
         timeout_s: float = SLOW_S,
         limit: int = MAX_SLOW_REPLY,
         tolerate: Callable[[Any], bool] = lambda _: False,
-        guarded: bool = False,
     ) -> list[Any]:
-        """The `count` replies, of `limit` bytes at most, to commands that may be sent twice.
+        """Replies, of `limit` bytes at most, to packed commands off the hot path that may be sent twice.
 
-        Not on the hot path, unless `guarded`: then it is refused at once while the store is shunned, and its lateness
-        counts however short the time is. An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`,
-        unless `tolerate` says it may stay.
+        The breaker has no part in it. An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless
+        `tolerate` says it may stay.
         """
         deadline = time.monotonic() + timeout_s
-        return self._servers.ask(Ask(commands, count, deadline, limit, tolerate, guarded=guarded))
+        return self._servers.ask(Ask(b"".join(commands), len(commands), deadline, limit, tolerate))
 
     def close(self) -> None:
         """Close every connection."""

@@ -5,7 +5,7 @@ of an unknown schema id, the store is asked for the view's definition, and the r
 (features/evolution.py), those of this look-up included. An id that the definition does not have either stays a miss.
 
 The definition is asked for within the look-up's own time, and at most once in `AGAIN_S`, so rows of an id that nobody
-knows cost next to nothing. Otherwise this costs 0.3 µs a view and batch.
+knows cost next to nothing. Otherwise this costs 0.5 µs a batch.
 """
 
 from __future__ import annotations

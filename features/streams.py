@@ -44,14 +44,8 @@ class Redis(Protocol):
 
     name: str
 
-    def ask(
-        self,
-        commands: bytes,
-        count: int,
-        *,
-        timeout_s: float = ...,
-        limit: int = ...,
-        tolerate: Callable[[Any], bool] = ...,
+    def request(
+        self, *commands: bytes, timeout_s: float = ..., limit: int = ..., tolerate: Callable[[Any], bool] = ...
     ) -> list[Any]: ...
 
 
@@ -253,7 +247,7 @@ class Consumer:
 
     def _read(self, after: str, block_s: float = 0.0) -> list[Entry]:
         settings = self._settings
-        block = [b"BLOCK", str(int(block_s * 1000))] if block_s else []
+        block: tuple[bytes | str, ...] = (b"BLOCK", str(int(block_s * 1000))) if block_s else ()
         words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(settings.batch), *block)
         reply = self._ask(pack(b"XREADGROUP", *words, b"STREAMS", settings.stream, after), wait_s=block_s)
         return [_entry(item) for item in reply[0][1]] if reply else []
@@ -276,17 +270,17 @@ class Consumer:
                 pack(b"XADD", settings.dead, b"MAXLEN", b"~", most, b"*", *about, "penstock:id", entry.id, *fields)
             )
         if commands:
-            self._source.ask(b"".join(commands), len(commands))
+            self._source.request(*commands)
             self.counts.rejected += len(commands)
 
     def _ask(self, command: bytes, wait_s: float = 0.0) -> Any:
         """The reply; None where the group had to be made first."""
-        reply = self._source.ask(command, 1, timeout_s=5.0 + wait_s, limit=MAX_REPLY, tolerate=_is_no_group)[0]
+        reply = self._source.request(command, timeout_s=5.0 + wait_s, limit=MAX_REPLY, tolerate=_is_no_group)[0]
         if not isinstance(reply, hiredis.ReplyError):
             self._start = "0"
             return reply
         create = pack(b"XGROUP", b"CREATE", *self._group, self._start, b"MKSTREAM")
-        self._source.ask(create, 1, tolerate=lambda error: str(error).startswith("BUSYGROUP"))
+        self._source.request(create, tolerate=lambda error: str(error).startswith("BUSYGROUP"))
         return None
 
 

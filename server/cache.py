@@ -48,7 +48,7 @@ class CacheSettings(BaseModel):
     @classmethod
     def _usable(cls, value: str | None) -> str | None:
         if value is not None:
-            from penstock.features.redis import connector
+            from penstock.features.connecting import connector
 
             try:
                 connector(value, WHAT)

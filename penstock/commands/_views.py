@@ -52,15 +52,20 @@ def print_plan(plan: Plan, losing: Sequence[str]) -> None:
     """What is added and changed, and what that breaks."""
     for change in plan.changes:
         mark, style = MARKS[change.kind]
-        console.print(Text(f"{mark} {change.view.name}", style=style), Text(change.kind), highlight=False)
+        _say(f"{mark} {change.view.name} {change.kind}", style)
         for line in change.differences:
-            console.print(Text(f"    {printable(line)}"))
+            _say(f"    {line}")
         for line in change.breaks:
-            console.print(Text(f"  ! {printable(line)}", style="red"))
+            _say(f"  ! {line}", "red")
     for line in losing[:_SHOWN_MODELS]:
-        console.print(Text(f"! {printable(line)}", style="red"))
+        _say(f"! {line}", "red")
     if len(losing) > _SHOWN_MODELS:
-        console.print(Text(f"! and {len(losing) - _SHOWN_MODELS} more versions", style="red"))
+        _say(f"! and {len(losing) - _SHOWN_MODELS} more versions", "red")
+
+
+def _say(line: str, style: str = "") -> None:
+    """One line as it is, however long."""
+    console.print(Text(printable(line), style=style), soft_wrap=True)
 
 
 # Views ------------------------------------------------------------------------------------------------------------
@@ -155,8 +160,8 @@ def _side_by_side(few: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
 
 def _plain(value: object) -> str:
     """A value in a cell: numbers in seven digits, long texts and vectors cut."""
-    if value is None:
-        return ""
+    if value is None or value == "":
+        return "" if value is None else '""'
     if isinstance(value, list | tuple):
         text = " ".join(_plain(one) for one in value[:6])
         return text + " ..." if len(value) > 6 else text
@@ -171,7 +176,7 @@ def _plain(value: object) -> str:
 def print_stats(found: Sequence[ViewStats], *, by_column: bool) -> None:
     """A line for each view, and with `by_column` the share of nulls in each of its columns."""
     ages = ("Age p50", "p99", "oldest")
-    headers = ("View", "Rows", "Bytes a row", *ages, "Null", "Unreadable", "Former schema")
+    headers = ("View", "Rows", "Bytes/row", *ages, "Null", "Unreadable", "Former")
     rows = [
         (
             one.view,
@@ -187,7 +192,8 @@ def print_stats(found: Sequence[ViewStats], *, by_column: bool) -> None:
     print_table("", headers, rows, numeric=headers[1:])
     for one in found if by_column else ():
         nulls = [(name, f"{share:.1%}") for name, share in one.nulls.items()]
-        print_table(f"{one.view}: nulls in {one.sampled:,} rows", ("Column", "Null"), nulls, numeric=("Null",))
+        header = f"Null in {one.sampled:,} rows"
+        print_table(one.view, ("Column", header), nulls, numeric=(header,))
 
 
 def _age(ages: Mapping[str, float], percentile: str) -> str:

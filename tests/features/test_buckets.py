@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features.aggregates import STEPS, Aggregates
-from penstock.features.buckets import HEAD, IDENTITY, Damaged, Event, State, digest_of
+from penstock.features.buckets import HEAD, IDENTITY, Damaged, Event, State
 
 HOUR, DAY = 3_600_000, 86_400_000
 NOW = 1_800_000_000_000
@@ -178,7 +178,7 @@ def test_damaged_bytes_are_no_state(data):
     body=st.binary(max_size=100) | st.binary(min_size=16, max_size=40).map(lambda b: b + struct.pack("<I", 2**32 - 1))
 )
 def test_sealed_nonsense_is_damaged_or_a_state_and_takes_no_memory(body):
-    start = HEAD.pack(1, 0, 0, digest_of(OF), 7, 0)[:IDENTITY]
+    start = HEAD.pack(1, 0, 0, OF.digest, 7, 0)[:IDENTITY]
     sealed = start + struct.pack("<I", zlib.crc32(b"key" + start + body)) + body
     with suppress(Damaged):
         State.decode(OF, b"key", sealed).values(NOW)
