@@ -178,9 +178,8 @@ def _pipeline(version: Version, plan: Plan, config: Config, lookups: Lookups | N
     session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
-    pipeline = Pipeline(
-        plan, session, _join(manifest, config, lookups), _transforms(version, config), _watch(version, reference, config)
-    )
+    join, watch = _join(manifest, config, lookups), _watch(version, reference, config)
+    pipeline = Pipeline(plan, session, join, _transforms(version, config), watch)
     return replace(pipeline, forest=_forest(version, pipeline, config))
 
 
