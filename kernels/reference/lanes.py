@@ -1,7 +1,7 @@
 """What `kernels.lanes` must decide: a queue and its batches as plain data, with no clock, thread, body or answer.
 
-`admit`, `is_expired`, `due`, `fits` and `hold` are pure functions of the state and of `now`; `Lane` carries them out on rows
-and bytes alone. Times are nanoseconds. Of what waits, a call that cannot join its predecessors ends a batch; calls
+`admit`, `is_expired`, `due`, `fits` and `hold` are pure functions of the state and of `now`; `Lane` carries them out on
+rows and bytes alone. Times are nanoseconds. Of what waits, a call that cannot join its predecessors ends a batch; calls
 behind it are not looked at, so that nobody is overtaken.
 """
 
