@@ -18,6 +18,8 @@ from penstock.server.errors import BadConfig
 
 MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
+LEAST_URGENT = 19
+"""As nice(1) counts."""
 LONGEST_S = 1_000_000
 """Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
 
@@ -62,8 +64,10 @@ class Config(BaseModel):
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
     workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0 chooses by what a run takes")
-    worker_nice: int = Field(
-        default=0, ge=0, le=19, description="how much workers yield to other threads, as nice(1) counts"
+    worker_nice: str = Field(
+        default="auto",
+        coerce_numbers_to_str=True,
+        description="how much workers yield to others, as nice(1) counts: auto (10 where runs are long) or 0 to 19",
     )
     inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
@@ -111,6 +115,13 @@ class Config(BaseModel):
         if value in {"auto", "off"} or (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_BATCH_ROWS):
             return value
         raise ValueError(f"it is auto, off or a number of rows from 1 to {MOST_BATCH_ROWS}, not {value[:40]!r}")
+
+    @field_validator("worker_nice")
+    @classmethod
+    def _known_niceness(cls, value: str) -> str:
+        if value == "auto" or (value.isascii() and value.isdigit() and int(value) <= LEAST_URGENT):
+            return value
+        raise ValueError(f"it is auto or a number from 0 to {LEAST_URGENT}, not {value[:40]!r}")
 
     @classmethod
     def read(cls, path: Path | None = None, **overrides: Any) -> Config:

@@ -36,7 +36,9 @@ from penstock.server.warmup import curve_of
 _log = logging.getLogger("penstock.server")
 
 LONG_RUN_NS = 500_000
-"""From which time of the largest batch on cores are worth a worker each."""
+"""From which time of a batch on cores are worth a worker each, and threads that read calls go before workers."""
+LONG_RUN_NICE = 10
+"""Of such workers. The scheduler lets who is less nice run at once when it wakes up, most of the time."""
 
 
 class Served:
@@ -84,11 +86,12 @@ class Served:
         trial = _trial(contents, self.pipeline, config)
         self._not_inline = use_engine(self.lane, self.pipeline, config, trial, partial(any_of, pool, self.plan))
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
+        nice = _nice(self.lane, self.curve, config)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
             Thread(
                 target=serve,
-                args=(self.lane, self.pipeline, config.worker_nice),
+                args=(self.lane, self.pipeline, nice),
                 name=f"worker {name} {i}",
                 daemon=True,
             )
@@ -210,6 +213,14 @@ def _workers(pipeline: Pipeline, curve: Curve) -> int:
     if not curve.ns or curve.ns[-1] < LONG_RUN_NS:
         return usual
     return max(usual, min(cores - max(cores // 4, 1), 16))
+
+
+def _nice(lane: Lane, curve: Curve, config: Config) -> int:
+    """How much workers yield: where a run is long, so that cheap calls need not wait for it on few cores."""
+    if config.worker_nice != "auto":
+        return int(config.worker_nice)
+    known = curve.ns[-1] if curve.ns else lane.engine.predicted_ns(1) if lane.engine else 0
+    return LONG_RUN_NICE if known >= LONG_RUN_NS else 0
 
 
 def _trial(contents: Contents, pipeline: Pipeline, config: Config) -> Pipeline:
