@@ -858,6 +858,19 @@ def test_while_a_run_is_under_way_its_rest_counts_and_after_it_no_more():
     lane.submit(columns_of([1, 1]), sink, Future(), now + 20 * MS, now)
 
 
+def test_a_forecast_never_sees_a_run_half_noted():
+    """The count of one moment with the ends of another would say that what is under way lasts for years."""
+    counted = ledger.Ledger(1)
+    counted.seed(1, 10 * MS)
+    runs = [threading.Thread(target=ledger.decide_rest, args=(counted, 1_000_000, True)) for _ in range(3)]
+    for thread in runs:
+        thread.start()
+    longest = 0
+    while any(thread.is_alive() for thread in runs):
+        longest = max(longest, ledger.decide_rest(counted, 1000, False))
+    assert longest < 1000 * MS
+
+
 @pytest.mark.parametrize("end", ["complete", "fail", "split", "abandon"])
 def test_a_run_is_over_however_it_ended(end):
     lane, sink = taught(row_ns=MS), EventSink()
