@@ -118,10 +118,12 @@ def drive(address: str, question: Question, callers: int, seconds: float, clocks
 def uninterrupted() -> Iterator[list[int]]:
     """SIGINT and SIGTERM wait for the end of the block, so that no thread of the generator is left behind.
 
-    The signals that came are in the list, for blocks that end sooner because of them.
+    The signals that came are in the list, for blocks that end sooner because of them. What is ignored stays so, such as
+    SIGINT in what a shell runs in the background: it would end the block and nothing behind it.
     """
     came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    minded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in minded}
     try:
         yield came
     finally:
