@@ -20,7 +20,7 @@ from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server import forests
-from penstock.server.cache import cache_of
+from penstock.server.cache import cache_of, shared_of
 from penstock.server.config import Config
 from penstock.server.contents import Contents, any_of, made_up
 from penstock.server.curve import Curve
@@ -67,7 +67,9 @@ class Served:
         pool = contents.pool(self.plan, config.max_batch_rows)
         self.curve = _measured(_trial(contents, self.pipeline, config), pool, config)
         self.cap = _cap(self.curve, self.plan, config)
-        self.pipeline = replace(self.pipeline, cap=self.cap)
+        cache = cache_of(self.name, self.plan, views_of(self.manifest), config.cache)
+        shared = shared_of(self.manifest, self.digest, cache, config.cache, config.features)
+        self.pipeline = replace(self.pipeline, cap=self.cap, shared=shared)
         self._max_batch_rows = self.cap or config.max_batch_rows
         workers = config.workers or _workers(self.pipeline, self.curve)
         self.lane = Lane(
@@ -78,14 +80,14 @@ class Served:
             max_queue_delay_us=config.max_queue_delay_us,
             workers=workers,
             foresee=config.foresee,
-            cache=cache_of(self.name, self.plan, views_of(self.manifest), config.cache),
+            cache=cache,
         )
         for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
             self.lane.ledger.seed(rows, ns)
             self.pipeline.cost.seed(rows, ns)
         trial = _trial(contents, self.pipeline, config)
         self._not_inline = use_engine(self.lane, self.pipeline, config, trial, partial(any_of, pool, self.plan))
-        self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
+        self._inline = _known_by_rows(self.plan, config) and not self.pipeline.waits
         nice = _nice(self.lane, self.curve, config)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
@@ -163,7 +165,10 @@ class Served:
         until = None if timeout_s is None else time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(None if until is None else max(0.0, until - time.monotonic()))
-        return not any(worker.is_alive() for worker in self._workers)
+        ended = not any(worker.is_alive() for worker in self._workers)
+        if ended and self.pipeline.shared is not None:
+            self.pipeline.shared.close()
+        return ended
 
 
 def _pipeline(contents: Contents, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
@@ -205,11 +210,11 @@ def _measured(trial: Pipeline, pool: Callable[[], Samples], config: Config) -> C
 def _workers(pipeline: Pipeline, curve: Curve) -> int:
     """How many threads run batches where the operator does not say.
 
-    Two where one may wait for the store while the other computes, else one; for what takes long without the GIL as many
+    Two where one may wait for Redis while the other computes, else one; for what takes long without the GIL as many
     as there are cores that the threads of a transport leave.
     """
     cores = len(os.sched_getaffinity(0))
-    usual = 2 if pipeline.join else 1
+    usual = 2 if pipeline.waits else 1
     if not curve.ns or curve.ns[-1] < LONG_RUN_NS:
         return usual
     return max(usual, min(cores - max(cores // 4, 1), 16))
