@@ -95,7 +95,7 @@ cdef inline void cost_solve(Cost* cost) noexcept nogil:
 
 
 cdef inline void doubt(Cost* cost, double rows, double taken) noexcept nogil:
-    """Mostly forget what said far more than a run of `rows` took: earlier runs, and the curve where it did by itself."""
+    """Mostly forget what said far more than a run of `rows` took: earlier runs, and the curve where it did itself."""
     cdef Line curve
     keep_of(&cost.own, KEEP_LITTLE)
     if cost.prior.one > 0:

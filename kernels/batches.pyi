@@ -50,6 +50,9 @@ class Batch:
         """(key, reply without id) of each call that was run since `recall` and answered with OK; None before it."""
     degraded: bool
     @property
+    def deadline_ns(self) -> int:
+        """The earliest deadline of its calls, CLOCK_MONOTONIC; 0 where none has one."""
+    @property
     def latest_deadline_ns(self) -> int:
         """The latest deadline of its calls, CLOCK_MONOTONIC; 0 where one of them has none."""
     def shape_of(self, name: str) -> tuple[int, ...]:

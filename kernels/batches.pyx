@@ -119,6 +119,17 @@ cdef class Batch:
         return False
 
     @property
+    def deadline_ns(self):
+        """The earliest deadline of its calls, CLOCK_MONOTONIC; 0 where none has one."""
+        cdef Call* call = self.calls
+        cdef int64_t earliest = 0
+        while call != NULL:
+            if call.deadline_ns and (earliest == 0 or call.deadline_ns < earliest):
+                earliest = call.deadline_ns
+            call = call.next
+        return earliest
+
+    @property
     def latest_deadline_ns(self):
         """The latest deadline of its calls, CLOCK_MONOTONIC; 0 where one of them has none."""
         cdef Call* call = self.calls

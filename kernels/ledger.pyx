@@ -256,11 +256,11 @@ def decide_bucket(int64_t ns):
 def decide_rest(Ledger ledger not None, int64_t count, bint run):
     """Note `count` runs that begin and end at once, without the GIL; or else forecast `count` times, which gives the
     longest rest of runs under way. For tests."""
-    cdef int64_t i, now
+    cdef int64_t _turn, now
     cdef int64_t longest = 0
     cdef Forecast forecast
     with nogil:
-        for i in range(count):
+        for _turn in range(count):
             now = monotonic_ns()
             if run:
                 ledger.note_left(ledger.note_taken(1, now))

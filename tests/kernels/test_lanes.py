@@ -286,7 +286,7 @@ def test_the_earlier_of_deadline_and_timeout_parameter_counts(timeout_us, deadli
     batch = lane.take(block=False, now_ns=3999)
     assert (batch is not None) == taken
     if batch is not None:
-        assert batch.latest_deadline_ns == (deadline + 1000 if deadline else 4000)
+        assert batch.deadline_ns == (deadline + 1000 if deadline else 4000)
     sink.drain()
     assert future.status == (None if taken else DEADLINE_EXCEEDED)
 
