@@ -13,6 +13,7 @@
 
 from libc.math cimport INFINITY, M_PI, expf, fabsf, logf, sqrtf
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
 cdef enum:
@@ -44,10 +45,8 @@ cdef struct Node:                    # a branch, or a leaf that leads to itself
 
 cdef struct Tree:
     Py_ssize_t root
-    Py_ssize_t branches              # its first slice
-    Py_ssize_t leaves                # its first leaf of slices
+    int n_nodes
     int depth
-    int slice_depth
     int target                       # what every leaf adds to; -1: leaves hold lists of weights
 
 cdef struct Weight:
@@ -65,6 +64,24 @@ cdef struct Columns:
     int n_plain                      # those that are features; then those that tell equality
     const float* offset              # of a scaler in front, by feature; or NULL
     const float* scale
+
+
+cdef inline void* taken(Py_ssize_t count, Py_ssize_t size) except NULL:
+    """Zeroed memory for `count` things; one more than asked for, so that none is no special case."""
+    cdef void* memory = calloc(count + 1, size)
+    if memory == NULL:
+        raise MemoryError
+    return memory
+
+
+cdef inline int left_of(const Node* node, int bits) noexcept nogil:
+    """A branch's left child, counted from the root; a leaf itself."""
+    return <int>(node.link >> bits)
+
+
+cdef inline int column_of(const Node* node, int bits) noexcept nogil:
+    """The column that a node asks for."""
+    return <int>(node.link & ((<uint32_t>1 << bits) - 1))
 
 
 # Blocks -----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ class Forest:
         base: float32 [n_targets] added to the sums, or nothing.
         labels: int64 [classes]; nothing for a regression.
         scaler: float32 offsets and scales [n_features]: a row is (x - offset) * scale.
-        lanes: rows of one slice, 8 or 16; 0 for none, -1 for what this processor does best.
+        lanes: rows of a group of masks, 8 or 16; 0 for none, -1 for what this processor does best.
 
     Raises:
         ValueError: the arrays do not describe trees, or something that is not served; the text says which node.
@@ -54,10 +54,10 @@ class Forest:
         """Branches on the longest way to a leaf."""
     @property
     def nbytes(self) -> int:
-        """Memory of nodes, trees and slices: 8 bytes a node, 16 with slices where trees are complete."""
+        """Memory of nodes, trees and masks: 8 bytes a node, 16 with masks, and some 60 for each tree."""
     @property
     def lanes(self) -> int:
-        """Rows of one slice; 0 where trees are walked only."""
+        """Rows of a group of masks; 0 where trees are walked only."""
     def __new__(
         cls,
         *,

@@ -6,33 +6,33 @@ than the compare. So nothing here jumps on data. There are two ways, over the sa
 - **walks**: eight rows side by side through one tree, or eight trees side by side for a single row, so that their
   waits overlap. A node has 8 bytes, whatever its mode; siblings stand together, so that a child is an addition. Trees
   are the outer loop over a block of up to 256 rows, and stay in the cache while the block passes;
-- **slices**: shallow trees (to depth 6) for 8 or 16 rows at once in a vector register, where the processor has AVX2 or
-  AVX-512 (`_forest_slices.h`).
+- **masks**: every branch of a tree compared for 8 or 16 rows at once in a vector register, where the processor has AVX2
+  or AVX-512 and trees have no more than a hundred leaves or so (`_forest_masks.h`).
 
 Nothing is allocated for a run; the block lies on the stack, 80 kB. Cost goal: 1.2 microseconds a row for 200 trees of
-depth 6 by walks, 0.6 by slices of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with slices.
+depth 6 by walks, 0.4 by masks of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with masks.
 """
 
 cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from penstock.kernels._forest cimport (
     AVERAGE, BINARY, CLASSES, GROUP, LOGISTIC, MAX, MIN, NONE, PAIR, PROBIT, REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUM,
     Column, Node, Tree, Weight,
-    add_leaf, by_one_sum, largest, probit, stage, transform, walk, walk_rows, walk_trees,
+    add_leaf, by_one_sum, largest, probit, stage, taken, transform, walk, walk_rows, walk_trees,
 )
 from penstock.kernels.forest_layout cimport Layout
+from penstock.kernels.forest_masks cimport masks_of
 
 cdef enum:
     BLOCK = 16384          # floats of a block of columns: 64 kB
-    SUMS = 2048            # floats of the sums beside slices
+    SUMS = 2048            # floats of the sums beside masks
+    GROUPS = 4             # of rows that masks take at once
+    FEW = 2                # walks are faster for less than a group divided by this
     BLOCK_ROWS = 256
-    SLICED_DEPTH = 6       # deepest tree that slices beat walks at
-    LEAST_DEPTH = 3        # of a sliced tree
-    MOST_LEAVES = 64
     SMALL_RUN = 2048       # trees times rows; handing the GIL over would cost more
 
 cdef dict KINDS = {"regression": REGRESSION, "classes": CLASSES, "binary": BINARY, "pair": PAIR}
@@ -46,14 +46,6 @@ cdef int number_of(dict names, name, what) except -1:
     if name not in names:
         raise ValueError(f"unknown {what} {name!r}: known are {', '.join(names)}")
     return names[name]
-
-
-cdef void* taken(Py_ssize_t count, Py_ssize_t size) except NULL:
-    """Zeroed memory for `count` things; one more than asked for, so that none is no special case."""
-    cdef void* memory = calloc(count + 1, size)
-    if memory == NULL:
-        raise MemoryError
-    return memory
 
 
 @cython.final
@@ -86,16 +78,13 @@ cdef class Forest:
         self.keep_numbers(base, scaler, labels)
         self.keep_columns(layout)
         self.keep_trees(layout)
-        if self.lanes_for(lanes):
-            self.keep_slices()
+        self.keep_masks(lanes)
 
     def __dealloc__(self):
         free(self.column)
         free(self.nodes)
         free(self.trees)
         free(self.weights)
-        free(self.branches)
-        free(self.leaves)
         free(self.numbers)
         free(self.labels)
 
@@ -195,6 +184,7 @@ cdef class Forest:
             end = layout.end_of(t)
             if end - at > most:
                 raise ValueError(f"tree {t} has {end - at} nodes: beside so many columns at most {most} are served")
+            tree.n_nodes = <int>(end - at)
             while at < end:
                 n_weights += self.keep_node(layout, tree, at, n_weights)
                 at += 1
@@ -222,63 +212,23 @@ cdef class Forest:
         weight.target = -1
         return weight + 1 - &self.weights[n_weights]
 
-    cdef bint lanes_for(self, int lanes) noexcept:
-        """Whether slices serve this ensemble on this processor; sets `lanes` and the function."""
-        cdef int t
-        if lanes == 0 or self.aggregate > AVERAGE or self.n_trees == 0:
-            return False
+    cdef void keep_masks(self, int lanes) except *:
+        """The widest masks that this processor and the block have room for; `lanes` as told to Forest."""
+        cdef int t, wanted
+        if self.aggregate > AVERAGE:
+            return
         for t in range(self.n_trees):
-            if self.trees[t].target < 0 or self.trees[t].depth > SLICED_DEPTH:
-                return False
-        for self.lanes in (16, 8):
-            if lanes > 0 and lanes != self.lanes:
+            if self.trees[t].target < 0:
+                return
+        for wanted in (16, 8):
+            if lanes >= 0 and lanes != wanted:
                 continue
-            if self.columns.n * self.lanes <= BLOCK and self.n_targets * self.lanes <= SUMS:
-                self.slices = slice_function(self.lanes)
-                if self.slices != NULL:
-                    return True
-        self.lanes = 0
-        return False
-
-    cdef void keep_slices(self) except *:
-        cdef Py_ssize_t n_leaves = 0
-        cdef Tree* tree
-        cdef int t
-        for t in range(self.n_trees):
-            tree = &self.trees[t]
-            tree.slice_depth = max(tree.depth, LEAST_DEPTH)
-            tree.leaves, tree.branches = n_leaves, n_leaves - t      # a complete tree has one leaf more than branches
-            n_leaves += <Py_ssize_t>1 << tree.slice_depth
-        self.branches = <Slice*>taken(n_leaves, sizeof(Slice))
-        self.leaves = <float*>taken(n_leaves, sizeof(float))
-        for t in range(self.n_trees):
-            self.keep_slice(&self.trees[t])
-        self.nbytes += n_leaves * (sizeof(Slice) + sizeof(float))
-
-    cdef void keep_slice(self, const Tree* tree) noexcept:
-        """A complete tree: below a leaf that stands higher stands the same leaf, whatever is asked there."""
-        cdef uint32_t[MOST_LEAVES] here
-        cdef int d, j, blocks = 1 << (tree.slice_depth - LEAST_DEPTH), above
-        cdef const Node* node
-        cdef Slice* branch
-        here[0] = 0
-        for d in range(tree.slice_depth):
-            for j in range((1 << d) - 1, -1, -1):                      # from the right, as `here` is made in place
-                node = &self.nodes[tree.root + here[j]]
-                above = d - (tree.slice_depth - LEAST_DEPTH)
-                if above >= 0:                                         # in a block
-                    branch = &self.branches[tree.branches + 7 * (j >> above) + (1 << above) - 1]
-                    branch += j & ((1 << above) - 1)
-                else:
-                    branch = &self.branches[tree.branches + 8 * blocks - (2 << d) + j]
-                branch.threshold = node.threshold
-                branch.column = (node.link & ((<uint32_t>1 << self.bits) - 1)) * <uint32_t>self.lanes
-                here[2 * j + 1] = node.link >> self.bits
-                here[2 * j] = here[2 * j + 1]
-                if branch.column != <uint32_t>((self.columns.n - 1) * self.lanes):
-                    here[2 * j + 1] += 1
-        for j in range(1 << tree.slice_depth):
-            self.leaves[tree.leaves + j] = self.nodes[tree.root + here[j]].threshold
+            if self.columns.n * wanted <= BLOCK and self.n_targets * wanted <= SUMS:
+                self.masks = masks_of(self.nodes, self.trees, self.n_trees, self.bits, wanted)
+                if self.masks is not None:
+                    self.lanes = wanted
+                    self.nbytes += self.masks.nbytes()
+                    return
 
     # Runs ---------------------------------------------------------------------------------------------------------
 
@@ -288,26 +238,26 @@ cdef class Forest:
         cdef float[BLOCK + SUMS + 16] room
         cdef float* block = <float*>((<uintptr_t>room + 63) & ~<uintptr_t>63)
         cdef int64_t done = 0, i
-        cdef int most = self.sliced_rows(), taken, winner, rest
-        while self.lanes and n - done >= self.lanes // 2:
-            taken = <int>min(<int64_t>most, n - done)
-            rest = taken % self.lanes
-            if rest < self.lanes // 2:
-                taken -= rest
-            self.slice_block(rows + done * stride, taken, stride, scores + done * self.n_outputs, block)
-            done += taken
+        cdef int most = self.masked_rows(), now, winner, rest
+        while self.lanes and n - done >= self.lanes // FEW:
+            now = <int>min(<int64_t>most, n - done)
+            rest = now % self.lanes
+            if rest < self.lanes // FEW:
+                now -= rest
+            self.mask_block(rows + done * stride, now, stride, scores + done * self.n_outputs, block)
+            done += now
         most = self.walked_rows()
         while done < n:
-            taken = <int>min(<int64_t>most, n - done)
-            self.walk_block(rows + done * stride, taken, stride, scores + done * self.n_outputs, block)
-            done += taken
+            now = <int>min(<int64_t>most, n - done)
+            self.walk_block(rows + done * stride, now, stride, scores + done * self.n_outputs, block)
+            done += now
         for i in range(n):
             winner = self.finish(scores + i * self.n_outputs)
             if labels != NULL:
                 labels[i] = self.labels[winner]
 
-    cdef int sliced_rows(self) noexcept nogil:
-        cdef int groups = 4
+    cdef int masked_rows(self) noexcept nogil:
+        cdef int groups = GROUPS
         if not self.lanes:
             return 0
         groups = min(groups, BLOCK // (self.columns.n * self.lanes))
@@ -317,20 +267,16 @@ cdef class Forest:
         cdef int fit = min(<int>BLOCK_ROWS, BLOCK // self.columns.n)
         return fit - fit % GROUP if fit >= GROUP else fit
 
-    cdef void slice_block(
+    cdef void mask_block(
         self, const float* rows, int n, int64_t stride, float* scores, float* block
     ) noexcept nogil:
-        cdef int lanes = self.lanes, groups = (n + lanes - 1) // lanes, padded = groups * lanes, r, i, _t
+        cdef int lanes = self.lanes, groups = (n + lanes - 1) // lanes, padded = groups * lanes, r, i
         cdef Py_ssize_t step = <Py_ssize_t>lanes * self.columns.n
         cdef float* sums = block + groups * step
-        cdef const Tree* tree = self.trees
         for r in range(padded):                        # lanes behind the last row get the first row: it costs nothing
             stage(&self.columns, rows + (r if r < n else 0) * stride, block + r // lanes * step + r % lanes, lanes)
         memset(sums, 0, padded * self.n_targets * sizeof(float))
-        for _t in range(self.n_trees):
-            self.slices(self.branches + tree.branches, self.leaves + tree.leaves, tree.slice_depth, block, step, groups,
-                        sums + tree.target * padded)
-            tree += 1
+        self.masks.run(block, step, groups, sums)
         for r in range(n):
             for i in range(self.n_targets):
                 scores[r * self.n_outputs + i] = sums[i * padded + r]

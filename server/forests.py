@@ -191,7 +191,7 @@ def _onnxruntime(theirs: Runs, why: str) -> Loaded:
 
 
 def _words(forest: Forest) -> str:
-    way = f"slices of {forest.lanes} rows" if forest.lanes else "walks"
+    way = f"masks of {forest.lanes} rows" if forest.lanes else "walks"
     return f"{forest.n_trees} trees, {forest.n_nodes} nodes, depth {forest.depth}, {way}"
 
 

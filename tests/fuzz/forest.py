@@ -3,7 +3,7 @@
 What must hold for every input, beside no report of a sanitizer:
 
 - an ensemble is refused by ValueError, or served; kernel and twin agree on which;
-- walks, and slices of 8 and 16 rows, give the same bits, and the twin's sums;
+- walks, and masks of 8 and 16 rows, give the same bits, and the twin's sums;
 - what is held at once stays under a fixed multiple of the arrays.
 
 An input is a header (kind, aggregate, post, counts) and then the arrays one after the other, most of small numbers, so

@@ -143,6 +143,66 @@ def test_every_way_and_every_size_gives_the_same_bits(trees, depth, lanes):
         assert (scores_of(forest, rows[:n]) == expected[:n]).all(), n
 
 
+def grown(trees, leaves, chance, features=5):
+    """Trees grown leaf by leaf, as LightGBM does: some long ways, some short ones. `chance` of 1 and 0 make chains."""
+    draw = np.random.default_rng(leaves)
+    yes, no, modes, roots = [], [], [], []
+    for _ in range(trees):
+        at = len(modes)
+        roots.append(at)
+        ends = [at]
+        modes.append(LEAF), yes.append(0), no.append(0)
+        for _ in range(leaves - 1):
+            at = ends.pop(-1 if draw.random() < chance else 0)
+            modes[at], yes[at], no[at] = LEQ, len(modes), len(modes) + 1
+            ends += [len(modes), len(modes) + 1] if chance else [len(modes) + 1, len(modes)][::-1]
+            modes.extend([LEAF, LEAF]), yes.extend([0, 0]), no.extend([0, 0])
+    modes = np.array(modes, np.uint8)
+    found = np.flatnonzero(modes == LEAF)
+    return {
+        "features": draw.integers(0, features, len(modes)),
+        "values": draw.normal(size=len(modes)).astype(np.float32),
+        "modes": modes,
+        "true_children": np.array(yes),
+        "false_children": np.array(no),
+        "missing": draw.integers(0, 2, len(modes)).astype(np.uint8),
+        "roots": np.array(roots),
+        "leaf_nodes": found,
+        "leaf_targets": np.zeros(len(found), np.int64),
+        "leaf_weights": draw.normal(size=len(found)).astype(np.float32),
+        "n_features": features,
+    }
+
+
+@pytest.mark.parametrize("chance", [0, 0.5, 0.9, 1])
+@pytest.mark.parametrize("leaves", [1, 2, 31, 32, 33, 63, 64, 65, 100, 128])
+def test_masks_of_any_shape_give_the_bits_of_walks(leaves, chance):
+    arrays = grown(6, leaves, chance)
+    rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
+    rows[::9, 1] = np.nan
+    expected = scores_of(kernel.Forest(**arrays, lanes=0), rows)
+    assert (expected == scores_of(reference.Forest(**arrays), rows)).all()
+    for lanes in (8, 16):
+        forest = kernel.Forest(**arrays, lanes=lanes)
+        for n in (4, 8, 9, 16, 24, 33, 64, 70):
+            assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
+
+
+def test_masks_are_for_trees_of_few_leaves():
+    """Where the processor has any: else every forest walks."""
+    widest = kernel.Forest(**complete(3, 3, 5)).lanes
+    assert widest in (0, 8, 16)
+    for arrays, lanes in ((grown(6, 8 * widest, 0.9), widest), (complete(3, 9, 5), 0)):
+        assert kernel.Forest(**arrays).lanes == lanes
+    mixed = grown(50, 3, 1)
+    big = grown(1, 1500, 0.5)  # few leaves on the average, but one tree of many
+    n = len(mixed["modes"])
+    for name in ("true_children", "false_children", "roots", "leaf_nodes"):
+        big[name] = big[name] + n
+    both = {name: np.concatenate([mixed[name], big[name]]) for name in mixed if name != "n_features"}
+    assert kernel.Forest(**both, n_features=5).lanes == 0
+
+
 def test_a_scaler_in_front_rounds_as_onnx_does():
     arrays = complete(20, 5, 6)
     offset, scale = (np.random.default_rng(i).normal(size=6).astype(np.float32) for i in (1, 2))
