@@ -113,10 +113,11 @@ def sides(model: bytes) -> tuple[ForestSession, Session, Any]:
     """The forest, ONNX Runtime and the rows, after the referee."""
     import onnx
 
-    ours = ForestSession(cut(model))
+    graft = cut(model)
+    ours = ForestSession(graft)
     theirs = Session(model, [value.name for value in onnx.load_model_from_string(model).graph.output])
-    rows = rows_around(ours.graft.ensemble, ours.graft.n_features, ROWS_A_RUN)
-    judge(ours, rows, theirs, ())
+    rows = rows_around(graft.ensemble, graft.n_features, ROWS_A_RUN)
+    judge(ours, graft, rows, theirs, ())
     return ours, theirs, rows
 
 
@@ -141,7 +142,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     way = f"{forest.lanes} lanes" if forest.lanes else "walks"
     found = []
     for size in SIZES:
-        got = list(pairs(ours, theirs, ours.graft.input, rows, size, rounds))
+        got = list(pairs(ours, theirs, ours.input, rows, size, rounds))
         found.append(
             {
                 "model": name,

@@ -22,7 +22,7 @@ from libc.string cimport memcpy, memset
 from penstock.kernels._forest cimport (
     AVERAGE, BINARY, CLASSES, GROUP, LOGISTIC, MAX, MIN, NONE, PAIR, PROBIT, REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUM,
     Column, Node, Tree, Weight,
-    add_leaf, by_one_sum, largest, probit, stage, taken, transform, walk, walk_rows, walk_trees,
+    add_leaf, by_one_sum, joined, largest, probit, stage, taken, transform, walk, walk_rows, walk_trees,
 )
 from penstock.kernels.forest_layout cimport Layout
 from penstock.kernels.forest_masks cimport masks_of
@@ -315,8 +315,13 @@ cdef class Forest:
         cdef uint32_t[GROUP] reached
         cdef const Tree* tree = self.trees
         cdef int _t, i, groups = self.n_trees // GROUP
+        cdef bint single = self.n_targets == 1 and self.aggregate <= AVERAGE
         for _t in range(groups):
             walk_trees(self.nodes, tree, self.bits, row, reached)
+            if single:                                 # in a register: by way of memory a sum takes as long as a walk
+                sums[0] = joined(sums[0], self.nodes, tree, reached)
+                tree += GROUP
+                continue
             for i in range(GROUP):
                 add_leaf(sums, tree, &self.nodes[tree.root + reached[i]], self.weights, self.aggregate)
                 tree += 1

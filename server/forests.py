@@ -26,6 +26,7 @@ from penstock.server.session import Session
 Mode = Literal["auto", "on", "off"]
 Feeds = dict[str, Any]
 Floats = NDArray[np.float32]
+FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 
 NO_TREES = "no ensemble of trees in the graph"
 REFEREE_ROWS = 4096
@@ -50,8 +51,13 @@ class ForestSession:
     """A model whose ensemble is a forest. Takes the place of a `Session`, and is as safe to use from many threads.
 
     Args:
-        graft: the parts of the model.
+        graft: the parts of the model; its arrays and bytes are not kept.
         threads: ONNX Runtime threads of the parts that it runs.
+
+    Attributes:
+        forest: what runs the ensemble.
+        input: the input of the model, or the output of the part before, that is its rows.
+        scores: outputs of the model that are the scores as they are.
 
     Raises:
         Unfit: the forest cannot be made, and why.
@@ -62,10 +68,13 @@ class ForestSession:
             self.forest = Forest(**graft.ensemble.arrays, n_features=graft.n_features)
         except (ValueError, OverflowError) as error:
             raise Unfit(f"the ensemble: {error}") from error
-        self.graft = graft
+        self.input, self.scores, self._labels = graft.input, graft.score, graft.label
+        self._n_outputs = self.forest.n_outputs
+        self._classifies = graft.ensemble.classifies
         self._texts = np.array(graft.ensemble.texts, object)
         self._before = Session(graft.before, [graft.input], threads=threads) if graft.before else None
         self._after = Session(graft.after, graft.after_outputs, threads=threads) if graft.after else None
+        self._after_inputs = graft.after_inputs
 
     @property
     def plain(self) -> bool:
@@ -78,17 +87,19 @@ class ForestSession:
         Raises:
             ValueError: the rows are not float32 [n, n_features].
         """
-        graft = self.graft
-        rows = (feeds if self._before is None else self._before.run(feeds))[graft.input]
-        scores = np.empty((len(rows), self.forest.n_outputs), np.float32)
-        labels = np.empty(len(rows), np.int64) if graft.ensemble.classifies else None
+        rows = (feeds if self._before is None else self._before.run(feeds))[self.input]
+        n = len(rows)
+        scores = np.empty((n, self._n_outputs), FLOAT)
+        labels = np.empty(n, INT) if self._classifies else None
         self.forest.run(rows, scores, labels)
+        outputs: dict[str, Any] = dict.fromkeys(self.scores, scores)
         label = self._texts[labels] if len(self._texts) else labels
-        outputs = dict.fromkeys(graft.score, scores) | dict.fromkeys(graft.label, label)
+        if self._labels:
+            outputs |= dict.fromkeys(self._labels, label)
         if self._after is not None:
             made = {"score": scores, "label": label}
             outputs |= self._after.run(
-                {name: made.get(what, feeds.get(what)) for name, what in graft.after_inputs.items()}
+                {name: made.get(what, feeds.get(what)) for name, what in self._after_inputs.items()}
             )
         return outputs
 
@@ -130,6 +141,11 @@ class Loaded:
     forest: ForestSession | None = None
 
     @property
+    def alone(self) -> bool:
+        """Whether the forest serves every size, so that nobody runs the model's session any more."""
+        return self.starts == ((1, "forest"),)
+
+    @property
     def turns(self) -> list[int]:
         """Sizes from which the forest serves, then ONNX Runtime, then the forest again, and so on."""
         return [size for size, name in self.starts if (size, name) != (1, "onnxruntime")]
@@ -159,9 +175,10 @@ def load(
     if b"TreeEnsemble" not in model:  # spares most models the reading, and the process the `onnx` package
         return _onnxruntime(theirs, NO_TREES)
     try:
-        ours = ForestSession(cut(model), threads=threads)
-        rows = rows_around(ours.graft.ensemble, ours.graft.n_features, REFEREE_ROWS)
-        judge(ours, rows, theirs, golden, threads=threads)
+        graft = cut(model)
+        ours = ForestSession(graft, threads=threads)
+        rows = rows_around(graft.ensemble, graft.n_features, REFEREE_ROWS)
+        judge(ours, graft, rows, theirs, golden, threads=threads)
         if mode == "on":
             return Loaded(ours, f"forest: {_words(ours.forest)}; forests are on", ((1, "forest"),), {}, ours)
         return _chosen(ours, theirs, measure(ours, theirs, _feeds(ours, rows, golden), max_rows))
@@ -220,13 +237,14 @@ def rows_around(ensemble: Ensemble, n_features: int, count: int, seed: int = 0) 
     return rows
 
 
-def judge(ours: ForestSession, rows: Floats, theirs: Runs, golden: Sequence[Feeds], *, threads: int = 1) -> None:
+def judge(
+    ours: ForestSession, graft: Graft, rows: Floats, theirs: Runs, golden: Sequence[Feeds], *, threads: int = 1
+) -> None:
     """Let the forest and ONNX Runtime run the same: the ensemble alone on `rows`, the whole model on golden rows.
 
     Raises:
         Unfit: they differ, and in what.
     """
-    graft = ours.graft
     alone = Session(graft.alone, ALONE if graft.ensemble.classifies else ALONE[1:], threads=threads)
     for part in (slice(0, None), slice(0, 1), slice(1, 12)):
         scores = np.empty((len(rows[part]), ours.forest.n_outputs), np.float32)
@@ -271,7 +289,7 @@ def _feeds(ours: ForestSession, rows: Floats, golden: Sequence[Feeds]) -> Callab
     Several that differ, for rows that repeat flatter whoever jumps on data: the processor learns them.
     """
     if ours.plain:
-        given: Feeds = {ours.graft.input: rows}
+        given: Feeds = {ours.input: rows}
     elif golden:
         given = golden[0]
     else:

@@ -218,15 +218,11 @@ class _Cut:
             waiting.extend(node.input)
         typed = {value.name: value for value in (*self._graph.output, *self._inferred())}
         ends = [typed.get(name) or helper.make_empty_tensor_value_info(name) for name in outputs]
-        made = onnx.ModelProto()
-        made.CopyFrom(self._model)
-        del (
-            made.graph.node[:],
-            made.graph.input[:],
-            made.graph.output[:],
-            made.graph.initializer[:],
-            made.graph.value_info[:],
+        given = self._model
+        made = onnx.ModelProto(
+            ir_version=given.ir_version, opset_import=given.opset_import, functions=given.functions
         )
+        made.graph.name = given.graph.name
         made.graph.node.extend(node for node in self._graph.node if id(node) in needed)
         made.graph.input.extend(value for value in inputs if value.name in reads)
         made.graph.output.extend(ends)

@@ -130,7 +130,7 @@ class Served:
             check(golden, self.pipeline.compute)
             return
         try:
-            self.pipeline.session.run(_made_up(self.plan))
+            self.pipeline.compute(_made_up(self.plan))
         except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
             line = " ".join(str(error).split())[:300]
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
@@ -173,9 +173,10 @@ def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore 
     if (reference := _reference(version)) is not None:
         _check_profile(reference, manifest)
     watch = _watch(version, reference, config)
-    return Pipeline(
-        plan, session, _join(manifest, config, store), _transforms(version), watch, _forest(version, session, config)
-    )
+    join, transforms, forest = _join(manifest, config, store), _transforms(version), _forest(version, session, config)
+    if forest.alone:
+        session.release()
+    return Pipeline(plan, session, join, transforms, watch, forest)
 
 
 def _forest(version: Version, session: Session, config: Config) -> forests.Loaded:

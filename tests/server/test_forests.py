@@ -220,9 +220,9 @@ def test_the_referee_finds_a_forest_that_is_wrong_by_little():
     branch = np.flatnonzero(bad.ensemble.arrays["modes"])[3]  # near a root, where many rows pass
     values[branch] = np.nextafter(values[branch], np.float32(np.inf))
     rows = rows_around(good.ensemble, 6, 4096)
-    judge(ForestSession(good), rows, session_of(model), ())
+    judge(ForestSession(good), good, rows, session_of(model), ())
     with pytest.raises(Unfit, match=r"differs from ONNX Runtime's by .* steps of float32 at thresholds"):
-        judge(ForestSession(bad), rows, session_of(model), ())
+        judge(ForestSession(bad), bad, rows, session_of(model), ())
 
 
 def test_the_choice_takes_the_faster_at_each_size():
