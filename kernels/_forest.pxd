@@ -18,6 +18,7 @@ from libc.string cimport memcpy
 
 cdef enum:
     GROUP = 8              # rows, or trees for one row, that walk side by side
+    MOST_STEPS = 8         # before the trees
     STRIDE = 4             # levels between two looks whether all have arrived
 
 cdef enum Kind:
@@ -39,6 +40,13 @@ cdef enum Post:
     SOFTMAX_ZERO = 3
     PROBIT = 4
 
+cdef enum Operation:
+    SUB = 0
+    ADD = 1
+    MUL = 2
+    DIV = 3
+    IMPUTER = 4            # instead of what is `replaced`
+
 cdef struct Node:                    # a branch, or a leaf that leads to itself
     float threshold                  # of a leaf: its weight, or the bits of the index of its first weight
     uint32_t link                    # where its children stand, counted from the root, and the column it asks for
@@ -58,12 +66,17 @@ cdef struct Column:
     bint missing                     # whether NaN goes where -inf goes
     float value                      # of a column that tells equality
 
+cdef struct Step:                    # what is done to a feature before branches ask for it
+    Operation operation
+    float replaced                   # of IMPUTER; NaN for what is missing
+    const float* values              # by feature
+
 cdef struct Columns:
     const Column* each
     int n                            # the constant one included
     int n_plain                      # those that are features; then those that tell equality
-    const float* offset              # of a scaler in front, by feature; or NULL
-    const float* scale
+    int n_steps
+    Step[MOST_STEPS] steps
 
 
 cdef inline void* taken(Py_ssize_t count, Py_ssize_t size) except NULL:
@@ -86,6 +99,27 @@ cdef inline int column_of(const Node* node, int bits) noexcept nogil:
 
 # Blocks -----------------------------------------------------------------------------------------------------------
 
+cdef inline float stepped(const Columns* columns, int feature, float x) noexcept nogil:
+    """A feature after the steps, each rounded to float32 as ONNX's operators do."""
+    cdef int s
+    cdef float value
+    cdef const Step* step
+    for s in range(columns.n_steps):
+        step = &columns.steps[s]
+        value = step.values[feature]
+        if step.operation == SUB:
+            x -= value
+        elif step.operation == MUL:
+            x *= value
+        elif step.operation == DIV:
+            x /= value
+        elif step.operation == ADD:
+            x += value
+        elif x == step.replaced or (x != x and step.replaced != step.replaced):
+            x = value
+    return x
+
+
 cdef inline void stage(
     const Columns* columns, const float* row, float* block, Py_ssize_t step
 ) noexcept nogil:
@@ -95,8 +129,8 @@ cdef inline void stage(
     cdef const Column* column = columns.each
     for c in range(columns.n - 1):
         x = row[column.feature]
-        if columns.scale != NULL:
-            x = (x - columns.offset[column.feature]) * columns.scale[column.feature]
+        if columns.n_steps:
+            x = stepped(columns, column.feature, x)
         if c < columns.n_plain:
             block[c * step] = -INFINITY if column.missing and x != x else x
         else:

@@ -26,14 +26,16 @@ cdef class Forest:
     cdef Tree* trees
     cdef Weight* weights
     cdef Masks masks
-    cdef float* numbers              # base values, offsets, scales
+    cdef float* numbers              # base values
+    cdef float* steps                # values of each
     cdef int64_t* labels
     cdef void run_rows(
         self, const float* rows, int64_t n, int64_t stride, float* scores, int64_t* labels
     ) noexcept nogil
     cdef void check_kind(self, tuple labels, Py_ssize_t n_base) except *
     cdef void check_sums(self, Layout layout) except *
-    cdef void keep_numbers(self, base, scaler, labels) except *
+    cdef void keep_numbers(self, base, labels) except *
+    cdef void keep_steps(self, list steps) except *
     cdef void keep_columns(self, Layout layout) except *
     cdef void keep_trees(self, Layout layout) except *
     cdef Py_ssize_t keep_node(self, Layout layout, const Tree* tree, Py_ssize_t at, Py_ssize_t n_weights) noexcept

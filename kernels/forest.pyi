@@ -30,7 +30,9 @@ class Forest:
         post: "NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO" or "PROBIT", as ONNX Runtime applies them.
         base: float32 [n_targets] added to the sums, or nothing.
         labels: int64 [classes]; nothing for a regression.
-        scaler: float32 offsets and scales [n_features]: a row is (x - offset) * scale.
+        steps: what is done to a row first, in this order and in float32, at most 8 of (name, float32 [n_features], number):
+            "Sub", "Add", "Mul" or "Div" by these values, whatever the number; "Imputer" puts them in place of the number,
+            or of what is missing where it is NaN.
         lanes: rows of a group of masks, 8 or 16; 0 for none, -1 for what this processor does best.
 
     Raises:
@@ -78,7 +80,7 @@ class Forest:
         post: str = "NONE",
         base: Sequence[float] | NDArray[np.float32] = (),
         labels: Sequence[int] | NDArray[np.int64] = (),
-        scaler: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        steps: Sequence[tuple[str, NDArray[np.float32], float]] = (),
         lanes: int = -1,
     ) -> Self: ...
     def run(

@@ -13,6 +13,8 @@ Nothing is allocated for a run; the block lies on the stack, 80 kB. Cost goal: 1
 depth 6 by walks, 0.4 by masks of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with masks.
 """
 
+import numpy as np
+
 cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uintptr_t
@@ -20,8 +22,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from penstock.kernels._forest cimport (
-    AVERAGE, BINARY, CLASSES, GROUP, LOGISTIC, MAX, MIN, NONE, PAIR, PROBIT, REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUM,
-    Column, Node, Tree, Weight,
+    ADD, AVERAGE, BINARY, CLASSES, DIV, GROUP, IMPUTER, LOGISTIC, MAX, MIN, MOST_STEPS, MUL, NONE, PAIR, PROBIT,
+    REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUB, SUM, Column, Node, Operation, Tree, Weight,
     add_leaf, by_one_sum, joined, largest, probit, stage, taken, transform, walk, walk_rows, walk_trees,
 )
 from penstock.kernels.forest_layout cimport Layout
@@ -37,6 +39,7 @@ cdef enum:
 
 cdef dict KINDS = {"regression": REGRESSION, "classes": CLASSES, "binary": BINARY, "pair": PAIR}
 cdef dict AGGREGATES = {"SUM": SUM, "AVERAGE": AVERAGE, "MIN": MIN, "MAX": MAX}
+cdef dict OPERATIONS = {"Sub": SUB, "Add": ADD, "Mul": MUL, "Div": DIV, "Imputer": IMPUTER}
 cdef dict POSTS = {
     "NONE": NONE, "LOGISTIC": LOGISTIC, "SOFTMAX": SOFTMAX, "SOFTMAX_ZERO": SOFTMAX_ZERO, "PROBIT": PROBIT,
 }
@@ -58,7 +61,7 @@ cdef class Forest:
         const int64_t[::1] leaf_nodes not None, const int64_t[::1] leaf_targets not None,
         const float[::1] leaf_weights not None,
         Py_ssize_t n_features, Py_ssize_t n_targets=1, kind="regression", aggregate="SUM", post="NONE",
-        base=(), labels=(), scaler=None, int lanes=-1,
+        base=(), labels=(), steps=(), int lanes=-1,
     ):
         cdef Layout layout
         if not 1 <= n_features <= 1 << 20:
@@ -75,7 +78,8 @@ cdef class Forest:
                         (leaf_nodes, leaf_targets, leaf_weights), n_features, n_targets)
         self.check_sums(layout)
         self.n_trees, self.n_nodes = layout.n_trees, layout.n_placed
-        self.keep_numbers(base, scaler, labels)
+        self.keep_numbers(base, labels)
+        self.keep_steps(list(steps))
         self.keep_columns(layout)
         self.keep_trees(layout)
         self.keep_masks(lanes)
@@ -86,6 +90,7 @@ cdef class Forest:
         free(self.trees)
         free(self.weights)
         free(self.numbers)
+        free(self.steps)
         free(self.labels)
 
     def run(self, const float[:, ::1] rows not None, float[:, ::1] scores not None, int64_t[::1] labels=None):
@@ -139,23 +144,33 @@ cdef class Forest:
 
     # What is kept -------------------------------------------------------------------------------------------------
 
-    cdef void keep_numbers(self, base, scaler, labels) except *:
-        cdef Py_ssize_t i, n = self.n_targets, k = self.n_features if scaler is not None else 0
-        self.numbers = <float*>taken(n + 2 * k, sizeof(float))
+    cdef void keep_numbers(self, base, labels) except *:
+        cdef Py_ssize_t i
+        self.numbers = <float*>taken(self.n_targets, sizeof(float))
         self.labels = <int64_t*>taken(len(labels), sizeof(int64_t))
         for i in range(len(base)):
             self.numbers[i] = base[i]
         for i in range(len(labels)):
             self.labels[i] = labels[i]
-        if scaler is None:
-            return
-        offset, scale = scaler
-        if len(offset) != k or len(scale) != k:
-            raise ValueError(f"{len(offset)} offsets and {len(scale)} scales for {k} features")
-        for i in range(k):
-            self.numbers[n + i] = offset[i]
-            self.numbers[n + k + i] = scale[i]
-        self.columns.offset, self.columns.scale = self.numbers + n, self.numbers + n + k
+
+    cdef void keep_steps(self, list steps) except *:
+        cdef float[::1] values
+        cdef Py_ssize_t i
+        cdef int s
+        if len(steps) > MOST_STEPS:
+            raise ValueError(f"{len(steps)} steps before the trees: at most {<int>MOST_STEPS} are served")
+        self.steps = <float*>taken(len(steps) * self.n_features, sizeof(float))
+        for s in range(<int>len(steps)):
+            name, given, replaced = steps[s]
+            values = np.array(given, np.float32)
+            if values.shape[0] != self.n_features:
+                raise ValueError(f"a step {name} of {values.shape[0]} values for {self.n_features} features")
+            for i in range(self.n_features):
+                self.steps[s * self.n_features + i] = values[i]
+            self.columns.steps[s].operation = <Operation>number_of(OPERATIONS, name, "step")
+            self.columns.steps[s].replaced = replaced
+            self.columns.steps[s].values = self.steps + s * self.n_features
+        self.columns.n_steps = <int>len(steps)
 
     cdef void keep_columns(self, Layout layout) except *:
         cdef int i, n = <int>len(layout.columns)

@@ -38,6 +38,7 @@ TURNS = 200
 """How many times one size is measured, at most."""
 MARGIN = 1.05
 """How many times faster the forest must be, so that noise does not choose it."""
+INVERSE = {"Sub": np.add, "Add": np.subtract, "Mul": np.divide, "Div": np.multiply}
 
 
 class Runs(Protocol):
@@ -223,18 +224,26 @@ def rows_around(ensemble: Ensemble, n_features: int, count: int, seed: int = 0) 
     chance = np.random.default_rng(seed)
     features, thresholds = ensemble.thresholds()
     rows = chance.normal(size=(count, n_features)).astype(np.float32)
-    offset, scale = ensemble.arrays.get("scaler") or (np.zeros(n_features), np.ones(n_features))
     order = np.argsort(features, kind="stable")
     begins = np.searchsorted(features[order], np.arange(n_features + 1))
     for column in np.unique(features):
         values = thresholds[order[begins[column] : begins[column + 1]]]
         with np.errstate(all="ignore"):
-            drawn = (chance.choice(values, count) / scale[column] + offset[column]).astype(np.float32)
+            drawn = _before(ensemble, int(column), chance.choice(values, count))
             toward = chance.choice(np.array([-np.inf, np.nan, np.inf], np.float32), count)
             rows[:, column] = np.where(np.isnan(toward), drawn, np.nextafter(drawn, toward))
     odd = chance.random(rows.shape) < 0.02
-    rows[odd] = chance.choice(np.array([np.nan, np.inf, -np.inf, 0, -0.0], np.float32), int(odd.sum()))
+    replaced = [number for name, _, number in ensemble.arrays.get("steps", []) if name == "Imputer"]
+    rows[odd] = chance.choice(np.array([np.nan, np.inf, -np.inf, 0, -0.0, *replaced], np.float32), int(odd.sum()))
     return rows
+
+
+def _before(ensemble: Ensemble, column: int, drawn: Floats) -> Floats:
+    """What the steps in front make these values of, or nearly."""
+    for name, values, _ in reversed(ensemble.arrays.get("steps", [])):
+        if name in INVERSE:
+            drawn = INVERSE[name](drawn, values[column])
+    return drawn.astype(np.float32)
 
 
 def judge(

@@ -203,14 +203,32 @@ def test_masks_are_for_trees_of_few_leaves():
     assert kernel.Forest(**both, n_features=5).lanes == 0
 
 
-def test_a_scaler_in_front_rounds_as_onnx_does():
+@TWINS
+def test_steps_in_front_round_as_onnx_does(forests):
     arrays = complete(20, 5, 6)
-    offset, scale = (np.random.default_rng(i).normal(size=6).astype(np.float32) for i in (1, 2))
-    rows = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32)
-    assert (
-        scores_of(kernel.Forest(**arrays, scaler=(offset, scale)), rows)
-        == scores_of(kernel.Forest(**arrays), (rows - offset) * scale)
-    ).all()
+    draw = np.random.default_rng(1)
+    values = {name: draw.normal(size=6).astype(np.float32) for name in ("Sub", "Mul", "Add", "Div", "Imputer")}
+    rows = draw.normal(size=(60, 6)).astype(np.float32)
+    rows[::3, 2], rows[::4, 1], rows[5] = np.nan, 7, np.inf
+    steps = [("Imputer", values["Imputer"], 7), *((name, values[name], 0) for name in ("Sub", "Mul", "Add", "Div"))]
+    steps.append(("Imputer", values["Mul"], np.nan))
+    done = np.where(rows == 7, values["Imputer"], rows)
+    with np.errstate(all="ignore"):
+        done = ((done - values["Sub"]) * values["Mul"] + values["Add"]) / values["Div"]
+    done = np.where(np.isnan(done), values["Mul"], done)
+    got = scores_of(forests.Forest(**arrays, steps=steps), rows)
+    assert (got == scores_of(forests.Forest(**arrays), done)).all()
+
+
+def test_steps_that_do_not_fit_are_refused():
+    one = np.ones(1, np.float32)
+    for steps, told in (
+        ([("Sub", np.ones(2, np.float32), 0)], "a step Sub of 2 values for 1 features"),
+        ([("Pow", one, 0)], "unknown step 'Pow'"),
+        ([("Sub", one, 0)] * 9, "9 steps before the trees: at most 8"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            kernel.Forest(**stump(), steps=steps)
 
 
 @TWINS

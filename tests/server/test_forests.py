@@ -112,12 +112,73 @@ def test_a_scaler_in_front_becomes_part_of_the_forest():
     assert agreed(model, rows).session.plain
 
 
-def test_what_comes_before_is_left_to_onnx_runtime():
+def test_an_imputer_in_front_becomes_part_of_the_forest_whatever_it_replaces():
     rows, target = task(3, "binary")
-    holes = rows.copy()
-    holes[::7, 0] = np.nan
-    model = convert(make_pipeline(SimpleImputer(), ensemble.GradientBoostingClassifier()).fit(holes, target), rows[:2])
-    assert not agreed(model, holes).session.plain
+    for replaced in (np.nan, 7.0):
+        holes = rows.copy()
+        holes[::7, 0] = replaced
+        source = make_pipeline(
+            SimpleImputer(missing_values=replaced), StandardScaler(), ensemble.GradientBoostingClassifier()
+        )
+        model = convert(source.fit(holes, target), rows[:2])
+        assert {"Imputer", "Scaler"} <= {node.op_type for node in onnx.load_model_from_string(model).graph.node}
+        assert agreed(model, holes).session.plain
+
+
+def preceded(*nodes, **constants):
+    """Trees over rows that first go through nodes; each reads the one before, as "here"."""
+    model = onnx.load_model_from_string(to_onnx(complete(9, 4, 4)))
+    (trees,) = model.graph.node
+    del model.graph.node[:]
+    names = ["x", *(f"step {i}" for i in range(len(nodes)))]
+    for i, (operator, *inputs) in enumerate(nodes):
+        given = [names[i] if name == "here" else name for name in inputs]
+        model.graph.node.append(helper.make_node(operator, given, [names[i + 1]]))
+    trees.input[0] = names[-1]
+    model.graph.node.append(trees)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model.SerializeToString()
+
+
+CONSTANTS = {
+    "one": np.float32(0.3),
+    "four": np.float32([0.1, -2, 3, 0.7]),
+    "row": np.float32([[1.5, 0.1, -0.3, 2]]),
+}
+
+
+def rows_of_four():
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    rows[::7, 0], rows[3] = np.nan, np.inf
+    return rows
+
+
+def test_arithmetic_with_constants_in_front_becomes_part_of_the_forest():
+    nodes = [("Sub", "here", "four"), ("Mul", "row", "here"), ("Add", "one", "here"), ("Div", "here", "four")]
+    for chain in (nodes[:1], nodes[1:3], nodes, nodes * 2):
+        assert agreed(preceded(*chain, **CONSTANTS), rows_of_four()).session.plain
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [("Sub", "four", "here")],
+        [("Div", "one", "here")],
+        [("Add", "here", "here")],
+        [("Abs", "here"), ("Add", "here", "four")],
+        [("Sub", "here", "four")] * 9,
+    ],
+    ids=["constant less", "constant by", "twice itself", "another operator", "too many"],
+)
+def test_what_else_comes_before_is_left_to_onnx_runtime(nodes):
+    assert not agreed(preceded(*nodes, **CONSTANTS), rows_of_four()).session.plain
+
+
+def test_a_constant_that_makes_more_columns_of_one_is_left_to_onnx_runtime():
+    model = onnx.load_model_from_string(preceded(("Add", "here", "four"), **CONSTANTS))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    column = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+    assert not agreed(model.SerializeToString(), column).session.plain
 
 
 def test_what_comes_after_is_left_to_onnx_runtime_too():
