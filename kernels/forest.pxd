@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from penstock.kernels._forest cimport Column, Columns, Node, Tree, Weight
+from penstock.kernels.forest_crew cimport Crew
 from penstock.kernels.forest_layout cimport Layout
 from penstock.kernels.forest_masks cimport Masks
 
@@ -26,6 +27,7 @@ cdef class Forest:
     cdef Tree* trees
     cdef Weight* weights
     cdef Masks masks
+    cdef Crew crew
     cdef float* numbers              # base values
     cdef float* steps                # values of each
     cdef int64_t* labels

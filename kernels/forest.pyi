@@ -34,6 +34,7 @@ class Forest:
             "Sub", "Add", "Mul" or "Div" by these values, whatever the number; "Imputer" puts them in place of the number,
             or of what is missing where it is NaN.
         lanes: rows of a group of masks, 8 or 16; 0 for none, -1 for what this processor does best.
+        threads: of a shared run: all but one are the forest's own, wait without the GIL and end with it.
 
     Raises:
         ValueError: the arrays do not describe trees, or something that is not served; the text says which node.
@@ -82,9 +83,15 @@ class Forest:
         labels: Sequence[int] | NDArray[np.int64] = (),
         steps: Sequence[tuple[str, NDArray[np.float32], float]] = (),
         lanes: int = -1,
+        threads: int = 1,
     ) -> Self: ...
     def run(
-        self, rows: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64] | None = None
+        self,
+        rows: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        labels: NDArray[np.int64] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Scores of every row, without the GIL where there is more than a little to do.
 
@@ -92,6 +99,7 @@ class Forest:
             rows: [n, n_features], contiguous; not changed.
             scores: [n, n_outputs], written.
             labels: [n], written; left out, or of a regression None.
+            shared: let the forest's threads help, unless they are at another run; of 64 rows a thread takes all.
 
         Raises:
             ValueError: a shape does not fit.

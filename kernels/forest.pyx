@@ -26,6 +26,7 @@ from penstock.kernels._forest cimport (
     REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUB, SUM, Column, Node, Operation, Tree, Weight,
     add_leaf, by_one_sum, joined, largest, probit, stage, taken, transform, walk, walk_rows, walk_trees,
 )
+from penstock.kernels.forest_crew cimport Crew
 from penstock.kernels.forest_layout cimport Layout
 from penstock.kernels.forest_masks cimport masks_of
 
@@ -35,6 +36,7 @@ cdef enum:
     GROUPS = 4             # of rows that masks take at once
     FEW = 2                # walks are faster for less than a group divided by this
     BLOCK_ROWS = 256
+    PART = 64              # rows that a thread takes of a shared run, or a multiple of it
     SMALL_RUN = 2048       # trees times rows; handing the GIL over would cost more
 
 cdef dict KINDS = {"regression": REGRESSION, "classes": CLASSES, "binary": BINARY, "pair": PAIR}
@@ -51,6 +53,22 @@ cdef int number_of(dict names, name, what) except -1:
     return names[name]
 
 
+cdef struct Run:           # that threads share
+    void* forest
+    const float* rows
+    float* scores
+    int64_t* labels
+
+
+cdef void run_part(void* context, int64_t first, int64_t n) noexcept nogil:
+    cdef const Run* run = <const Run*>context
+    cdef int64_t stride = (<Forest>run.forest).n_features
+    (<Forest>run.forest).run_rows(
+        run.rows + first * stride, n, stride, run.scores + first * (<Forest>run.forest).n_outputs,
+        NULL if run.labels == NULL else run.labels + first,
+    )
+
+
 @cython.final
 cdef class Forest:
     def __cinit__(
@@ -61,7 +79,7 @@ cdef class Forest:
         const int64_t[::1] leaf_nodes not None, const int64_t[::1] leaf_targets not None,
         const float[::1] leaf_weights not None,
         Py_ssize_t n_features, Py_ssize_t n_targets=1, kind="regression", aggregate="SUM", post="NONE",
-        base=(), labels=(), steps=(), int lanes=-1,
+        base=(), labels=(), steps=(), int lanes=-1, int threads=1,
     ):
         cdef Layout layout
         if not 1 <= n_features <= 1 << 20:
@@ -83,6 +101,8 @@ cdef class Forest:
         self.keep_columns(layout)
         self.keep_trees(layout)
         self.keep_masks(lanes)
+        if threads > 1:
+            self.crew = Crew(threads)
 
     def __dealloc__(self):
         free(self.column)
@@ -93,9 +113,13 @@ cdef class Forest:
         free(self.steps)
         free(self.labels)
 
-    def run(self, const float[:, ::1] rows not None, float[:, ::1] scores not None, int64_t[::1] labels=None):
+    def run(
+        self, const float[:, ::1] rows not None, float[:, ::1] scores not None, int64_t[::1] labels=None,
+        *, bint shared=False,
+    ):
         cdef Py_ssize_t n = rows.shape[0]
         cdef int64_t* first = NULL
+        cdef Run run
         if rows.shape[1] != self.n_features:
             raise ValueError(f"rows of {rows.shape[1]} features, expected {self.n_features}")
         if scores.shape[0] != n or scores.shape[1] != self.n_outputs:
@@ -107,7 +131,11 @@ cdef class Forest:
             return
         if labels is not None:
             first = &labels[0]
-        if n * self.n_trees < SMALL_RUN:
+        if shared and self.crew is not None:
+            run = Run(<void*>self, &rows[0, 0], &scores[0, 0], first)
+            with nogil:
+                self.crew.share(run_part, &run, n, PART)
+        elif n * self.n_trees < SMALL_RUN:
             self.run_rows(&rows[0, 0], n, self.n_features, &scores[0, 0], first)
         else:
             with nogil:

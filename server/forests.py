@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from statistics import median
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -36,6 +38,8 @@ MEASURE_S = 0.01
 """How long one size is measured, at least, for each of the two."""
 TURNS = 200
 """How many times one size is measured, at most."""
+THREADS_PAY = 1.3
+"""How many times faster several threads must be than one, since they take cores from other runs."""
 MARGIN = 1.05
 """How many times faster the forest must be, so that noise does not choose it."""
 INVERSE = {"Sub": np.add, "Add": np.subtract, "Mul": np.divide, "Div": np.multiply}
@@ -53,10 +57,11 @@ class ForestSession:
 
     Args:
         graft: the parts of the model; its arrays and bytes are not kept.
-        threads: ONNX Runtime threads of the parts that it runs.
+        threads: of one run, of the forest and of the parts that ONNX Runtime runs.
 
     Attributes:
         forest: what runs the ensemble.
+        shared_from: rows of a run from which on the forest's threads share it.
         input: the input of the model, or the output of the part before, that is its rows.
         scores: outputs of the model that are the scores as they are.
 
@@ -66,10 +71,11 @@ class ForestSession:
 
     def __init__(self, graft: Graft, *, threads: int = 1) -> None:
         try:
-            self.forest = Forest(**graft.ensemble.arrays, n_features=graft.n_features)
+            self.forest = Forest(**graft.ensemble.arrays, n_features=graft.n_features, threads=threads)
         except (ValueError, OverflowError) as error:
             raise Unfit(f"the ensemble: {error}") from error
         self.input, self.scores, self._labels = graft.input, graft.score, graft.label
+        self.shared_from = inf
         self._n_outputs = self.forest.n_outputs
         self._classifies = graft.ensemble.classifies
         self._texts = np.array(graft.ensemble.texts, object)
@@ -92,7 +98,7 @@ class ForestSession:
         n = len(rows)
         scores = np.empty((n, self._n_outputs), FLOAT)
         labels = np.empty(n, INT) if self._classifies else None
-        self.forest.run(rows, scores, labels)
+        self.forest.run(rows, scores, labels, shared=n >= self.shared_from)
         outputs: dict[str, Any] = dict.fromkeys(self.scores, scores)
         label = self._texts[labels] if len(self._texts) else labels
         if self._labels:
@@ -103,6 +109,20 @@ class ForestSession:
                 {name: made.get(what, feeds.get(what)) for name, what in self._after_inputs.items()}
             )
         return outputs
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A forest alone, by one thread or by all of its threads, for measuring the two."""
+
+    forest: Forest
+    shared: bool
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        rows = feeds["rows"]
+        scores = np.empty((len(rows), self.forest.n_outputs), FLOAT)
+        self.forest.run(rows, scores, shared=self.shared)
+        return {"scores": scores}
 
 
 class BySize:
@@ -169,7 +189,7 @@ def load(
         mode: "auto" takes the faster at each size; "on" the forest wherever the referee agrees; "off" ONNX Runtime.
         golden: inputs of the model, which both must answer alike.
         max_rows: the largest batch that is measured.
-        threads: ONNX Runtime threads of a run.
+        threads: of one run, whoever makes it.
     """
     if mode == "off":
         return _onnxruntime(theirs, "forests are off")
@@ -179,9 +199,11 @@ def load(
         graft = cut(model)
         ours = ForestSession(graft, threads=threads)
         rows = rows_around(graft.ensemble, graft.n_features, REFEREE_ROWS)
-        judge(ours, graft, rows, theirs, golden, threads=threads)
+        judge(ours, graft, rows, theirs if threads == 1 else Session(model, graft.outputs), golden)
+        if threads > 1:
+            ours.shared_from = sharing(ours.forest, rows, max_rows)
         if mode == "on":
-            return Loaded(ours, f"forest: {_words(ours.forest)}; forests are on", ((1, "forest"),), {}, ours)
+            return Loaded(ours, f"forest: {_words(ours)}; forests are on", ((1, "forest"),), {}, ours)
         return _chosen(ours, theirs, measure(ours, theirs, _feeds(ours, rows, golden), max_rows))
     except Unfit as error:
         return _onnxruntime(theirs, str(error))
@@ -196,7 +218,7 @@ def _chosen(ours: ForestSession, theirs: Runs, curve: Mapping[int, tuple[float, 
     served_by = {name for _, name in starts}
     if served_by == {"onnxruntime"}:
         return Loaded(theirs, f"onnxruntime: the forest is not faster ({told})", starts, curve)
-    words = f"{_words(ours.forest)}; {told}"
+    words = f"{_words(ours)}; {told}"
     if served_by == {"forest"}:
         return Loaded(ours, f"forest: {words}", starts, curve, ours)
     by_size = ", ".join(f"{name} from {size} rows" for size, name in starts)
@@ -208,8 +230,11 @@ def _onnxruntime(theirs: Runs, why: str) -> Loaded:
     return Loaded(theirs, f"onnxruntime: {why}", ((1, "onnxruntime"),), {})
 
 
-def _words(forest: Forest) -> str:
+def _words(ours: ForestSession) -> str:
+    forest = ours.forest
     way = f"masks of {forest.lanes} rows" if forest.lanes else "walks"
+    if ours.shared_from < inf:
+        way += f", by several threads from {ours.shared_from} rows"
     return f"{forest.n_trees} trees, {forest.n_nodes} nodes, depth {forest.depth}, {way}"
 
 
@@ -246,19 +271,19 @@ def _before(ensemble: Ensemble, column: int, drawn: Floats) -> Floats:
     return drawn.astype(np.float32)
 
 
-def judge(
-    ours: ForestSession, graft: Graft, rows: Floats, theirs: Runs, golden: Sequence[Feeds], *, threads: int = 1
-) -> None:
+def judge(ours: ForestSession, graft: Graft, rows: Floats, theirs: Runs, golden: Sequence[Feeds]) -> None:
     """Let the forest and ONNX Runtime run the same: the ensemble alone on `rows`, the whole model on golden rows.
+
+    ONNX Runtime by one thread: several add up parts of the trees each, in another order.
 
     Raises:
         Unfit: they differ, and in what.
     """
-    alone = Session(graft.alone, ALONE if graft.ensemble.classifies else ALONE[1:], threads=threads)
+    alone = Session(graft.alone, ALONE if graft.ensemble.classifies else ALONE[1:])
     for part in (slice(0, None), slice(0, 1), slice(1, 12)):
         scores = np.empty((len(rows[part]), ours.forest.n_outputs), np.float32)
         labels = np.empty(len(scores), np.int64) if graft.ensemble.classifies else None
-        ours.forest.run(rows[part], scores, labels)
+        ours.forest.run(rows[part], scores, labels, shared=True)
         got: Feeds = {ALONE[1]: scores}
         if labels is not None:
             got[ALONE[0]] = np.array(graft.ensemble.texts, object)[labels] if graft.ensemble.texts else labels
@@ -303,15 +328,27 @@ def _feeds(ours: ForestSession, rows: Floats, golden: Sequence[Feeds]) -> Callab
         given = golden[0]
     else:
         raise Unfit("nothing to measure on: the model has other parts and no golden rows")
+    return partial(_cut_out, given)
 
-    def feeds(n: int) -> list[Feeds]:
-        made = []
-        for turn in range(max(1, min(TURNS, REFEREE_ROWS // n))):
-            at = turn * n + np.arange(n)
-            made.append({name: np.take(array, at, axis=0, mode="wrap") for name, array in given.items()})
-        return made
 
-    return feeds
+def _cut_out(given: Feeds, n: int) -> list[Feeds]:
+    """Batches of `n` of these rows, one after the other, from the start again where they are used up."""
+    starts = range(0, max(1, min(TURNS, REFEREE_ROWS // n)) * n, n)
+    return [
+        {name: np.take(array, start + np.arange(n), axis=0, mode="wrap") for name, array in given.items()}
+        for start in starts
+    ]
+
+
+def sharing(forest: Forest, rows: Floats, max_rows: int) -> float:
+    """From how many rows on threads pay: those from which every size measured is faster by a third; inf where none is."""
+    curve = measure(_Bare(forest, shared=True), _Bare(forest, shared=False), partial(_cut_out, {"rows": rows}), max_rows)
+    found = inf
+    for size, (shared, alone) in sorted(curve.items(), reverse=True):
+        if shared * THREADS_PAY > alone:
+            break
+        found = size
+    return found
 
 
 def measure(

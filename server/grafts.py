@@ -61,6 +61,11 @@ class Graft:
     after_inputs: dict[str, str]
     after_outputs: tuple[str, ...]
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All outputs of the model."""
+        return self.score + self.label + self.after_outputs
+
 
 def cut(model_bytes: bytes) -> Graft:
     """Cut a model at its ensemble.

@@ -55,13 +55,14 @@ class Forest:
         labels: Any = (),
         steps: Sequence[tuple[str, Floats, float]] = (),
         lanes: int = -1,
+        threads: int = 1,
     ) -> None:
         for name, known in ((kind, KINDS), (aggregate, AGGREGATES), (post, POSTS)):
             if name not in known:
                 raise ValueError(f"unknown {name!r}: known are {', '.join(known)}")
         self.n_features, self.n_targets = n_features, n_targets
         self.n_outputs = 2 if kind == "binary" else n_targets
-        self.lanes = 0 * lanes
+        self.lanes = 0 * lanes * threads
         self._kind, self._aggregate, self._post, self._steps = kind, aggregate, post, steps
         self._base = np.asarray(base, np.float32)
         self._labels = np.asarray(labels, np.int64)
@@ -95,8 +96,10 @@ class Forest:
                 if not any(all(target in targets for targets in tree) for tree in leaves):
                     raise ValueError(f"some rows may reach no leaf that adds to output {target}")
 
-    def run(self, rows: Floats, scores: Floats, labels: NDArray[np.int64] | None = None) -> None:
-        """Scores of every row, and its label."""
+    def run(
+        self, rows: Floats, scores: Floats, labels: NDArray[np.int64] | None = None, *, shared: bool = False
+    ) -> None:
+        """Scores of every row, and its label; `shared` changes nothing."""
         if rows.shape[1] != self.n_features or scores.shape != (len(rows), self.n_outputs):
             raise ValueError("shapes do not fit")
         if labels is not None and (self._kind == "regression" or len(labels) != len(rows)):

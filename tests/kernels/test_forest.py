@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -378,6 +381,60 @@ def test_one_forest_serves_many_threads():
         thread.join()
     assert all(results)
     assert len(results) == 20 * sum(len(range(0, 512, size)) for size in (512, 64, 9, 128))
+
+
+def test_threads_share_a_run_and_give_the_same_bits():
+    arrays = odd(3, kind="binary")
+    forest, alone = kernel.Forest(**arrays, threads=3), kernel.Forest(**arrays)
+    for n in (0, 1, 63, 64, 65, 128, 129, 1000):
+        rows = rows_for(arrays, n, n)
+        scores, labels = np.zeros((n, 2), np.float32), np.zeros(n, np.int64)
+        forest.run(rows, scores, labels, shared=True)
+        expected = scores_of(alone, rows, labels=True)
+        assert np.array_equal(scores, expected[0], equal_nan=True)
+        assert (labels == expected[1]).all()
+
+
+def test_who_finds_the_threads_engaged_runs_alone():
+    """Many callers at once, some of whom share and some of whom do not: each gets its own rows' scores."""
+    arrays = complete(30, 6, 10)
+    forest = kernel.Forest(**arrays, threads=3)
+    rows = np.random.default_rng(0).uniform(-1, 1, (1024, 10)).astype(np.float32)
+    expected, wrong = scores_of(forest, rows), []
+
+    def work(size, shared):
+        scores = np.zeros((size, 1), np.float32)
+        for i in list(range(0, 1024, size)) * 20:
+            forest.run(rows[i : i + size], scores, shared=shared)
+            if not (scores == expected[i : i + size]).all():
+                wrong.append((size, i))
+
+    callers = [threading.Thread(target=work, args=(size, size != 128)) for size in (1024, 512, 256, 128)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_the_threads_of_a_forest_end_with_it():
+    def running():
+        found = set()
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # another's that just ended
+                found |= {task.name} if (task / "comm").read_text() == "forest\n" else set()
+        return found
+
+    before = running()
+    forest = kernel.Forest(**stump(), threads=4)
+    made = running() - before
+    assert len(made) == 3
+    forest.run(np.zeros((500, 1), np.float32), np.zeros((500, 1), np.float32), shared=True)
+    del forest
+    until = time.monotonic() + 10
+    while made & running() and time.monotonic() < until:  # joined, but the system may show them for a moment
+        time.sleep(0.001)
+    assert not made & running()
 
 
 def test_seeds_reach_every_kind_and_aggregate():

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from penstock.benchmarks.ensembles import complete, odd, rows_for, to_onnx
 from penstock.converters import to_onnx as convert
 from penstock.server.ensembles import Unfit, read
-from penstock.server.forests import ForestSession, choose, judge, load, measure, rows_around, steps
+from penstock.server.forests import ForestSession, choose, judge, load, measure, rows_around, sharing, steps
 from penstock.server.grafts import cut
 from penstock.server.session import Session
 
@@ -318,6 +318,28 @@ def test_sessions_by_size_answer_alike():
     rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     assert (loaded.session.run({"x": rows})["score"] == theirs.run({"x": rows})["score"]).all()
     assert set(loaded.curve) == {1, 2, 4, 8, 16}
+
+
+def test_threads_share_the_sizes_where_they_pay(monkeypatch):
+    forest = ForestSession(cut(to_onnx(complete(5, 3, 4))), threads=2).forest
+    rows = np.zeros((64, 4), np.float32)
+    for curve, start in (
+        ({1: (2, 1), 2: (1, 2), 4: (1, 1.1), 8: (1, 1.8), 16: (1, 2)}, 8),
+        ({1: (2, 1), 2: (1, 1)}, np.inf),
+        ({1: (1, 2), 2: (1, 2)}, 1),
+    ):
+        monkeypatch.setattr("penstock.server.forests.measure", lambda *_, curve=curve: curve)
+        assert sharing(forest, rows, 64) == start
+
+
+def test_a_forest_of_several_threads_answers_alike():
+    model = to_onnx(complete(50, 6, 8))
+    theirs = session_of(model)
+    loaded = load(model, theirs, mode="on", max_rows=512, threads=2)
+    rows = np.random.default_rng(0).normal(size=(700, 8)).astype(np.float32)
+    for start in (64, np.inf):
+        loaded.forest.shared_from = start
+        assert (loaded.session.run({"x": rows})["score"] == theirs.run({"x": rows})["score"]).all()
 
 
 # The campaign ---------------------------------------------------------------------------------------------------------
