@@ -30,9 +30,9 @@ class Forest:
         post: "NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO" or "PROBIT", as ONNX Runtime applies them.
         base: float32 [n_targets] added to the sums, or nothing.
         labels: int64 [classes]; nothing for a regression.
-        steps: what is done to a row first, in this order and in float32, at most 8 of (name, float32 [n_features], number):
-            "Sub", "Add", "Mul" or "Div" by these values, whatever the number; "Imputer" puts them in place of the number,
-            or of what is missing where it is NaN.
+        steps: what is done to a row first, in float32 and in this order: up to 8 of (name, float32 [n_features],
+            number). "Sub", "Add", "Mul" and "Div" are by these values, whatever the number; "Imputer" puts them in
+            place of the number, or of what is missing where that is NaN.
         lanes: rows of a group of masks, 8 or 16; 0 for none, -1 for what this processor does best.
         threads: of a shared run: all but one are the forest's own, wait without the GIL and end with it.
 

@@ -1,8 +1,8 @@
 """Threads that help with long runs: they wait without the GIL, know no Python, and end with the crew.
 
-A run is cut into pieces, and whoever has none takes the next one: the thread that brought the run at once, the others as
-soon as they are awake (some 50 microseconds). So nobody waits for a thread that got no core, save at the end for a piece
-it has begun. The crew has one run at a time; who finds it engaged runs alone. Nothing is allocated for a run.
+A run is cut into pieces, and whoever has none takes the next one: the thread that brought the run at once, others as
+soon as they are awake (some 50 microseconds). So nobody waits for a thread that got no core, save at the end for a
+piece it has begun. The crew has one run at a time; who finds it engaged runs alone. Nothing is allocated for a run.
 """
 
 cimport cython

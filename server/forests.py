@@ -341,11 +341,12 @@ def _cut_out(given: Feeds, n: int) -> list[Feeds]:
 
 
 def sharing(forest: Forest, rows: Floats, max_rows: int) -> float:
-    """From how many rows on threads pay: those from which every size measured is faster by a third; inf where none is."""
-    curve = measure(_Bare(forest, shared=True), _Bare(forest, shared=False), partial(_cut_out, {"rows": rows}), max_rows)
+    """The size from which on a forest's threads pay, at every size measured; inf where there is none."""
+    shared, alone = (_Bare(forest, shared=shared) for shared in (True, False))
+    curve = measure(shared, alone, partial(_cut_out, {"rows": rows}), max_rows)
     found = inf
-    for size, (shared, alone) in sorted(curve.items(), reverse=True):
-        if shared * THREADS_PAY > alone:
+    for size, (several, one) in sorted(curve.items(), reverse=True):
+        if several * THREADS_PAY > one:
             break
         found = size
     return found

@@ -2,8 +2,8 @@
 
 Before and after are graphs of their own, which ONNX Runtime runs. Most models have neither, since what does nothing to
 numbers (Identity, a Cast to the same type, or to double and back, a product with one) is seen through, and what is done
-in float32 to each feature on its own becomes part of the forest, which rounds as often: an Imputer, a Scaler, and a sum,
-difference, product or quotient with constants.
+in float32 to each feature on its own becomes part of the forest, which rounds as often: an Imputer, a Scaler, and sums,
+differences, products and quotients with constants.
 """
 
 from __future__ import annotations
@@ -129,12 +129,14 @@ class _Cut:
         return (names[0] or "~label", names[1] or "~score") if ensemble.classifies else ("", names[0])
 
     def _rows(self, name: str) -> tuple[str, list[Step]]:
-        """Where the ensemble's rows come from, seen through what the forest can do itself; and that, first things first."""
+        """Where the ensemble's rows come from, past what the forest can do itself; and that, first things first."""
         steps: list[Step] = []
         for _ in self._graph.node:
             name = self._see_through(name)
             node = self._maker.get(name)
-            taken = self._steps(node) if node is not None else []
+            if node is None:
+                break
+            taken = self._steps(node)
             if not taken or len(taken) + len(steps) > MOST_STEPS:
                 break
             source = self._data(node)
@@ -173,7 +175,7 @@ class _Cut:
         tensor = self._constants.get(name)
         if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
             tensor = node.attribute[0].t
-        if tensor is None or tensor.data_type != FLOAT or len(tensor.dims) > 2 or list(tensor.dims[:-1]) not in ([], [1]):
+        if tensor is None or tensor.data_type != FLOAT or list(tensor.dims[:-1]) not in ([], [1]):
             return None
         return np.array(numpy_helper.to_array(tensor), np.float32)
 
@@ -260,9 +262,7 @@ class _Cut:
         typed = {value.name: value for value in (*self._graph.output, *self._inferred())}
         ends = [typed.get(name) or helper.make_empty_tensor_value_info(name) for name in outputs]
         given = self._model
-        made = onnx.ModelProto(
-            ir_version=given.ir_version, opset_import=given.opset_import, functions=given.functions
-        )
+        made = onnx.ModelProto(ir_version=given.ir_version, opset_import=given.opset_import, functions=given.functions)
         made.graph.name = given.graph.name
         made.graph.node.extend(node for node in self._graph.node if id(node) in needed)
         made.graph.input.extend(value for value in inputs if value.name in reads)
@@ -296,4 +296,3 @@ def _type(value: onnx.ValueInfoProto) -> tuple[int, int]:
     tensor = value.type.tensor_type
     sizes = [dimension.dim_value for dimension in tensor.shape.dim]
     return tensor.elem_type, sizes[1] if len(sizes) == 2 else 0
-

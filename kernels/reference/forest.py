@@ -99,7 +99,8 @@ class Forest:
     def run(
         self, rows: Floats, scores: Floats, labels: NDArray[np.int64] | None = None, *, shared: bool = False
     ) -> None:
-        """Scores of every row, and its label; `shared` changes nothing."""
+        """Scores of every row, and its label; one thread does all, `shared` or not."""
+        del shared
         if rows.shape[1] != self.n_features or scores.shape != (len(rows), self.n_outputs):
             raise ValueError("shapes do not fit")
         if labels is not None and (self._kind == "regression" or len(labels) != len(rows)):
