@@ -65,7 +65,7 @@ KERNELS = {
     "drift": Kernel(("m",)),
     "costs": Kernel(),
     "windows": Kernel(("m", "pthread")),
-    "forest": Kernel(("m",), parts=("layout",)),
+    "forest": Kernel(("m", "pthread"), parts=("layout", "masks", "crew")),
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),

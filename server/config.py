@@ -75,7 +75,9 @@ class Config(BaseModel):
     forests: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether our kernel runs ensembles of trees: where that is faster, always, or never"
     )
-    intra_op_threads: int = Field(default=1, ge=1, le=256, description="ONNX Runtime threads of one run")
+    intra_op_threads: int = Field(
+        default=1, ge=1, le=256, description="threads of one run, by ONNX Runtime or a forest"
+    )
 
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")
     max_in_flight_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of requests and answers held; native")

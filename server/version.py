@@ -132,7 +132,7 @@ class Served:
             golden.check(self.pipeline.compute)
             return
         try:
-            self.pipeline.session.run(made_up(self.plan))
+            self.pipeline.compute(made_up(self.plan))
         except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
             line = " ".join(str(error).split())[:300]
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
@@ -178,7 +178,10 @@ def _pipeline(contents: Contents, plan: Plan, config: Config, store: FeatureStor
     if contents.reference is not None:
         _check_profile(contents.reference, manifest)
     join, watch = _join(manifest, config, store), contents.watch(config.drift_window_s)
-    return Pipeline(plan, session, join, contents.transforms, watch, _forest(contents, session, config))
+    forest = _forest(contents, session, config)
+    if forest.alone:
+        session.release()
+    return Pipeline(plan, session, join, contents.transforms, watch, forest)
 
 
 def _forest(contents: Contents, session: Session, config: Config) -> forests.Loaded:
