@@ -185,13 +185,16 @@ def test_one_that_was_stopped_is_told_how_to_go_on(run, tmp_path, monkeypatch, c
     [(StoreUnavailable("away"), 1, "penstock: away"), (KeyboardInterrupt(), 130, "penstock: interrupted")],
 )
 def test_who_stops_an_ingestion_half_way_hears_how_many_rows_are_done(error, code, words, capsys):
-    with pytest.raises(typer.Exit) as ended, told_to_resume() as done:
-        done[0] = 12_000
-        raise error
+    def stop(after, error):
+        with told_to_resume() as done:
+            done[0] = after
+            raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        stop(12_000, error)
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == f"{words}\n12,000 rows are done; --resume goes on after them\n"
-    with pytest.raises(type(error)), told_to_resume():
-        raise error  # nothing is done: it is an error like any other
-    with pytest.raises(InvalidData), told_to_resume() as done:
-        done[0] = 1
-        raise InvalidData("it would be met again")
+    with pytest.raises(type(error)):
+        stop(0, error)  # it is an error like any other
+    with pytest.raises(InvalidData):
+        stop(1, InvalidData("it would be met again"))
