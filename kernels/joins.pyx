@@ -3,8 +3,8 @@
 A fetched row has a **status** (`kernels/rows.pyx` gives the first four, `observe` makes rows stale, stores and what
 stands before them know the others), and a view says by status what is done with it, its **treatment**: take the row's
 values or not, and fill what is missing with the columns' defaults or leave it NaN. Where each value came from is its
-**source**, which callers may ask for. What is counted is exact, and costs nothing for values that come from the store: a
-column's count is what remains of the batch's rows. Cost goal: 60 ns for a row of 30 columns, 1 µs for the ages of 64.
+**source**, which callers may ask for. What is counted is exact, and costs nothing for values that come from the store:
+a column's count is what remains of the batch's rows. Cost goal: 60 ns for a row of 30 columns, 1 µs for the ages of 64.
 """
 
 from libc.math cimport NAN
