@@ -7,7 +7,7 @@
 
 Everything is little-endian and unaligned; a value has its column's own dtype, and its place even if null: a category is
 the index of its word (i32, -1 for a word that is not in the vocabulary), a vector its float32 numbers, a string the
-length of its text (u16). The texts follow all values, in the order of their columns, so that all else has a fixed place.
+length of its text (u16). The texts follow all values, in the order of their columns, so all else has a fixed place.
 The sum covers the store's key, so a row that ended up under another entity's key is refused like a damaged one.
 
 What comes from the store is checked before it is used: every read goes through the cursor, and a row that is not right
