@@ -115,6 +115,8 @@ async def serve(
         raise BadConfig(
             f"registry: {config.registry} is not a folder; publish a model there first (penstock convert --help)"
         )
+    if config.sample_served is not None:
+        config.sample_served.prepare()
     grpc_address = config.address("grpc")
     metrics_address = config.address("metrics")
     assert grpc_address is not None

@@ -15,6 +15,7 @@ from penstock.server.address import Address
 from penstock.server.cache import CacheSettings
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
+from penstock.server.sampling import SampleSettings
 
 MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
@@ -102,6 +103,9 @@ class Config(BaseModel):
         default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s"
     )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
+    sample_served: SampleSettings | None = Field(
+        default=None, description="a sample of looked-up rows, for penstock features check: path, rate, max_bytes"
+    )
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")
 

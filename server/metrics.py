@@ -96,6 +96,7 @@ class LaneCollector(Collector):
         yield _phases("penstock_request_duration_seconds", "Calls, by phase", CALL_PHASES, seen)
         yield _phases("penstock_batch_duration_seconds", "Batches, by phase", BATCH_PHASES, seen)
         yield from _features(served)
+        yield from _sampled(served)
         yield from _drift(served)
 
 
@@ -188,6 +189,18 @@ def _features(served: list[Served]) -> Iterator[Metric]:
             values.add_metric([*labels, source], getattr(counts, source))
         outages.add_metric(labels, counts.outages)
     yield from (values, outages)
+
+
+def _sampled(served: list[Served]) -> Iterator[Metric]:
+    rows = CounterMetricFamily(
+        "penstock_sampled_rows", "Rows of the sample of served vectors", labels=[*MODEL, "result"]
+    )
+    for version in served:
+        if (sample := version.pipeline.sample) is not None:
+            labels = [version.name, str(version.version)]
+            rows.add_metric([*labels, "taken"], sample.taken)
+            rows.add_metric([*labels, "dropped"], sample.dropped)
+    yield rows
 
 
 def _drift(served: list[Served]) -> Iterator[Metric]:

@@ -33,6 +33,7 @@ from penstock.server.join import Join
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
 from penstock.server.samples import NothingToDraw, Samples
+from penstock.server.sampling import Sampler
 from penstock.server.session import Session
 from penstock.server.warmup import curve_of
 from penstock.server.watch import Watch
@@ -87,6 +88,7 @@ class Served:
         samples = partial(_any_samples, version, self.plan)
         self._not_inline = use_engine(self.lane, self.pipeline, config, trial, samples)
         self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
+        self.pipeline = replace(self.pipeline, sample=_sampler(version, self.pipeline, config))
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
             Thread(
@@ -163,7 +165,10 @@ class Served:
         until = None if timeout_s is None else time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(None if until is None else max(0.0, until - time.monotonic()))
-        return not any(worker.is_alive() for worker in self._workers)
+        ended = not any(worker.is_alive() for worker in self._workers)
+        if ended and self.pipeline.sample is not None:
+            self.pipeline.sample.close()
+        return ended
 
 
 def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
@@ -284,6 +289,12 @@ def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Joi
             "start the server with --features URL"
         )
     return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
+
+
+def _sampler(version: Version, pipeline: Pipeline, config: Config) -> Sampler | None:
+    if pipeline.join is None or config.sample_served is None:
+        return None
+    return Sampler(config.sample_served, version.manifest, version.digest, pipeline.join.views)
 
 
 def _transforms(version: Version) -> Program | None:

@@ -220,3 +220,40 @@ def list_views(features: Url = None, as_json: Json = False) -> None:
     headers = ("View", "Entity", "Columns", "Layout", "TTL, s", "On missing", "On outage")
     rows = [(v.name, v.entity, len(v.columns), v.layout, v.ttl_s, v.on_missing, v.on_outage) for v in views]
     print_table("", headers, rows, numeric=("Columns", "TTL, s"))
+
+
+@app.command()
+def check(
+    sample: Annotated[
+        Path, typer.Option(metavar="DIR", help="Sample of served vectors, as the server's setting sample_served says.")
+    ] = Path("penstock-served"),
+    offline: Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")] = Path("penstock-offline"),
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Rows of this model only.")] = "",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a feature's values that may not agree.")
+    ] = 0.001,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="By which part of the larger a value may be off; 0: equal as float32.")
+    ] = 0.0,
+    settle: Annotated[
+        float, typer.Option(min=0, max=86400, metavar="SECONDS", help="Leave out look-ups so close to a change.")
+    ] = 2.0,
+    worst: Annotated[int, typer.Option(min=0, max=1000, help="Examples to show of each feature.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Hold served features against their history; exits with 1 where they disagree by more than the threshold.
+
+    Example: penstock features check --sample penstock-served --offline penstock-offline
+    """
+    from penstock.commands._check import as_dict, show
+    from penstock.commands._console import print_json
+    from penstock.features.offline import OfflineStore
+    from penstock.features.offline.check import check as compare
+
+    report = compare(sample, OfflineStore(offline), model=model, tolerance=tolerance, settle_s=settle, worst=worst)
+    if as_json:
+        print_json(as_dict(report, threshold))
+    else:
+        show(report, threshold)
+    if report.share > threshold:
+        raise typer.Exit(1)
