@@ -4,6 +4,7 @@ What is public is named here; `penstock.features.transforms` and `penstock.featu
 need them. Nothing here imports Redis or pyarrow before a store is opened or a file is read.
 """
 
+from penstock.features.definitions import read_views
 from penstock.features.errors import (
     FeatureError,
     InvalidData,
@@ -14,7 +15,7 @@ from penstock.features.errors import (
     UnknownView,
 )
 from penstock.features.opening import open_store
-from penstock.features.schema import Column, FeatureView, read_views
+from penstock.features.schema import Column, FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup
 
 __all__ = [

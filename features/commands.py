@@ -94,20 +94,22 @@ def set_rows(view: FeatureView, table: Table) -> list[bytes]:
 def set_hashes(view: FeatureView, table: Table) -> list[bytes]:
     """HSET of what there is, HDEL of what is null, EXPIRE of the whole hash (which other views may share)."""
     texts = [to_text(values) for values in table.values]
-    ttl = b"%d" % view.ttl_s
+    times, ttl, stamp = table.event_times.tolist(), b"%d" % view.ttl_s, time_field(view)
     commands: list[bytes] = []
     for i, key in enumerate(view.keys(table.entities)):
-        null = [nulls is not None and bool(nulls[i]) for nulls in table.nulls]
-        pairs = [
-            part
-            for field, text, gone in zip(view.fields, texts, null, strict=True)
-            if not gone
-            for part in (field, text[i])
-        ]
-        gone_fields = [field for field, gone in zip(view.fields, null, strict=True) if gone]
-        if gone_fields:
-            commands.append(pack(b"HDEL", key, *gone_fields))
-        if pairs:
-            commands.append(pack(b"HSET", key, *pairs))
-        commands.append(pack(b"EXPIRE", key, ttl))
+        pairs: list[bytes] = [stamp, b"%d" % times[i]]
+        gone: list[bytes] = []
+        for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
+            if nulls is not None and nulls[i]:
+                gone.append(field)
+            else:
+                pairs += (field, text[i])
+        if gone:
+            commands.append(pack(b"HDEL", key, *gone))
+        commands += (pack(b"HSET", key, *pairs), pack(b"EXPIRE", key, ttl))
     return commands
+
+
+def time_field(view: FeatureView) -> bytes:
+    """The field of a hash that holds the view's event time, ms since 1970 in decimal."""
+    return b"_ts:" + view.name.encode()

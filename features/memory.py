@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.columns import Table, check_table, to_text
+from penstock.features.commands import time_field
 from penstock.features.errors import UnknownView
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows, Lookup, refuse_change
+from penstock.features.store import FetchedRows, Lookup, Write, refuse_change
+from penstock.features.writes import readable_schemas
 from penstock.kernels.rows import parse_hashes
 
 
@@ -30,6 +32,7 @@ class MemoryStore:
         self._rows: dict[bytes, tuple[float, bytes]] = {}
         self._hashes: dict[bytes, tuple[float, dict[bytes, bytes]]] = {}
         self._views: dict[str, FeatureView] = {}
+        self._marks: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -56,35 +59,83 @@ class MemoryStore:
             parse_hashes(replies, answer.values, answer.status)
         return answer
 
+    def prepare(
+        self,
+        view: FeatureView,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Write:
+        """Check rows now, to be written when the result is called (see `FeatureStore.prepare`)."""
+        table = check_table(view, entities, columns, event_times)
+        return lambda: self._put(view, table, overwrite=overwrite)
+
     def put(
         self,
         view: FeatureView,
         entities: Sequence[bytes],
         columns: Mapping[str, NDArray[Any]],
         event_times: NDArray[np.int64] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> int:
         """Write rows (see `FeatureStore.put`)."""
-        table = check_table(view, entities, columns, event_times)
-        keys = view.keys(entities)
+        return self.prepare(view, entities, columns, event_times, overwrite=overwrite)()
+
+    def _put(self, view: FeatureView, table: Table, *, overwrite: bool) -> int:
+        keys = view.keys(table.entities)
+        rows: Sequence[bytes] = []
+        if view.layout == "row":
+            rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
+        texts = [to_text(values) for values in table.values]
+        written = 0
         with self._lock:
             until = self._clock() + view.ttl_s
-            if view.layout == "row":
-                rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
-                self._rows |= {key: (until, row) for key, row in zip(keys, rows, strict=True)}
-            else:
-                self._put_hashes(view, keys, table, until)
-        return len(entities)
-
-    def _put_hashes(self, view: FeatureView, keys: Sequence[bytes], table: Table, until: float) -> None:
-        texts = [to_text(values) for values in table.values]
-        for i, key in enumerate(keys):
-            held = dict(self._hashes.get(key, (until, {}))[1])
-            for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
-                if nulls is not None and nulls[i]:
-                    held.pop(field, None)
+            for i, key in enumerate(keys):
+                time_ms = int(table.event_times[i])
+                if not overwrite and self._newer(view, key, time_ms):
+                    continue
+                written += 1
+                if rows:
+                    self._rows[key] = (until, rows[i])
                 else:
-                    held[field] = text[i]
-            self._hashes[key] = (until, held)
+                    self._put_hash(view, key, until, table, texts, i, time_ms)
+        return written
+
+    def _newer(self, view: FeatureView, key: bytes, time_ms: int) -> bool:
+        """Whether a newer event is stored that this view can read."""
+        if view.layout == "row":
+            until, row = self._rows.get(key, (0.0, b""))
+            readable = len(row) >= 16 and row[4:8] in readable_schemas(view)
+            return until > self._clock() and readable and int.from_bytes(row[8:16], "little", signed=True) > time_ms
+        until, held = self._hashes.get(key, (0.0, {}))
+        return until > self._clock() and int(held.get(time_field(view), time_ms)) > time_ms
+
+    def _put_hash(
+        self, view: FeatureView, key: bytes, until: float, table: Table, texts: list[list[bytes]], i: int, time_ms: int
+    ) -> None:
+        held = dict(self._hashes.get(key, (until, {}))[1]) | {time_field(view): b"%d" % time_ms}
+        for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
+            if nulls is not None and nulls[i]:
+                held.pop(field, None)
+            else:
+                held[field] = text[i]
+        self._hashes[key] = (until, held)
+
+    def mark(self, job: str, new: bytes | None) -> bytes | None:
+        """Remember how far a job has come (see `FeatureStore.mark`)."""
+        with self._lock:
+            old = self._marks.pop(job, None)
+            if new is not None:
+                self._marks[job] = new
+            return old if new is not None else None
+
+    def marked(self, job: str) -> bytes | None:
+        """The mark of a job."""
+        with self._lock:
+            return self._marks.get(job)
 
     def apply(self, view: FeatureView, *, replace: bool = False) -> None:
         """Store the definition (see `FeatureStore.apply`)."""

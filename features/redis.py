@@ -28,21 +28,33 @@ from redis.retry import Retry
 
 from penstock.features.breaker import Breaker
 from penstock.features.columns import check_table
-from penstock.features.commands import decode_fetch, encode_fetch, is_wrong_type, pack, set_hashes, set_rows
+from penstock.features.commands import decode_fetch, encode_fetch, is_wrong_type, pack
 from penstock.features.errors import FeatureError, InvalidView, StoreMisconfigured, StoreUnavailable, UnknownView
 from penstock.features.links import Link, Links, OutOfStep
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows, Lookup, refuse_change, stored_view
+from penstock.features.store import FetchedRows, Lookup, Write, refuse_change, stored_view
+from penstock.features.writes import Request, write_requests
 
 VIEWS_KEY = b"fs:views"
 CONNECT_S = 0.05
 HANDSHAKE_S = 0.25  # each of TLS, AUTH and SELECT
 SLOW_S = 5.0  # time limit of a request that is not on the hot path
-CHUNK = 2000  # commands in one write
+MARK_S = 7 * 86400  # a job that nobody resumes is forgotten
 FAIR_S = 0.01  # lateness within less says nothing about the store
 MAX_VALUE = 1 << 16  # bytes of one row or field; the largest row has 24 + 512 + 4096 * 8
 MAX_SLOW_REPLY = 1 << 24
-BUSY = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "BUSY", "CLUSTERDOWN", "TRYAGAIN", "MISCONF", "NOREPLICAS")
+BUSY = (
+    "LOADING",
+    "MASTERDOWN",
+    "READONLY",
+    "OOM",
+    "BUSY",
+    "CLUSTERDOWN",
+    "TRYAGAIN",
+    "MISCONF",
+    "NOREPLICAS",
+    "NOSCRIPT",
+)
 # Options a URL may carry that would bring back what this module decides.
 OURS = ("retry", "retry_on_timeout", "retry_on_error", "max_connections", "health_check_interval", "protocol")
 
@@ -70,29 +82,57 @@ class RedisStore:
         except ValueError as error:
             raise self._unavailable(error) from error
 
+    def prepare(
+        self,
+        view: FeatureView,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64] | None = None,
+        *,
+        overwrite: bool = False,
+    ) -> Write:
+        """Check and encode rows now, to be written when the result is called (see `FeatureStore.prepare`)."""
+        table = check_table(view, entities, columns, event_times)
+        requests = list(write_requests(view, table, overwrite=overwrite))
+        return lambda: sum(self._write(request) for request in requests)
+
     def put(
         self,
         view: FeatureView,
         entities: Sequence[bytes],
         columns: Mapping[str, NDArray[Any]],
         event_times: NDArray[np.int64] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> int:
         """Write rows, some thousands in each pipeline (see `FeatureStore.put`)."""
-        table = check_table(view, entities, columns, event_times)
-        commands = set_rows(view, table) if view.layout == "row" else set_hashes(view, table)
-        for start in range(0, len(commands), CHUNK):
-            self._slow(commands[start : start + CHUNK])
-        return len(entities)
+        return self.prepare(view, entities, columns, event_times, overwrite=overwrite)()
+
+    def _write(self, request: Request) -> int:
+        replies = self.ask(request.data, request.replies)
+        return sum(replies) if request.rows is None else request.rows
+
+    def mark(self, job: str, new: bytes | None, ttl_s: int = MARK_S) -> bytes | None:
+        """Keep the mark of a job, or remove it (see `FeatureStore.mark`)."""
+        key = f"fs:ingest:{job}"
+        command = pack(b"SET", key, new, b"EX", str(ttl_s), b"GET") if new is not None else pack(b"DEL", key)
+        reply = self.ask(command, 1)[0]
+        return reply if new is not None else None
+
+    def marked(self, job: str) -> bytes | None:
+        """The mark of a job."""
+        mark: bytes | None = self.ask(pack(b"GET", f"fs:ingest:{job}"), 1)[0]
+        return mark
 
     def apply(self, view: FeatureView, *, replace: bool = False) -> None:
         """Store the definition (see `FeatureStore.apply`); of two at the same moment the later one stays."""
         if not replace and (definition := self._stored(view.name)) is not None:
             refuse_change(stored_view(view.name, definition, self.name), view)
-        self._slow([pack(b"HSET", VIEWS_KEY, view.name, view.model_dump_json())])
+        self.ask(pack(b"HSET", VIEWS_KEY, view.name, view.model_dump_json()), 1)
 
     def views(self) -> list[FeatureView]:
         """Every valid definition, by name."""
-        reply = self._slow([pack(b"HGETALL", VIEWS_KEY)])[0]
+        reply = self.ask(pack(b"HGETALL", VIEWS_KEY), 1)[0]
         views = []
         for name, definition in zip(reply[::2], reply[1::2], strict=True):
             try:
@@ -109,12 +149,12 @@ class RedisStore:
         return stored_view(name, definition, self.name)
 
     def _stored(self, name: str) -> bytes | None:
-        definition: bytes | None = self._slow([pack(b"HGET", VIEWS_KEY, name)])[0]
+        definition: bytes | None = self.ask(pack(b"HGET", VIEWS_KEY, name), 1)[0]
         return definition
 
     def ping(self) -> None:
         """Return if the store answers within a second."""
-        self._slow([pack(b"PING")], timeout_s=1.0)
+        self.ask(pack(b"PING"), 1, timeout_s=1.0)
 
     def close(self) -> None:
         """Close every connection."""
@@ -146,10 +186,20 @@ class RedisStore:
                     self._breaker.record(generation, time.monotonic(), ok=well)
         return replies
 
-    def _slow(self, commands: Sequence[bytes], timeout_s: float = SLOW_S) -> list[Any]:
-        """Replies to what is not on the hot path; any error reply is raised."""
-        replies = self._exchange(b"".join(commands), len(commands), time.monotonic() + timeout_s, MAX_SLOW_REPLY)
-        self._refuse_errors(replies, tolerate=lambda _: False)
+    def ask(
+        self,
+        commands: bytes,
+        count: int,
+        *,
+        timeout_s: float = SLOW_S,
+        tolerate: Callable[[Any], bool] = lambda _: False,
+    ) -> list[Any]:
+        """The `count` replies to commands that are not on the hot path and may be sent twice.
+
+        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says that it may stay.
+        """
+        replies = self._exchange(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY)
+        self._refuse_errors(replies, tolerate)
         return replies
 
     def _exchange(self, request: bytes, count: int, deadline: float, limit: int) -> list[Any]:

@@ -13,6 +13,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from penstock.kernels.ledger import bucket_bounds
+from penstock.server import feature_metrics
 from penstock.server.address import Address
 from penstock.server.errors import BadConfig
 from penstock.server.lifecycle import Models
@@ -95,8 +96,7 @@ class LaneCollector(Collector):
         yield from _caches(served)
         yield _phases("penstock_request_duration_seconds", "Calls, by phase", CALL_PHASES, seen)
         yield _phases("penstock_batch_duration_seconds", "Batches, by phase", BATCH_PHASES, seen)
-        yield from _features(served)
-        yield from _sampled(served)
+        yield from feature_metrics.of_versions(served)
         yield from _drift(served)
 
 
@@ -176,31 +176,6 @@ def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
         bound = _BOUNDS[index]
         out.append(("+Inf" if bound == float("inf") else f"{bound:.9g}", float(total)))
     return out
-
-
-def _features(served: list[Served]) -> Iterator[Metric]:
-    values = CounterMetricFamily("penstock_feature_values", "Feature values looked up", labels=[*MODEL, "source"])
-    outages = CounterMetricFamily("penstock_feature_outages", "Look-ups the store did not answer", labels=MODEL)
-    for version in served:
-        if version.pipeline.join is None:
-            continue
-        counts, labels = version.pipeline.join.counts, [version.name, str(version.version)]
-        for source in ("store", "default", "missing"):
-            values.add_metric([*labels, source], getattr(counts, source))
-        outages.add_metric(labels, counts.outages)
-    yield from (values, outages)
-
-
-def _sampled(served: list[Served]) -> Iterator[Metric]:
-    rows = CounterMetricFamily(
-        "penstock_sampled_rows", "Rows of the sample of served vectors", labels=[*MODEL, "result"]
-    )
-    for version in served:
-        if (sample := version.pipeline.sample) is not None:
-            labels = [version.name, str(version.version)]
-            rows.add_metric([*labels, "taken"], sample.taken)
-            rows.add_metric([*labels, "dropped"], sample.dropped)
-    yield rows
 
 
 def _drift(served: list[Served]) -> Iterator[Metric]:

@@ -72,7 +72,7 @@ class Sampler:
     """
 
     def __init__(self, settings: SampleSettings, manifest: Manifest, digest: str, views: Sequence[FeatureView]) -> None:
-        looked_up = {name for view in views for name in view.column_names}
+        looked_up = {name for view in views for name in view.feature_names}
         columns = manifest.signature.columns
         self._places = np.array([at for at, name in enumerate(columns) if name in looked_up], np.intp)
         self._origin = Origin(

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.errors import FeatureError, InvalidData
+from penstock.features.offline.kinds import kind_of, to_numbers
 from penstock.features.offline.store import CREATED, EVENT, WRITTEN, OfflineStore, check_names
 from penstock.features.offline.tables import arrow, identifier, quoted
 from penstock.features.schema import FeatureView
@@ -58,7 +59,7 @@ def rows_as_of(
     check_names(view)
     n = len(times)
     found = FetchedRows(
-        np.full((n, len(view.columns)), np.nan, np.float32), np.zeros(n, np.int64), np.full(n, ROW_ABSENT, np.uint8)
+        np.full((n, view.width), np.nan, np.float32), np.zeros(n, np.int64), np.full(n, ROW_ABSENT, np.uint8)
     )
     first, last = (int(times.min()) - view.ttl_s * 1000, int(times.max())) if n else (0, 0)
     files = store.files(view, first, last)
@@ -66,28 +67,25 @@ def rows_as_of(
         return found
     labels = arrow().table({"label": np.arange(n), "id": ids, "asked": times})
     for batch in _answers(_query(view, files, first, last, as_of_created=as_of_created), labels):
-        _take(batch, found)
+        _take(view, batch, found)
     return found
 
 
 def _query(view: FeatureView, files: list[Path], first: int, last: int, *, as_of_created: bool) -> str:
     """The whole look-up as one statement over the table `labels`."""
     present = _columns_of(view, files)
-    wanted = [
-        f"{identifier(column.name) if column.name in present else 'NULL::FLOAT'} AS c{i}"
-        for i, column in enumerate(view.columns)
-    ]
+    wanted = [f"{identifier(name) if name in present else 'NULL'} AS c{i}" for i, name in enumerate(_read(view))]
     visible = f"greatest({EVENT}, {CREATED})" if as_of_created else EVENT
     known = f"AND {CREATED} <= {last}" if as_of_created else ""
     names = ", ".join(f"c{i}" for i in range(len(wanted)))
     return f"""
         WITH newest AS (
-            SELECT {identifier(view.entity)} AS id, {visible} AS visible, {EVENT}, {", ".join(wanted)}
+            SELECT {identifier(view.entity_name)} AS id, {visible} AS visible, {EVENT}, {", ".join(wanted)}
             FROM read_parquet([{", ".join(map(quoted, files))}], union_by_name = true, hive_partitioning = false)
             WHERE {EVENT} BETWEEN {first} AND {last} {known}
-              AND {identifier(view.entity)} IN (SELECT id FROM labels)
+              AND {identifier(view.entity_name)} IN (SELECT id FROM labels)
             WINDOW since AS (
-                PARTITION BY {identifier(view.entity)} ORDER BY {visible}, {EVENT}, {CREATED}, {WRITTEN}
+                PARTITION BY {identifier(view.entity_name)} ORDER BY {visible}, {EVENT}, {CREATED}, {WRITTEN}
                 ROWS UNBOUNDED PRECEDING)
             QUALIFY {EVENT} = max({EVENT}) OVER since AND {visible} IS DISTINCT FROM lead({visible}) OVER since)
         SELECT label, {EVENT}, {names}
@@ -100,9 +98,9 @@ def _columns_of(view: FeatureView, files: list[Path]) -> set[str]:
     pa = arrow()
     from pyarrow import parquet
 
-    kinds = {column.name: pa.from_numpy_dtype(np.dtype(column.dtype)) for column in view.columns}
-    kinds |= {view.entity: pa.large_binary()} | dict.fromkeys((EVENT, CREATED, WRITTEN), pa.int64())
-    needed, present = {view.entity, EVENT, CREATED, WRITTEN}, set()
+    kinds = {column.name: kind_of(column) for column in view.columns}
+    kinds |= {view.entity_name: pa.large_binary()} | dict.fromkeys((EVENT, CREATED, WRITTEN), pa.int64())
+    needed, present = {view.entity_name, EVENT, CREATED, WRITTEN}, set()
     for file in files:
         try:
             schema = parquet.read_schema(file)
@@ -138,16 +136,18 @@ def _answers(query: str, labels: Any) -> Iterator[Any]:
                 raise InvalidData(f"the history cannot be joined: {' '.join(str(error).split())}") from error
 
 
-def _take(batch: Any, found: FetchedRows) -> None:
-    """Put some labels' rows where they belong, as float32 like `RowLayout.unpack` does."""
+def _take(view: FeatureView, batch: Any, found: FetchedRows) -> None:
+    """Put some labels' rows where they belong."""
     at = batch.column(0).to_numpy()
     found.status[at] = ROW_OK
     found.event_times[at] = batch.column(1).to_numpy()
-    for place in range(found.values.shape[1]):
-        array = batch.column(place + 2)
-        if arrow().types.is_boolean(array.type):
-            array = array.cast("uint8")
-        nulls = array.is_null().to_numpy(zero_copy_only=False)
-        with np.errstate(over="ignore"):  # 1e300 is inf, as it is online
-            values = array.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float32)
-        found.values[at, place] = np.where(nulls, np.float32(np.nan), values)
+    place = 0
+    for column, array in zip((c for c in view.columns if c.width), batch.columns[2:], strict=True):
+        if not arrow().types.is_null(array.type):  # a column that no file has stays NaN
+            found.values[at, place : place + column.width] = to_numbers(column, array)
+        place += column.width
+
+
+def _read(view: FeatureView) -> list[str]:
+    """The columns that give numbers to a matrix."""
+    return [column.name for column in view.columns if column.width]

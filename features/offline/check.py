@@ -1,6 +1,6 @@
 """Do online and offline features agree? Served vectors are held against the history as of when they were looked up.
 
-Per feature, of the values that the server looked up (not of those the caller sent):
+Per feature, of the values that the server looked up (not of those that the caller sent or a function computed):
 
     missing     the history has a value, the server had none
     extra       the server had a value, the history has none
@@ -30,7 +30,7 @@ from penstock.features.offline.store import OfflineStore
 from penstock.features.offline.tables import arrow
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows
-from penstock.kernels.rows import SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_NONE, SOURCE_REQUEST
+from penstock.kernels.joins import SOURCE_COMPUTED, SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_NONE, SOURCE_REQUEST
 
 Values = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -138,7 +138,7 @@ def check(
     reports: dict[tuple[str, str], list[FeatureReport]] = {}
     unsettled = 0
     for view in views.values():
-        names = [name for name in view.column_names if any(name in origin.columns for origin, _ in found)]
+        names = [name for name in view.feature_names if any(name in origin.columns for origin, _ in found)]
         rows = _looked_up(found, view, names)
         history = _history(store, view, rows, settle_s)
         unsettled += int((~history.settled).sum())
@@ -189,7 +189,7 @@ def _history(store: OfflineStore, view: FeatureView, served_rows: _Served, settl
     status, at, found = (array.reshape(2, n, -1) for array in (rows.status, rows.event_times, rows.values))
     settled = (status[0] == status[1]).all(axis=1) & (at[0] == at[1]).all(axis=1)
     settled &= ((found[0] == found[1]) | (np.isnan(found[0]) & np.isnan(found[1]))).all(axis=1)
-    values, sources = as_served(view, FetchedRows(found[0], rows.event_times[:n], rows.status[:n]))
+    values, sources = as_served(view, FetchedRows(found[0], rows.event_times[:n], rows.status[:n]), served_rows.times)
     return _History(values, _present(sources), settled)
 
 
@@ -203,8 +203,8 @@ def _compare(
     view: FeatureView, name: str, rows: _Served, place: int, history: _History, tolerance: float, worst: int
 ) -> FeatureReport:
     """One column of one view."""
-    sources, column = rows.sources[:, place], view.column_names.index(name)
-    compared = history.settled & (sources != SOURCE_NONE) & (sources != SOURCE_REQUEST)
+    sources, column = rows.sources[:, place], view.feature_names.index(name)
+    compared = history.settled & ~np.isin(sources, (SOURCE_NONE, SOURCE_REQUEST, SOURCE_COMPUTED))
     ours, theirs = rows.values[:, place], history.values[:, column]
     has, should = compared & _present(sources), compared & history.present[:, column]
     both, error = has & should, _smape(ours, theirs)

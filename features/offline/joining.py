@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from penstock.features.errors import InvalidData, InvalidView
 from penstock.features.offline.asof import rows_as_of
 from penstock.features.offline.store import EVENT, OfflineStore
-from penstock.features.offline.tables import arrow, as_table, column_of, to_ids, to_ms
+from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows
-from penstock.kernels.rows import scatter
+from penstock.features.treatments import treatments
+from penstock.kernels.joins import N_SOURCES, ROW_STALE, SOURCE_MISSING, scatter
+from penstock.kernels.rows import ROW_OK
 
 FOLDER = "penstock-offline"
 
@@ -44,11 +46,12 @@ def join(
         prefix: call the new columns VIEW__COLUMN.
 
     Returns:
-        An Arrow table: the frame's columns, then float32 columns without nulls; NaN where the model would see NaN.
+        An Arrow table: the frame's columns, then those of each view that models read (`view.feature_names`), float32
+        without nulls; NaN where the model would see NaN.
 
     Raises:
-        InvalidData: a column is missing, taken twice or no id or time; no history of a view; or an entity without a
-            row in a view whose `on_missing` is `error`.
+        InvalidData: a column is missing, taken twice or no id or time; no history of a view; or a row for which
+            serving would have refused the call (`on_missing`, `on_stale`).
         FeatureError: DuckDB or pyarrow is not installed.
     """
     views = [views] if isinstance(views, FeatureView) else list(views)
@@ -57,23 +60,31 @@ def join(
     names = _names(frame, views, prefix=prefix)
     times = to_ms(column_of(frame, time, what), time)
     for view, called in zip(views, names, strict=True):
-        ids = to_ids(column_of(frame, view.entity, what), view.entity)
+        ids = ids_of(frame, view.entity_keys, what)
         rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
-        values, _ = as_served(view, rows)
-        _refuse_missing(view, values, ids)
+        values, sources = as_served(view, rows, times)
+        _refuse(view, rows, sources, ids)
         for place, name in enumerate(called):
             frame = frame.append_column(name, arrow().array(np.ascontiguousarray(values[:, place])))
     return frame
 
 
-def as_served(view: FeatureView, rows: FetchedRows) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """What the model would see of each row, float32 [n, k], and where each value came from, uint8 [n, k]."""
+def as_served(
+    view: FeatureView, rows: FetchedRows, times: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What the model would see of rows looked up at these times, float32 [n, k], and where each value came from.
+
+    Rows that were older than the view's `max_age_s` then get the status `ROW_STALE`.
+    """
     n, k = rows.values.shape
     values, sources = np.empty((n, k), np.float32), np.zeros((n, k), np.uint8)
+    if view.max_age_s is not None:
+        aged = (rows.status == ROW_OK) & (rows.event_times != 0)
+        rows.status[aged & (times - rows.event_times > int(view.max_age_s * 1000))] = ROW_STALE
     if n:
         every, places = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
-        use_defaults = view.on_missing == "default"
-        scatter(rows.values, rows.status, every, places, view.defaults, use_defaults, values, sources)
+        counts = np.zeros((k, N_SOURCES), np.int64)
+        scatter(rows.values, rows.status, every, places, view.defaults, treatments(view), values, sources, counts)
     return values, sources
 
 
@@ -81,7 +92,7 @@ def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[li
     """What each view's columns are called in the answer, each name once."""
     if len({view.name for view in views}) < len(views):
         raise InvalidView("a view is joined once; two of those given have the same name")
-    names = [[f"{view.name}__{name}" if prefix else name for name in view.column_names] for view in views]
+    names = [[f"{view.name}__{name}" if prefix else name for name in view.feature_names] for view in views]
     taken = dict.fromkeys(frame.column_names, "the entity frame")
     for view, called in zip(views, names, strict=True):
         for name in called:
@@ -93,16 +104,17 @@ def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[li
     return names
 
 
-def _refuse_missing(view: FeatureView, values: NDArray[np.float32], ids: Any) -> None:
-    """As serving refuses a call for an entity without a full row, where the view says `error`."""
-    if view.on_missing != "error":
-        return
-    lacking = np.isnan(values).any(axis=1)
-    if lacking.any():
-        row = int(lacking.argmax())
-        entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
-        raise InvalidData(
-            f"row {row + 1}: view {view.name!r} has no features of {view.entity} {entity!r} at that time, nor for "
-            f"{int(lacking.sum()) - 1} more rows, and says on_missing: error; leave these rows out, or join with a "
-            "view that says nan"
-        )
+def _refuse(view: FeatureView, rows: FetchedRows, sources: NDArray[np.uint8], ids: Any) -> None:
+    """As serving refuses calls for entities without a full row, or with one too old, where the view says `error`."""
+    stale = rows.status == ROW_STALE
+    lacking = (sources == SOURCE_MISSING).any(axis=1) & ~stale
+    for wrong, policy in ((lacking, "on_missing"), (stale, "on_stale")):
+        if getattr(view, policy) == "error" and wrong.any():
+            row = int(wrong.argmax())
+            entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
+            had = "no features" if policy == "on_missing" else "too old features"
+            raise InvalidData(
+                f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
+                f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a view "
+                "that says nan"
+            )

@@ -7,7 +7,7 @@ A file holds rows of one version, with the columns
     time      int64, ms since 1970: when the row was looked up
     entity    binary: the id's bytes
     values    float32 [k]: what the model saw, of the version's columns that stand in a view
-    sources   uint8 [k]: where each value came from, as numbered in `penstock.kernels.rows`
+    sources   uint8 [k]: where each value came from, as numbered in `penstock.kernels.joins`
 
 and in its metadata, under `penstock.served`, a JSON of the version, these k columns and the views. Files appear whole.
 """
@@ -55,7 +55,7 @@ class ServedRows:
         times: int64 [n], ms since 1970.
         entities: n ids.
         values: float32 [n, k], as the model saw them.
-        sources: uint8 [n, k], `SOURCE_...` of `penstock.kernels.rows`.
+        sources: uint8 [n, k], `SOURCE_...` of `penstock.kernels.joins`.
     """
 
     times: NDArray[np.int64]

@@ -4,8 +4,8 @@
 
 A file holds rows whose event time lies on that day (UTC), with the columns
 
-    <entity>       binary: the id's bytes, as in the online store
-    <columns>      the view's, each with its own dtype; NaN is null
+    <entity>       binary: the id's bytes, as in the online store; several keys are one column, k1|k2
+    <columns>      the view's, each with its own dtype (categories as words, vectors as lists of float32); NaN is null
     event_time     int64, ms since 1970: when the values were true
     created_time   int64, ms since 1970: when they were known, which is what a back-fill must not lie about
     written        int64, rising: of two rows alike in all of these the later one counts
@@ -31,10 +31,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.arrow import to_array
 from penstock.features.columns import fit
 from penstock.features.errors import InvalidData, InvalidView
-from penstock.features.ingest import to_numbers
-from penstock.features.offline.tables import DAY_MS, arrow, as_table, check_times, column_of, to_ids, to_ms
+from penstock.features.offline.kinds import to_arrow
+from penstock.features.offline.tables import DAY_MS, arrow, as_table, check_times, column_of, ids_of, to_ms
 from penstock.features.schema import FeatureView
 
 EVENT, CREATED, WRITTEN = "event_time", "created_time", "written"
@@ -57,7 +58,7 @@ class OfflineStore:
         """Add the rows of a table; the number written.
 
         Args:
-            view: whose rows they are; the table has its entity and all of its columns, others are left out.
+            view: whose rows they are; the table has its keys and all of its columns, others are left out.
             table: an Arrow table, a pandas frame or a dict of arrays.
             time: the column with the event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
             created: the column with the times from which the rows were known; now, if None.
@@ -136,10 +137,10 @@ class Writer:
         columns = {}
         for column in self._view.columns:
             array = column_of(rows, column.name, what)
-            columns[column.name] = to_numbers(array, column.name, column.dtype, self.rows + 1)
+            columns[column.name] = to_array(array, column, self.rows + 1)
         times = to_ms(column_of(rows, time, what), time)
         known = None if created is None else to_ms(column_of(rows, created, what), created)
-        self._add(to_ids(column_of(rows, self._view.entity, what), self._view.entity), columns, times, known)
+        self._add(ids_of(rows, self._view.entity_keys, what), columns, times, known)
 
     def put(
         self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
@@ -160,9 +161,9 @@ class Writer:
         arrays = [ids]
         for column in self._view.columns:
             values, nulls = fit(column, columns[column.name], rows, first_row=self.rows + 1)
-            arrays.append(pa.array(values, mask=None if nulls is None else nulls.astype(bool)))
+            arrays.append(to_arrow(column, values, nulls, columns[column.name]))
         arrays += [pa.array(times), pa.array(known), pa.array(self._started + self.rows + np.arange(rows))]
-        names = [self._view.entity, *self._view.column_names, EVENT, CREATED, WRITTEN]
+        names = [self._view.entity_name, *self._view.column_names, EVENT, CREATED, WRITTEN]
         self.rows += rows
         self._hold(pa.table(arrays, names=names), times // DAY_MS)
 
@@ -208,7 +209,7 @@ class Writer:
 def check_names(view: FeatureView) -> None:
     """`InvalidView` where columns of the view cannot stand beside each other in a file."""
     taken = {name: f"{name!r}, which is kept beside every row" for name in (EVENT, CREATED, WRITTEN)}
-    for name in (view.entity, *view.column_names):
+    for name in (view.entity_name, *view.column_names):
         if (other := taken.get(name.lower())) is not None:
             raise InvalidView(f"view {view.name!r} cannot be kept offline: its column {name!r} clashes with {other}")
         taken[name.lower()] = f"{name!r}, as case does not count in tables"

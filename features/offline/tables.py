@@ -1,21 +1,22 @@
 """Tables as they come (Arrow, pandas, dictionaries of arrays), and their ids and times in the one form used here.
 
-An entity id is bytes, as in the online store: integers in decimal, text in UTF-8. A time is a whole number of
+An entity id is bytes, as in the online store: integers in decimal, text in UTF-8, the parts of several keys joined as
+`entities.entity_key` joins them. A time is a whole number of
 milliseconds since 1970 (UTC); what is finer is cut off, and times without a zone are taken as UTC.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import MAX_ENTITY
+from penstock.features.arrow import to_times
+from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import FeatureError, InvalidData
-from penstock.features.ingest import to_times
 
 DAY_MS = 86_400_000
 LAST_MS = 253_402_300_799_999  # of the year 9999
@@ -71,6 +72,21 @@ def column_of(table: Any, name: str, what: str) -> Any:
     return column
 
 
+def ids_of(table: Any, keys: Sequence[str], what: str) -> Any:
+    """The entity ids of a table's rows, of one key or several, as `to_ids` gives them."""
+    arrow()
+    import pyarrow.compute as pc
+
+    parts = [to_ids(column_of(table, key, what), key) for key in keys]
+    if len(parts) == 1:
+        return parts[0]
+    for mark in (b"\\", b"|"):
+        parts = [pc.replace_substring(part, mark, b"\\" + mark) for part in parts]
+    joined = pc.binary_join_element_wise(*parts, arrow().scalar(b"|", arrow().large_binary()))
+    _check_sizes(joined, "|".join(keys))
+    return joined
+
+
 def to_ids(array: Any, name: str) -> Any:
     """Entity ids as an Arrow array of large_binary, about 20 ns each; messages count rows from 1.
 
@@ -78,8 +94,6 @@ def to_ids(array: Any, name: str) -> Any:
         InvalidData: one is missing, empty or too long, or they are neither integers nor text.
     """
     pa = arrow()
-    import pyarrow.compute as pc
-
     kind = pa.types
     if kind.is_dictionary(array.type):
         array = array.dictionary_decode()
@@ -92,14 +106,19 @@ def to_ids(array: Any, name: str) -> Any:
     elif not (_is_text(array.type) or _is_bytes(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}; entity ids are integers or text")
     ids = array.cast(pa.large_binary())
+    _check_sizes(ids, name)
+    return ids
+
+
+def _check_sizes(ids: Any, name: str) -> None:
+    import pyarrow.compute as pc
+
     sizes = pc.binary_length(ids).to_numpy(zero_copy_only=False)
     wrong = (sizes < 1) | (sizes > MAX_ENTITY)
     if wrong.any():
         row = int(wrong.argmax())
-        raise InvalidData(
-            f"column {name!r}, row {row + 1}: an entity id of {sizes[row]} bytes; it has 1 to {MAX_ENTITY}"
-        )
-    return ids
+        size = f"{sizes[row]} bytes; it has 1 to {MAX_ENTITY}"
+        raise InvalidData(f"column {name!r}, row {row + 1}: an entity id of {size}")
 
 
 def to_ms(array: Any, name: str) -> NDArray[np.int64]:

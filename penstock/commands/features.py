@@ -97,7 +97,9 @@ def apply(
         print_json([view.name for view in views])
         return
     for view in views:
-        console.print(f"applied [bold]{view.name}[/]: {len(view.columns)} columns of {view.entity}, ttl {view.ttl_s} s")
+        console.print(
+            f"applied [bold]{view.name}[/]: {len(view.columns)} columns of {view.entity_name}, ttl {view.ttl_s} s"
+        )
 
 
 @app.command()
@@ -161,12 +163,12 @@ def get(
         return
     for few in _groups(found, records, console.width):
         shown = [record["entity"] for record in few]
-        print_table(found.name, (found.entity, *shown), _side_by_side(few), numeric=shown)
+        print_table(found.name, (found.entity_name, *shown), _side_by_side(few), numeric=shown)
 
 
 def _groups(view: FeatureView, records: list[dict[str, Any]], width: int) -> Iterator[list[dict[str, Any]]]:
     """As many entities at a time as stand side by side in `width` columns with their names and values whole."""
-    first = max(map(len, (view.entity, *view.column_names)))
+    first = max(map(len, (view.entity_name, *view.column_names)))
     each = max(_TIME_WIDTH, *(len(record["entity"]) for record in records))
     count = max(1, (width - first - _FRAME - 1) // (each + _FRAME))
     for start in range(0, len(records), count):
@@ -218,7 +220,7 @@ def list_views(features: Url = None, as_json: Json = False) -> None:
         console.print("No views yet. Declare one: penstock features apply FILE", highlight=False)
         return
     headers = ("View", "Entity", "Columns", "Layout", "TTL, s", "On missing", "On outage")
-    rows = [(v.name, v.entity, len(v.columns), v.layout, v.ttl_s, v.on_missing, v.on_outage) for v in views]
+    rows = [(v.name, v.entity_name, len(v.columns), v.layout, v.ttl_s, v.on_missing, v.on_outage) for v in views]
     print_table("", headers, rows, numeric=("Columns", "TTL, s"))
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from penstock.commands.features import app
 from penstock.features import Column, FeatureView, InvalidData
 from penstock.features.offline import OfflineStore, served
-from penstock.kernels.rows import SOURCE_STORE
+from penstock.kernels.joins import SOURCE_STORE
 
 VIEW = FeatureView(name="activity", entity="customer", columns=[Column(name="amount", dtype="float64")])
 

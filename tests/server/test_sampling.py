@@ -11,7 +11,7 @@ import pytest
 
 from penstock.features import Column, FeatureView, InvalidData, open_store
 from penstock.features.offline import served
-from penstock.kernels.rows import SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_REQUEST, SOURCE_STORE
+from penstock.kernels.joins import SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_REQUEST, SOURCE_STORE
 from penstock.server import sampling
 from penstock.server.config import Config
 from penstock.server.errors import BadConfig

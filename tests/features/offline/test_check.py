@@ -8,7 +8,7 @@ import pytest
 from penstock.features import Column, FeatureView, InvalidData
 from penstock.features.offline import OfflineStore, served
 from penstock.features.offline.check import check
-from penstock.kernels.rows import SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_NONE, SOURCE_REQUEST, SOURCE_STORE
+from penstock.kernels.joins import SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_NONE, SOURCE_REQUEST, SOURCE_STORE
 
 NAN = float("nan")
 COLUMNS = [Column(name="a", dtype="float64", default=7), Column(name="b", dtype="float32")]

@@ -80,7 +80,7 @@ def test_a_missing_column_is_named(tmp_path):
         OfflineStore(tmp_path).write(view(), rows)
 
 
-@pytest.mark.parametrize("name", ["event_time", "Created_Time", "customer", "COUNT"])
+@pytest.mark.parametrize("name", ["event_time", "Created_Time", "Customer", "COUNT"])
 def test_columns_that_cannot_stand_beside_each_other_are_refused(tmp_path, name):
     twice = view(columns=[*view().columns, Column(name=name, dtype="int32")])
     with pytest.raises(InvalidView, match="cannot be kept offline"):
