@@ -82,6 +82,11 @@ class Report:
     features: tuple[FeatureReport, ...]
 
     @property
+    def compared(self) -> int:
+        """Values in all."""
+        return sum(feature.compared for feature in self.features)
+
+    @property
     def share(self) -> float:
         """Of the worst feature."""
         return max((feature.share for feature in self.features), default=0.0)

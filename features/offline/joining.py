@@ -115,6 +115,6 @@ def _refuse(view: FeatureView, rows: FetchedRows, sources: NDArray[np.uint8], id
             had = "no features" if policy == "on_missing" else "too old features"
             raise InvalidData(
                 f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
-                f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a view "
-                "that says nan"
+                f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a "
+                "view that says nan"
             )
