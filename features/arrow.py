@@ -7,6 +7,7 @@ count rows from `first_row`. Nothing here imports pyarrow before it is used.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,17 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.entities import entity_key
-from penstock.features.errors import FeatureError, InvalidData
-from penstock.features.schema import Column
+from penstock.features.entries import AHEAD_MS
+from penstock.features.errors import InvalidData
+from penstock.features.schema import Column, FeatureView
+from penstock.features.tables import load_pyarrow
 
-
-def load_pyarrow() -> Any:
-    """The library, or a `FeatureError` that says how to get it."""
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise FeatureError("reading tables needs pyarrow: pip install 'penstock[tables]'") from error
-    return pa
+EVENT_TIME = "event_time"  # the column of a table that holds event times, unless the view has one of that name
 
 
 def to_array(array: Any, column: Column, first_row: int = 0) -> NDArray[Any]:
@@ -34,6 +30,23 @@ def to_array(array: Any, column: Column, first_row: int = 0) -> NDArray[Any]:
     if column.dtype in ("category", "string"):
         return to_texts(array, column.name, column.dtype)
     return to_numbers(array, column.name, column.dtype, first_row)
+
+
+def from_table(view: FeatureView, table: Any) -> tuple[list[bytes], dict[str, NDArray[Any]], NDArray[np.int64] | None]:
+    """Ids, columns and event times (None without a column `event_time`) of an Arrow table or what can become one."""
+    pa = load_pyarrow()
+    try:
+        whole = pa.table(table)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        raise InvalidData(f"a {type(table).__name__} is no Arrow table") from error
+    wanted = [*view.entity_keys, *view.column_names]
+    if missing := [name for name in wanted if name not in whole.column_names]:
+        raise InvalidData(f"the table has no column {missing[0]!r}; it has {', '.join(whole.column_names[:20])}")
+    arrays = {name: whole.column(name).combine_chunks() for name in whole.column_names if name in (*wanted, EVENT_TIME)}
+    timed = EVENT_TIME in arrays and EVENT_TIME not in view.column_names
+    entities = to_entities([arrays[key] for key in view.entity_keys], view.entity_keys)
+    columns = {column.name: to_array(arrays[column.name], column) for column in view.columns}
+    return entities, columns, to_times(arrays[EVENT_TIME], EVENT_TIME, 0) if timed else None
 
 
 def to_entities(arrays: Sequence[Any], names: Sequence[str], first_row: int = 0) -> list[bytes]:
@@ -127,6 +140,12 @@ def to_times(array: Any, name: str, first_row: int) -> NDArray[np.int64]:
     if not (kind.is_integer(array.type) or kind.is_timestamp(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}; event times are timestamps, or integers in ms")
     times: NDArray[np.int64] = array.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    limit = time.time_ns() // 1_000_000 + AHEAD_MS
+    if len(times) and times.max() > limit:
+        i = int((times > limit).argmax())
+        raise InvalidData(
+            f"column {name!r}, row {first_row + i}: {times[i]} is more than a day ahead; event times are ms since 1970"
+        )
     return times
 
 

@@ -3,8 +3,7 @@
 NaN, None, and a masked element of a `numpy.ma` array, is null. A value that the dtype cannot hold (0.5 in an int64, 3e9
 in an int32, 1e300 in a float32, 2 in a bool, a text longer than `max_bytes`, a vector of another size) is refused with
 its place. float64 to float32 rounds, as everywhere. Categories are given as words; one that the vocabulary does not
-have becomes null where the column has a default, and -1 (unknown) elsewhere. Cost: 0.2 µs a word or text, less for
-numbers.
+have is unknown (-1). Cost: 0.2 µs a word or text, less for numbers.
 """
 
 from __future__ import annotations
@@ -15,11 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
+
+UNKNOWN = -1  # index of a word that the vocabulary does not have
 
 Values = NDArray[Any] | list[bytes]
 Nulls = NDArray[np.uint8] | None
@@ -62,6 +63,32 @@ def check_table(
     return Table(entities, [values for values, _ in fitted], [nulls for _, nulls in fitted], times)
 
 
+def as_array(values: ArrayLike) -> NDArray[Any]:
+    """Values as one array, a masked one as it is; lists that do not fit together as objects."""
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except ValueError:
+        rows: list[Any] = list(values)  # type: ignore[arg-type]  # what numpy complains about is a sequence
+        array = np.empty(len(rows), object)
+        for i, row in enumerate(rows):
+            array[i] = row
+        return array
+
+
+def as_times(times: ArrayLike) -> NDArray[np.int64]:
+    """Times as ms since 1970 (UTC), from datetimes or such numbers."""
+    array = np.asarray(times)
+    if array.dtype.kind == "M":
+        if np.isnat(array).any():
+            raise InvalidData(f"row {int(np.isnat(array).argmax())}: an event time is missing")
+        return array.astype("datetime64[ms]").astype(np.int64)
+    if array.dtype.kind not in "iu" and len(array):
+        raise InvalidData(f"event times are {array.dtype}; they are datetime64, or integers in ms since 1970")
+    return array.astype(np.int64)
+
+
 def fit(column: Column, array: NDArray[Any], rows: int, *, first_row: int = 0) -> tuple[Values, Nulls]:
     """One column as it is stored, and which of its values are null; messages count rows from `first_row`."""
     data = np.ma.getdata(array)
@@ -78,6 +105,9 @@ Mask = NDArray[np.bool_]
 
 
 def _fit_numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
+    if data.dtype == object:
+        null = null | np.array([_is_null(value) for value in data], bool)
+        data = np.array([0 if n else value for value, n in zip(data.tolist(), null, strict=True)])
     if data.dtype.kind not in "biuf":
         raise InvalidData(f"column {column.name!r} is {data.dtype}; it must be numeric to become {column.dtype}")
     if data.dtype.kind == "f":
@@ -136,13 +166,9 @@ def _fit_texts(column: Column, data: NDArray[Any], null: Mask, first_row: int) -
 
 def _fit_words(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
     index: dict[str | None, int] = {word: i for i, word in enumerate(column.vocabulary)}
-    null_index = -2  # stands for null until it is masked
-    index[None] = null_index
-    unknown = -1 if column.default is None else null_index
-    indices = np.array([index.get(text, unknown) for text in _texts(column, data, null, first_row)], np.int32)
-    null = indices == null_index
-    indices[null] = 0
-    return indices, null
+    texts = _texts(column, data, null, first_row)
+    indices = np.array([index.get(text, UNKNOWN) for text in texts], np.int32)
+    return indices, np.array([text is None for text in texts], bool)
 
 
 def _texts(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> list[str | None]:

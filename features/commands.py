@@ -13,6 +13,7 @@ import hiredis
 from hiredis import pack_command
 
 from penstock.features.columns import Table, to_text
+from penstock.features.evolution import unpack
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows, Lookup
 from penstock.kernels.rows import parse_hashes
@@ -56,7 +57,7 @@ def decode_fetch(lookups: Sequence[Lookup], keys: Keys, replies: Sequence[Any]) 
         answer = FetchedRows.empty(lookup)
         if lookup.view.layout == "row":
             own_rows = rows[row : row + len(own)] if len(own) != wanted else rows
-            lookup.view.row_layout.unpack(own, own_rows, answer.values, answer.event_times, answer.status)
+            unpack(lookup.view, own, own_rows, answer.values, answer.event_times, answer.status)
             row += len(own)
         else:
             hashes = as_hashes(replies[reply : reply + len(own)], len(lookup.view.columns))

@@ -15,6 +15,8 @@ from penstock.features.errors import InvalidData
 MAX_ENTITY = 1024  # bytes of one entity id
 
 Part = str | bytes | int
+Id = Part | Sequence[Part]
+"""An entity id as people write it: a value, or one for each of the entity's keys."""
 
 
 def entity_key(parts: Sequence[Part]) -> bytes:
@@ -25,7 +27,7 @@ def entity_key(parts: Sequence[Part]) -> bytes:
     """
     encoded = [part_bytes(part) for part in parts]
     if not encoded or b"" in encoded:
-        raise InvalidData("an entity id has one part or more, none of them empty")
+        raise InvalidData("an entity id of 0 bytes, or with a part of none; each has 1 or more")
     if len(encoded) == 1:
         return encoded[0]
     return b"|".join(part.replace(b"\\", b"\\\\").replace(b"|", b"\\|") for part in encoded)
@@ -68,18 +70,28 @@ def entity_parts(key: bytes, count: int) -> tuple[bytes, ...]:
     return tuple(parts)
 
 
-def entity_ids(ids: Iterable[Part | Sequence[Part]], count: int) -> list[bytes]:
+def entity_ids(ids: Iterable[Id], count: int) -> list[bytes]:
     """Ids as callers write them, each a value or `count` of them in a tuple or list, as bytes; raises `InvalidData`.
 
     For entities of several keys text and bytes are taken to be joined already.
     """
     found = []
-    for one in ids:
-        whole = isinstance(one, str | bytes) or not isinstance(one, Sequence)
-        parts: Sequence[Part] = (one,) if whole else one  # type: ignore[assignment]  # `whole` says which it is
-        if count > 1 and whole:
-            entity_parts(part_bytes(parts[0]), count)  # only to refuse what is not of this form
-        elif len(parts) != count:
-            raise InvalidData(f"entity id {one!r} has {len(parts)} parts; the view has {count}")
-        found.append(entity_key(parts))
+    ids = list(ids)
+    if count == 1 and all(type(one) is bytes and one for one in ids):
+        return ids  # type: ignore[return-value]  # the line above says so
+    for i, one in enumerate(ids):
+        try:
+            found.append(_entity_id(one, count))
+        except InvalidData as error:
+            raise InvalidData(f"row {i}: {error}") from error
     return found
+
+
+def _entity_id(one: Id, count: int) -> bytes:
+    whole = isinstance(one, str | bytes) or not isinstance(one, Sequence)
+    parts: Sequence[Part] = (one,) if whole else one  # type: ignore[assignment]  # `whole` says which it is
+    if count > 1 and whole:
+        entity_parts(part_bytes(parts[0]), count)  # only to refuse what is not of this form
+    elif len(parts) != count:
+        raise InvalidData(f"entity id {one!r} has {len(parts)} parts; the view has {count}")
+    return entity_key(parts)

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from penstock.features.columns import Table, check_table, to_text
 from penstock.features.commands import time_field
-from penstock.features.errors import UnknownView
+from penstock.features.evolution import unpack
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows, Lookup, Write, refuse_change
+from penstock.features.store import FeatureStore, FetchedRows, Lookup, Write
 from penstock.features.writes import readable_schemas
 from penstock.kernels.rows import parse_hashes
 
 
-class MemoryStore:
+class MemoryStore(FeatureStore):
     """Rows in this process; `clock` gives seconds, for their expiry."""
 
     _named: ClassVar[dict[str, MemoryStore]] = {}
@@ -31,7 +31,8 @@ class MemoryStore:
         self._clock = clock
         self._rows: dict[bytes, tuple[float, bytes]] = {}
         self._hashes: dict[bytes, tuple[float, dict[bytes, bytes]]] = {}
-        self._views: dict[str, FeatureView] = {}
+        self._views: dict[str, bytes] = {}
+        self.name = "memory://"
         self._marks: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
@@ -52,7 +53,7 @@ class MemoryStore:
         if view.layout == "row":
             found = [self._rows.get(key) for key in keys]
             rows = [held[1] if held and held[0] > now else None for held in found]
-            view.row_layout.unpack(keys, rows, answer.values, answer.event_times, answer.status)
+            unpack(view, keys, rows, answer.values, answer.event_times, answer.status)
         else:
             hashes = [self._hashes.get(key, (now, {})) for key in keys]
             replies = [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
@@ -72,24 +73,12 @@ class MemoryStore:
         table = check_table(view, entities, columns, event_times)
         return lambda: self._put(view, table, overwrite=overwrite)
 
-    def put(
-        self,
-        view: FeatureView,
-        entities: Sequence[bytes],
-        columns: Mapping[str, NDArray[Any]],
-        event_times: NDArray[np.int64] | None = None,
-        *,
-        overwrite: bool = False,
-    ) -> int:
-        """Write rows (see `FeatureStore.put`)."""
-        return self.prepare(view, entities, columns, event_times, overwrite=overwrite)()
-
     def _put(self, view: FeatureView, table: Table, *, overwrite: bool) -> int:
         keys = view.keys(table.entities)
         rows: Sequence[bytes] = []
         if view.layout == "row":
             rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
-        texts = [to_text(values) for values in table.values]
+        texts = [to_text(values) for values in table.values] if view.layout == "hash" else []
         written = 0
         with self._lock:
             until = self._clock() + view.ttl_s
@@ -137,24 +126,42 @@ class MemoryStore:
         with self._lock:
             return self._marks.get(job)
 
-    def apply(self, view: FeatureView, *, replace: bool = False) -> None:
-        """Store the definition (see `FeatureStore.apply`)."""
+    def stored(self, view: FeatureView, entities: Sequence[bytes]) -> list[Any]:
+        """What is kept of entities (see `FeatureStore.stored`)."""
+        keys, now = view.keys(entities), self._clock()
         with self._lock:
-            if view.name in self._views and not replace:
-                refuse_change(self._views[view.name], view)
-            self._views[view.name] = view
+            if view.layout == "row":
+                rows = [self._rows.get(key, (now, b"")) for key in keys]
+                return [row if until > now else None for until, row in rows]
+            hashes = [self._hashes.get(key, (now, {})) for key in keys]
+            return [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
 
-    def views(self) -> list[FeatureView]:
-        """Every definition, by name."""
+    def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = 0) -> dict[str, bytes]:  # noqa: ARG002
+        """The definitions under these names, or all (see `FeatureStore.definitions`)."""
         with self._lock:
-            return [self._views[name] for name in sorted(self._views)]
+            wanted = self._views if names is None else names
+            return {name: self._views[name] for name in wanted if name in self._views}
 
-    def view(self, name: str) -> FeatureView:
-        """One definition; raises `UnknownView`."""
+    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
+        """Compare and set, under the lock (see `FeatureStore.swap`)."""
         with self._lock:
-            if name not in self._views:
-                raise UnknownView(f"no view {name!r} in this feature store; apply its YAML file first")
-            return self._views[name]
+            if any(self._views.get(name) != old for name, old in expected.items()):
+                return False
+            self._views |= new
+            return True
+
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Some keys, and where to go on (see `FeatureStore.scan`)."""
+        now = self._clock()
+        with self._lock:
+            held = {**self._rows, **self._hashes}
+        some = list(held.items())[cursor : cursor + count]
+        following = cursor + count if cursor + count < len(held) else 0
+        return following, [key for key, (until, _) in some if until > now]
+
+    def size(self) -> int:
+        """How many keys it has."""
+        return len(self._rows) + len(self._hashes)
 
     def ping(self) -> None:
         """Return: it always answers."""

@@ -11,7 +11,6 @@ Cost goal: for 64 entities of 30 float32 at most 25 µs of Python around the rou
 
 from __future__ import annotations
 
-import logging
 import ssl
 import threading
 import time
@@ -29,16 +28,26 @@ from redis.retry import Retry
 from penstock.features.breaker import Breaker
 from penstock.features.columns import check_table
 from penstock.features.commands import decode_fetch, encode_fetch, is_wrong_type, pack
-from penstock.features.errors import FeatureError, InvalidView, StoreMisconfigured, StoreUnavailable, UnknownView
+from penstock.features.errors import FeatureError, StoreMisconfigured, StoreUnavailable
 from penstock.features.links import Link, Links, OutOfStep
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows, Lookup, Write, refuse_change, stored_view
+from penstock.features.store import SLOW_S, FeatureStore, FetchedRows, Lookup, Write
 from penstock.features.writes import Request, write_requests
 
 VIEWS_KEY = b"fs:views"
+READ_KEYS = 250  # of the largest rows in a reply of MAX_SLOW_REPLY bytes
+
+# KEYS: the definitions. ARGV: name, what is expected there, what is to be there, and so on; "" is none
+SWAP = b"""
+for i = 1, #ARGV, 3 do
+  if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then return 0 end
+end
+for i = 1, #ARGV, 3 do
+  if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
+end
+return 1"""
 CONNECT_S = 0.05
 HANDSHAKE_S = 0.25  # each of TLS, AUTH and SELECT
-SLOW_S = 5.0  # time limit of a request that is not on the hot path
 MARK_S = 7 * 86400  # a job that nobody resumes is forgotten
 FAIR_S = 0.01  # lateness within less says nothing about the store
 MAX_VALUE = 1 << 16  # bytes of one row or field; the largest row has 24 + 512 + 4096 * 8
@@ -58,10 +67,8 @@ BUSY = (
 # Options a URL may carry that would bring back what this module decides.
 OURS = ("retry", "retry_on_timeout", "retry_on_error", "max_connections", "health_check_interval", "protocol")
 
-log = logging.getLogger(__name__)
 
-
-class RedisStore:
+class RedisStore(FeatureStore):
     """A feature store at a redis://, rediss:// or unix:// URL; `before_connect` runs before each new connection."""
 
     def __init__(self, url: str, *, before_connect: Callable[[], None] = lambda: None) -> None:
@@ -96,18 +103,6 @@ class RedisStore:
         requests = list(write_requests(view, table, overwrite=overwrite))
         return lambda: sum(self._write(request) for request in requests)
 
-    def put(
-        self,
-        view: FeatureView,
-        entities: Sequence[bytes],
-        columns: Mapping[str, NDArray[Any]],
-        event_times: NDArray[np.int64] | None = None,
-        *,
-        overwrite: bool = False,
-    ) -> int:
-        """Write rows, some thousands in each pipeline (see `FeatureStore.put`)."""
-        return self.prepare(view, entities, columns, event_times, overwrite=overwrite)()
-
     def _write(self, request: Request) -> int:
         replies = self.ask(request.data, request.replies)
         return sum(replies) if request.rows is None else request.rows
@@ -124,33 +119,43 @@ class RedisStore:
         mark: bytes | None = self.ask(pack(b"GET", f"fs:ingest:{job}"), 1)[0]
         return mark
 
-    def apply(self, view: FeatureView, *, replace: bool = False) -> None:
-        """Store the definition (see `FeatureStore.apply`); of two at the same moment the later one stays."""
-        if not replace and (definition := self._stored(view.name)) is not None:
-            refuse_change(stored_view(view.name, definition, self.name), view)
-        self.ask(pack(b"HSET", VIEWS_KEY, view.name, view.model_dump_json()), 1)
+    def stored(self, view: FeatureView, entities: Sequence[bytes]) -> list[Any]:
+        """What is kept of entities, some hundred in each request (see `FeatureStore.stored`)."""
+        found: list[Any] = []
+        keys = view.keys(entities)
+        for start in range(0, len(keys), READ_KEYS):
+            some = keys[start : start + READ_KEYS]
+            if view.layout == "row":
+                found += self.ask(pack(b"MGET", *some), 1)[0]
+            else:
+                commands = b"".join([pack(b"HMGET", key, *view.fields) for key in some])
+                replies = self.ask(commands, len(some), tolerate=is_wrong_type)
+                found += [None if is_wrong_type(reply) else reply for reply in replies]
+        return found
 
-    def views(self) -> list[FeatureView]:
-        """Every valid definition, by name."""
-        reply = self.ask(pack(b"HGETALL", VIEWS_KEY), 1)[0]
-        views = []
-        for name, definition in zip(reply[::2], reply[1::2], strict=True):
-            try:
-                views.append(stored_view(name.decode("utf-8", "replace"), definition, self.name))
-            except InvalidView as error:
-                log.warning("left out: %s", error)
-        return sorted(views, key=lambda view: view.name)
+    def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = SLOW_S) -> dict[str, bytes]:
+        """The definitions under these names, or all (see `FeatureStore.definitions`)."""
+        if names is None:
+            reply = self.ask(pack(b"HGETALL", VIEWS_KEY), 1, timeout_s=timeout_s)[0]
+            return {name.decode("utf-8", "replace"): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
+        found = self.ask(pack(b"HMGET", VIEWS_KEY, *names), 1, timeout_s=timeout_s)[0] if names else []
+        return {name: text for name, text in zip(names, found, strict=True) if text is not None}
 
-    def view(self, name: str) -> FeatureView:
-        """One definition; raises `UnknownView` or `InvalidView`."""
-        definition = self._stored(name)
-        if definition is None:
-            raise UnknownView(f"no view {name!r} in the feature store at {self.name}; apply its YAML file first")
-        return stored_view(name, definition, self.name)
+    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
+        """Compare and set by a script, which Redis runs as one step (see `FeatureStore.swap`)."""
+        words: list[bytes | str] = []
+        for name, old in expected.items():
+            words += [name, old or b"", new.get(name, b"")]
+        return bool(self.ask(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words), 1)[0])
 
-    def _stored(self, name: str) -> bytes | None:
-        definition: bytes | None = self.ask(pack(b"HGET", VIEWS_KEY, name), 1)[0]
-        return definition
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Some keys, and where to go on (see `FeatureStore.scan`)."""
+        following, keys = self.ask(pack(b"SCAN", str(cursor), b"COUNT", str(count)), 1)[0]
+        return int(following), keys
+
+    def size(self) -> int:
+        """How many keys the database has."""
+        return int(self.ask(pack(b"DBSIZE"), 1)[0])
 
     def ping(self) -> None:
         """Return if the store answers within a second."""
@@ -192,13 +197,14 @@ class RedisStore:
         count: int,
         *,
         timeout_s: float = SLOW_S,
+        limit: int = MAX_SLOW_REPLY,
         tolerate: Callable[[Any], bool] = lambda _: False,
     ) -> list[Any]:
-        """The `count` replies to commands that are not on the hot path and may be sent twice.
+        """The `count` replies, of `limit` bytes at most, to commands off the hot path that may be sent twice.
 
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says that it may stay.
+        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
         """
-        replies = self._exchange(commands, count, time.monotonic() + timeout_s, MAX_SLOW_REPLY)
+        replies = self._exchange(commands, count, time.monotonic() + timeout_s, limit)
         self._refuse_errors(replies, tolerate)
         return replies
 

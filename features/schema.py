@@ -25,7 +25,8 @@ What a store keeps of a view also has its `former` schemas, by which rows writte
 (features/evolution.py).
 
 In a model's matrix a number is one column, a vector of n is n columns `name_0` to `name_{n-1}`, a category is the index
-of its word (-1 for a word that the vocabulary does not have), and a string is none. `feature_names` are those columns.
+of its word (for one that the vocabulary does not have the default, or -1), and a string is none. `feature_names` are
+those columns.
 
 Keys hold the entity in braces, so that all views of an entity share a Redis Cluster slot; a view's name has no colon or
 brace, so no two (entity, view) pairs share a key, whatever bytes the entity has.
@@ -136,7 +137,7 @@ class Column(BaseModel):
 
     @property
     def stored(self) -> str:
-        """How it is stored, as `RowLayout` names it."""
+        """How it is stored, as `RowLayout` names it; of a category the words that it does not have are -1."""
         sizes = {"category": f"[{len(self.vocabulary)}]", "vector": f"[{self.size}]"}
         return self.dtype + sizes.get(self.dtype, "")
 
@@ -294,13 +295,19 @@ class FeatureView(BaseModel):
 
     @cached_property
     def row_layout(self) -> RowLayout:
-        """The compiled packer and unpacker of this view's rows."""
-        return RowLayout(self.schema_id, tuple(column.stored for column in self.columns))
+        """The compiled packer and unpacker of its rows; words that a category does not have take its default."""
+        specs = [c.stored + "?" * (c.dtype == "category" and c.default is not None) for c in self.columns]
+        return RowLayout(self.schema_id, specs)
 
     @cached_property
     def fields(self) -> tuple[bytes, ...]:
         """The columns' names as Redis hash fields."""
         return tuple(name.encode() for name in self.column_names)
+
+    def definition(self) -> bytes:
+        """The view as it is stored: JSON without what is left at its default."""
+        plain = self.model_dump(mode="json", exclude_defaults=True) | {"format": self.format}
+        return json.dumps(plain, separators=(",", ":"), ensure_ascii=False).encode()
 
     # Keys ---------------------------------------------------------------------------------------------------------
 

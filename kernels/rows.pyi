@@ -25,7 +25,7 @@ class RowLayout:
     Args:
         schema_id: u32 that names columns and dtypes; rows of any other are refused.
         dtypes: of each column, in the view's order: float32, float64, int64, int32, bool, string, category[N] of N
-            words or vector[N] of N numbers.
+            words, category[N]? whose unknown words are missing, or vector[N] of N numbers.
 
     Raises:
         ValueError: no columns, more than 65,535, an unknown dtype, or rows of more than 532,000 bytes.
@@ -79,7 +79,7 @@ class RowLayout:
             keys: n store keys.
             rows: n packed rows as the store returned them, None where it had none.
             out: (n, width) C-contiguous; every value as float32 (rounded to nearest), NaN for null, -1 for a category's
-                index outside its vocabulary.
+                index outside its vocabulary (NaN where its dtype ends in a question mark).
             event_times: (n,) milliseconds since 1970.
             status: (n,) ROW_OK, ROW_ABSENT, ROW_CORRUPT or ROW_SCHEMA. Where it is not ROW_OK, `out` is NaN and the
                 event time 0.

@@ -78,6 +78,7 @@ cdef struct Header:          # as stored: the natural alignment of these fields 
 cdef struct Field:           # one column
     int kind
     int32_t size             # numbers of a vector, words of a category, else 0
+    float unknown            # what a category's index outside its vocabulary is
     Py_ssize_t offset        # of its value in the row
     Py_ssize_t first         # of its numbers among those decoded
     Py_ssize_t count         # of those
@@ -85,6 +86,7 @@ cdef struct Field:           # one column
 cdef struct Run:             # neighbouring numbers of one dtype, decoded in one loop
     int kind                 # never VECTOR, whose numbers are FLOAT32
     int32_t size             # words of a category
+    float unknown
     Py_ssize_t first         # number
     Py_ssize_t count         # numbers, or lengths of strings, which give none
 
@@ -182,12 +184,12 @@ cdef inline void widen(const uint8_t* at, Py_ssize_t count, float* out, Value sa
 
 
 cdef inline void take_indices(const uint8_t* at, const Run* run, float* out) noexcept nogil:
-    """Indices of words; what is outside the vocabulary is unknown."""
+    """Indices of words, and what stands for those outside the vocabulary."""
     cdef Py_ssize_t j
     cdef int32_t index
     for j in range(run.count):
         memcpy(&index, at + j * 4, 4)
-        out[run.first + j] = <float>(index if 0 <= index < run.size else -1)
+        out[run.first + j] = <float>index if 0 <= index < run.size else run.unknown
 
 
 cdef inline uint64_t sum_lengths(const uint8_t* at, Py_ssize_t count) noexcept nogil:
@@ -352,7 +354,7 @@ cdef void* allocate(Py_ssize_t count, size_t size) except NULL:
     return memory
 
 
-cdef object DTYPE = re.compile(r"([a-z0-9]+)(?:\[([0-9]{1,9})\])?")
+cdef object DTYPE = re.compile(r"([a-z0-9]+)(?:\[([0-9]{1,9})\](\?)?)?")
 
 
 cdef Field parse_field(object dtype) except *:
@@ -363,11 +365,12 @@ cdef Field parse_field(object dtype) except *:
         raise ValueError(f"dtype {dtype!r} cannot be stored in a row; it is one of {', '.join(KINDS)}")
     field.kind = KINDS[found[1]]
     field.size = int(found[2] or 0)
+    field.unknown = NAN if found[3] else -1
     field.offset = field.first = 0
     field.count = field.size if field.kind == VECTOR else field.kind != STRING
     sized = field.kind == VECTOR or field.kind == CATEGORY
-    if sized != (found[2] is not None) or (sized and field.size < 1):
-        raise ValueError(f"dtype {dtype!r} cannot be stored in a row: only vector[N] and category[N] have a size")
+    if sized != (found[2] is not None) or (sized and field.size < 1) or (found[3] and field.kind != CATEGORY):
+        raise ValueError(f"dtype {dtype!r} cannot be stored in a row; with a size are vector[N], category[N], category[N]?")
     return field
 
 
@@ -410,10 +413,10 @@ cdef class RowLayout:
         field.first = self.width
         self.row_size += values * WIDTHS[kind]
         self.width += field.count
-        if last != NULL and last.kind == kind and (kind != CATEGORY or last.size == field.size):
+        if last != NULL and last.kind == kind and kind != CATEGORY:
             last.count += values
             return
-        self.runs[self.n_runs] = Run(kind, field.size, field.first, values)
+        self.runs[self.n_runs] = Run(kind, field.size, field.unknown, field.first, values)
         self.n_runs += 1
 
     def pack(self, keys, columns, const int64_t[:] event_times not None, nulls):

@@ -15,7 +15,11 @@ ROW_OK, ROW_ABSENT, ROW_CORRUPT, ROW_SCHEMA = 0, 1, 2, 3
 
 HEADER = struct.Struct("<BBHIqII")  # format, flags, columns, schema id, event time, checksum, reserved
 DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float32", "float64", "int64", "int32", "bool")}
-SPEC = re.compile(r"(category|vector)\[([1-9][0-9]{0,8})\]|(string)|(" + "|".join(DTYPES) + ")")
+SPEC = re.compile(
+    r"category\[(?P<words>[1-9][0-9]{0,8})\](?P<missing>\??)|vector\[(?P<numbers>[1-9][0-9]{0,8})\]|(?P<plain>string|"
+    + "|".join(DTYPES)
+    + ")"
+)
 MAX_ROW_SIZE = HEADER.size + 8192 + 8 * 0xFFFF
 NUMBER = re.compile(rb"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 
@@ -28,14 +32,18 @@ def crc_of_row(key: bytes, row: bytes) -> int:
 
 
 class Field:
-    """One column: its kind, the words of a category or numbers of a vector, and its dtype as it is stored."""
+    """One column: its kind, the words of a category or numbers of a vector, and its dtype as it is stored.
+
+    What stands for a word that a category does not have is -1, or NaN where its dtype ends in a question mark.
+    """
 
     def __init__(self, spec: str) -> None:
         found = SPEC.fullmatch(spec) if isinstance(spec, str) else None
         if found is None:
             raise ValueError(f"not a dtype: {spec!r}")
-        self.kind = found[1] or found[3] or found[4]
-        self.size = int(found[2] or 0)
+        self.kind = found["plain"] or ("category" if found["words"] else "vector")
+        self.size = int(found["words"] or found["numbers"] or 0)
+        self.unknown = np.float32(np.nan if found["missing"] else -1)
         self.width = {"vector": self.size, "string": 0}.get(self.kind, 1)
         base = {"category": "<i4", "string": "<u2", "vector": "<f4"}.get(self.kind) or DTYPES[self.kind]
         self.dtype = np.dtype(base)
@@ -51,7 +59,7 @@ class Field:
     def numbers(self, value: Any) -> NDArray[np.float32]:
         """The numbers that a stored value gives, float32 (width,)."""
         if self.kind == "category" and not 0 <= value < self.size:
-            value = np.int32(-1)
+            value = self.unknown
         with np.errstate(over="ignore"):
             return np.asarray(value).astype(np.float32).reshape(-1)[: self.width]
 

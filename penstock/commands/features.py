@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -105,26 +106,54 @@ def apply(
 @app.command()
 def ingest(
     view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet or .csv.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet, .csv, .arrow or .feather.")],
     features: Url = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace newer events, too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Write a table's rows into the store.
+    """Write a table's rows into the store, unless a newer event is stored.
 
     Example: penstock features ingest customer_activity rows.parquet --time at
     """
     from penstock.commands._console import console, print_json
     from penstock.features.ingest import ingest as write
 
-    with existing(features) as store, progress_bar(f"ingesting {file.name}") as progress:
-        report = write(store, store.view(view), file, progress=progress, time_column=time)
-    if as_json:
-        print_json(
-            {"view": report.view, "rows": report.rows, "seconds": report.seconds, "rows_per_s": report.rows_per_s}
+    with existing(features) as store, told_to_resume() as done, progress_bar(f"ingesting {file.name}") as show:
+
+        def progress(rows: int, fraction: float) -> None:
+            done[0] = rows
+            show(rows, fraction)
+
+        report = write(
+            store, store.view(view), file, progress=progress, time_column=time, overwrite=overwrite, resume=resume
         )
+    if as_json:
+        print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return
-    console.print(f"wrote {report.rows:,} rows in {report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)")
+    before = f", after {report.resumed:,} of an earlier run" if report.resumed else ""
+    older = f"; {report.older:,} older than what is stored" if report.older else ""
+    rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
+    console.print(f"wrote {report.rows - report.older:,} rows in {rate}{before}{older}")
+
+
+@contextmanager
+def told_to_resume() -> Iterator[list[int]]:
+    """How many rows are done; whoever stops before the end is told of these, and how to go on."""
+    from penstock.features import InvalidData
+
+    done = [0]
+    try:
+        yield done
+    except InvalidData:  # it would be met again
+        raise
+    except (PenstockError, KeyboardInterrupt) as error:
+        if not done[0]:
+            raise
+        reason = str(error) or "interrupted"
+        typer.echo(f"penstock: {reason}\n{done[0]:,} rows are done; --resume goes on after them", err=True)
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from error
 
 
 @contextmanager

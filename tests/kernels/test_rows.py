@@ -14,7 +14,7 @@ from penstock.kernels import rows as kernel
 from penstock.kernels.reference import rows as reference
 
 NUMBERS_ONLY = ("float32", "float64", "int64", "int32", "bool")
-DTYPES = (*NUMBERS_ONLY, "string", "category[3]", "category[300]", "vector[1]", "vector[3]")
+DTYPES = (*NUMBERS_ONLY, "string", "category[3]", "category[300]?", "vector[1]", "vector[3]")
 TWINS = pytest.mark.parametrize("rows", [kernel, reference], ids=["kernel", "reference"])
 quickly = settings(max_examples=60, deadline=None)
 
@@ -36,7 +36,7 @@ def values_of(dtype: str) -> st.SearchStrategy:
     if dtype == "string":
         return st.binary(max_size=9)
     if dtype.startswith("category"):
-        return st.integers(-1, int(dtype[9:-1]) - 1) | values_of("int32")
+        return st.integers(-1, words_of(dtype) - 1) | values_of("int32")
     if dtype.startswith("vector"):
         return st.tuples(*[st.floats(width=32)] * int(dtype[7:-1]))
     if dtype.startswith("float"):
@@ -59,9 +59,13 @@ def numbers_of(dtype, column):
     if dtype == "string":
         return np.empty((len(column), 0), np.float32)
     if dtype.startswith("category"):
-        column = np.where((column >= 0) & (column < int(dtype[9:-1])), column, -1)
+        column = np.where((column >= 0) & (column < words_of(dtype)), column, np.nan if dtype.endswith("?") else -1)
     with np.errstate(over="ignore"):
         return column.astype(np.float32).reshape(len(column), -1 if len(column) else width_of(dtype))
+
+
+def words_of(dtype):
+    return int(dtype.rstrip("?")[9:-1])
 
 
 def width_of(dtype):
@@ -138,13 +142,15 @@ def test_the_bytes_of_categories_vectors_and_strings(rows):
 
 @TWINS
 def test_a_category_outside_its_vocabulary_is_unknown(rows):
-    layout = rows.RowLayout(1, ["category[3]", "float32", "category[2]"])
+    layout = rows.RowLayout(1, ["category[3]", "float32", "category[2]?", "category[2]"])
     indices = np.array([-(2**31), -1, 0, 2, 3, 2**31 - 1], np.int32)
-    packed = layout.pack([b"k"] * 6, [indices, np.zeros(6, np.float32), indices], np.zeros(6, np.int64), [None] * 3)
+    columns = [indices, np.zeros(6, np.float32), indices, indices]
+    packed = layout.pack([b"k"] * 6, columns, np.zeros(6, np.int64), [None] * 4)
     out, _, status = fetch(rows, layout, [b"k"] * 6, packed)
     assert (status == rows.ROW_OK).all()
     assert out[:, 0].tolist() == [-1, -1, 0, 2, -1, -1]
-    assert out[:, 2].tolist() == [-1, -1, 0, -1, -1, -1]
+    np.testing.assert_array_equal(out[:, 2], [np.nan, np.nan, 0, np.nan, np.nan, np.nan])
+    assert out[:, 3].tolist() == [-1, -1, 0, -1, -1, -1]
 
 
 @TWINS
@@ -306,6 +312,9 @@ def test_pack_and_unpack_refuse_what_does_not_fit(rows):
         ["category"],
         ["category[0]"],
         ["string[5]"],
+        ["vector[2]?"],
+        ["category?"],
+        ["category[2]??"],
         ["float32[2]"],
         [None],
     ],
