@@ -10,6 +10,7 @@ imports either before it is used.
 """
 
 from penstock.features.offline.joining import join
+from penstock.features.offline.recording import recording
 from penstock.features.offline.store import OfflineStore
 
-__all__ = ["OfflineStore", "join"]
+__all__ = ["OfflineStore", "join", "recording"]

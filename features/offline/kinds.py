@@ -1,7 +1,7 @@
 """Each dtype of a column as Arrow keeps it in a file, and as numbers for a matrix: the two ends of a value's way.
 
 A category is kept as its word, so that a vocabulary that grows later reads older rows right; a word that it does not
-have reads as online: null where the column has a default, else -1.
+have reads as online: missing where the column has a default, else -1.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.arrow import to_texts
-from penstock.features.columns import Nulls, Values, fit
+from penstock.features.columns import UNKNOWN, Nulls, Values, fit
 from penstock.features.offline.tables import arrow
 from penstock.features.schema import Column
 
@@ -61,6 +61,9 @@ def to_numbers(column: Column, array: Any) -> NDArray[np.float32]:
         return numbers
     if column.dtype == "category":
         values, nulls = fit(column, to_texts(array, column.name, column.dtype), n)
+        assert not isinstance(values, list)
+        if column.default is not None:
+            values = np.where(values == UNKNOWN, np.float32(np.nan), values)
     else:
         nulls = array.is_null().to_numpy(zero_copy_only=False)
         if arrow().types.is_boolean(array.type):

@@ -73,20 +73,6 @@ class OfflineStore:
                 out.add(rows.slice(start, SLICE), time=time, created=created)
         return out.rows
 
-    def put(
-        self,
-        view: FeatureView,
-        entities: Sequence[bytes],
-        columns: Mapping[str, NDArray[Any]],
-        event_times: NDArray[np.int64] | None = None,
-    ) -> int:
-        """Add rows as `FeatureStore.put` takes them, known from now on; the number written."""
-        now = time.time_ns() // 1_000_000
-        times = np.full(len(entities), now, np.int64) if event_times is None else event_times
-        with self.writer(view) as out:
-            out.put(entities, columns, times)
-        return out.rows
-
     @contextmanager
     def writer(self, view: FeatureView) -> Iterator[Writer]:
         """Many tables of one view in few files; all appear at the end of the block, none where it fails."""
@@ -145,9 +131,10 @@ class Writer:
     def put(
         self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
     ) -> None:
-        """Add rows as `FeatureStore.put` takes them, known from now on."""
+        """Add rows as `FeatureStore.prepare` takes them, known from now on."""
         check_times(event_times, "event times")
-        self._add(arrow().array(entities, arrow().large_binary()), columns, event_times, None)
+        known = np.full(len(entities), time.time_ns() // 1_000_000, np.int64)
+        self._add(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
 
     def _add(
         self,

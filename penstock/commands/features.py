@@ -111,6 +111,9 @@ def ingest(
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace newer events, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    offline: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the rows in this history of the features, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a table's rows into the store, unless a newer event is stored.
@@ -119,6 +122,7 @@ def ingest(
     """
     from penstock.commands._console import console, print_json
     from penstock.features.ingest import ingest as write
+    from penstock.features.offline import OfflineStore, recording
 
     with existing(features) as store, told_to_resume() as done, progress_bar(f"ingesting {file.name}") as show:
 
@@ -126,9 +130,9 @@ def ingest(
             done[0] = rows
             show(rows, fraction)
 
-        report = write(
-            store, store.view(view), file, progress=progress, time_column=time, overwrite=overwrite, resume=resume
-        )
+        found = store.view(view)
+        with recording(store, OfflineStore(offline) if offline else None, found) as into:
+            report = write(into, found, file, progress=progress, time_column=time, overwrite=overwrite, resume=resume)
     if as_json:
         print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return

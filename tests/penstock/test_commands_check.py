@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from penstock.commands.features import app
-from penstock.features import Column, FeatureView, InvalidData
+from penstock.features import Column, FeatureView, InvalidData, open_store
 from penstock.features.offline import OfflineStore, served
 from penstock.kernels.joins import SOURCE_STORE
 
@@ -80,6 +81,17 @@ def test_what_is_not_there_is_told(run):
         run("--sample", "nowhere")
     with pytest.raises(InvalidData, match="there is no history of view 'activity'"):
         run("--offline", "nowhere")
+
+
+def test_an_ingestion_may_keep_its_rows_offline(folders, run, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-offline")
+    with closing(open_store("memory://commands-offline")) as store:
+        store.apply(VIEW)
+    (folders / "rows.csv").write_text("customer,amount,at\n17,42.5,2026-01-01T00:00:00Z\n")
+    done = CliRunner().invoke(app, ["ingest", "activity", "rows.csv", "--time", "at", "--offline", "history"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    (file,) = (folders / "history").rglob("*.parquet")
+    assert file.parent.name == "date=2026-01-01"
 
 
 def test_wrong_usage_ends_with_2(run):

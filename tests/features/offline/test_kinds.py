@@ -61,7 +61,8 @@ def test_every_dtype_reads_as_the_online_store_reads_it(tmp_path_factory, rows, 
     offline = OfflineStore(tmp_path_factory.mktemp("history"))
     entities = [one.encode() for one in ids]
     online = unpacked(view, check_table(view, entities, columns, times))
-    offline.put(view, entities, columns, times)
+    with offline.writer(view) as out:
+        out.put(entities, columns, times)
     (offline.root / "typed").mkdir(exist_ok=True)
     frame = {"id": [*ids, "nobody"], "at": [0] * (len(rows) + 1)}
     got = join(frame, nan, offline, time="at", as_of_created=False)

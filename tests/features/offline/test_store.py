@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import closing
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from penstock.features import Column, FeatureView, InvalidData, InvalidView
-from penstock.features.offline import OfflineStore
+from penstock.features import Column, FeatureView, InvalidData, InvalidView, Lookup, open_store
+from penstock.features.ingest import ingest
+from penstock.features.offline import OfflineStore, join, recording
 from penstock.features.offline import store as module
 
 DAY = 86_400_000
@@ -28,6 +31,13 @@ def table(rows=3, **more):
         | {"event_time": np.arange(rows, dtype=np.int64) * DAY}
         | more
     )
+
+
+@pytest.fixture(params=["redis", "memory"])
+def store(request):
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else "memory://"
+    with closing(open_store(url)) as store:
+        yield store
 
 
 def files(root):
@@ -63,7 +73,8 @@ def test_other_tools_read_it(tmp_path):
         ({"x": ["1", "no", "2"]}, "column 'x', row 2: 'no' is not double"),
         ({"customer": ["a", None, "b"]}, "column 'customer', row 2: an entity id is missing"),
         ({"event_time": [1, 2, None]}, "column 'event_time', row 3: an event time is missing"),
-        ({"event_time": [1, 2, 10**18]}, "row 3: 1000000000000000000 ms since 1970 is not a time between"),
+        ({"event_time": [1, -2, 3]}, "row 2: -2 ms since 1970 is not a time between 1970 and 9999"),
+        ({"event_time": [1, 2, 10**18]}, "row 3: 1000000000000000000 is more than a day ahead; event times are ms"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_left(tmp_path, change, told):
@@ -128,11 +139,38 @@ with OfflineStore({str(tmp_path)!r}).writer(view) as out:
     assert store.files(view(), 0, DAY) == []
 
 
-def test_put_takes_what_the_online_store_takes(tmp_path):
-    columns = {"count": np.array([1, 2]), "x": np.ma.MaskedArray([1.5, 0], [False, True])}
-    store = OfflineStore(tmp_path)
-    assert store.put(view(), [b"a", b"b"], columns, np.array([5, DAY], np.int64)) == 2
-    (file, _) = store.files(view(), 0, DAY)
-    assert parquet.ParquetFile(file).read()["x"].to_pylist() == [1.5]
-    assert store.put(view(), [b"a", b"b"], columns) == 2
-    assert len(files(tmp_path)) == 3
+def test_what_the_online_store_took_is_recorded_and_nothing_else(tmp_path, store):
+    """Rows known from now on, also those that the online store left out for a newer event; all else is the store's."""
+    store.apply(view())
+    columns = {"count": np.array([1, 2]), "x": np.ones(2, np.float32)}
+    offline = OfflineStore(tmp_path)
+    before = time.time_ns() // 1_000_000
+    with recording(store, offline, view()) as both:
+        assert both.put(view(), [b"a", b"b"], columns, np.array([5, 5], np.int64)) == 2
+        assert both.put(view(), [b"a", b"b"], columns, np.array([4, 6], np.int64)) == 1
+        both.prepare(view(), [b"never", b"written"], columns, np.array([7, 7], np.int64))
+        assert both.views() == [view()]
+        assert files(tmp_path) == []
+    (file,) = offline.files(view(), 0, DAY)
+    rows = parquet.ParquetFile(file).read()
+    assert rows["event_time"].to_pylist() == [5, 5, 4, 6]
+    assert before <= min(rows["created_time"].to_pylist())
+
+
+def test_an_ingestion_that_fails_leaves_the_same_rows_on_both_sides(tmp_path, store):
+    store.apply(view())
+    rows = {"customer": [1, 2, 3], "count": [1.0, 2.0, 0.5], "x": [1.0, 1, 1], "at": [5, 5, 5]}
+    parquet.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    offline = OfflineStore(tmp_path / "history")
+
+    def run():
+        with recording(store, offline, view()) as both:
+            ingest(both, view(), tmp_path / "rows.parquet", batch_rows=1, time_column="at")
+
+    with pytest.raises(InvalidData, match=r"row 3: 0\.5 does not fit"):
+        run()
+    frame = {"customer": [1, 2, 3], "at": [time.time_ns() // 1_000_000 + 1000] * 3}
+    forever = view().model_copy(update={"ttl_s": 10**10})
+    assert join(frame, forever, offline, time="at")["count"].to_pylist() == [1, 2, 0]
+    (fetched,) = store.fetch([Lookup(view(), [b"1", b"2", b"3"])], 2.0)
+    np.testing.assert_array_equal(fetched.values[:, 0], [1, 2, np.nan])
