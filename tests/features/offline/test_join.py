@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import tempfile
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.features import Column, FeatureView, InvalidData, InvalidView
+from penstock.features import Column, FeatureError, FeatureView, InvalidData, InvalidView
 from penstock.features.arrow import to_numbers
 from penstock.features.memory import MemoryStore
 from penstock.features.offline import OfflineStore, join
@@ -362,3 +363,10 @@ def test_files_of_other_dtypes_or_of_strangers_are_named(tmp_path):
     file.write_bytes(b"PAR1 and nothing more")
     with pytest.raises(InvalidData, match=r"part-.*parquet: cannot be read: "):
         joined(tmp_path, one(), [(b"e", 1000)])
+
+
+def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    write(tmp_path, one(), [(b"e", 1, 1000, 0)])
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(FeatureError, match=r"the offline join needs DuckDB: pip install 'penstock\[offline\]'"):
+        join(FINE, one(), tmp_path, time="at")
