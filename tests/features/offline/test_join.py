@@ -114,15 +114,30 @@ def table_of(view, rows):
     return table
 
 
-@settings(max_examples=70)
-@given(
-    writes=st.lists(ROWS, min_size=1, max_size=3),
-    labels=st.lists(st.tuples(IDS, TIMES), max_size=10),
-    policy=POLICIES,
-    as_of_created=st.booleans(),
-)
+CASES = {
+    "writes": st.lists(ROWS, min_size=1, max_size=3),
+    "labels": st.lists(st.tuples(IDS, TIMES), max_size=10),
+    "policy": POLICIES,
+    "as_of_created": st.booleans(),
+}
+
+
+@settings(max_examples=40)
+@given(**CASES)
 def test_equals_the_oracle(writes, labels, policy, as_of_created):
     """Ties, back-fills, nulls, NaN, infinities, odd ids, the edges of the ttl and of days, several writes."""
+    compare(writes, labels, policy, as_of_created)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@settings(max_examples=2000)
+@given(**CASES)
+def test_equals_the_oracle_again_and_again(writes, labels, policy, as_of_created):
+    compare(writes, labels, policy, as_of_created)
+
+
+def compare(writes, labels, policy, as_of_created):
     activity = view(on_missing=policy)
     with tempfile.TemporaryDirectory() as root:
         store = OfflineStore(root)
@@ -145,7 +160,7 @@ def test_equals_the_oracle(writes, labels, policy, as_of_created):
         assert found.tobytes() == expected.tobytes() or np.array_equal(found, expected, equal_nan=True), label
 
 
-@settings(max_examples=20)
+@settings(max_examples=15)
 @given(
     rows=st.lists(VALUES, min_size=1, max_size=8),
     policy=POLICIES,

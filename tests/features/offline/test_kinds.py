@@ -43,7 +43,7 @@ def unpacked(view, table):
     return values
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(
     rows=st.lists(st.tuples(WORDS, WORDS, WORDS, VECTORS, st.one_of(st.none(), st.integers(-9, 9))), max_size=6),
     on_missing=st.sampled_from(["default", "nan"]),
