@@ -5,6 +5,7 @@ need them. Nothing here imports Redis or pyarrow before a store is opened or a f
 """
 
 from penstock.features.definitions import read_views
+from penstock.features.entities import entity_key
 from penstock.features.errors import (
     FeatureError,
     InvalidData,
@@ -16,6 +17,8 @@ from penstock.features.errors import (
     UnknownView,
 )
 from penstock.features.opening import open_store
+from penstock.features.plan import Plan
+from penstock.features.reading import Features
 from penstock.features.schema import Column, FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup
 
@@ -24,15 +27,18 @@ __all__ = [
     "FeatureError",
     "FeatureStore",
     "FeatureView",
+    "Features",
     "FetchedRows",
     "InvalidData",
     "InvalidView",
     "Lookup",
+    "Plan",
     "RowsLost",
     "SchemaChanged",
     "StoreMisconfigured",
     "StoreUnavailable",
     "UnknownView",
+    "entity_key",
     "open_store",
     "read_views",
 ]

@@ -64,17 +64,22 @@ def check_table(
 
 
 def as_array(values: ArrayLike) -> NDArray[Any]:
-    """Values as one array, a masked one as it is; lists that do not fit together as objects."""
+    """Values as one array, a masked one as it is; lists of text, or of what does not fit together, as objects."""
     if isinstance(values, np.ndarray):
         return values
+    if isinstance(values, list | tuple) and any(isinstance(value, str | bytes) for value in values):
+        return _objects(values)  # numpy's own texts lose zero bytes at their end
     try:
         return np.asarray(values)
     except ValueError:
-        rows: list[Any] = list(values)  # type: ignore[arg-type]  # what numpy complains about is a sequence
-        array = np.empty(len(rows), object)
-        for i, row in enumerate(rows):
-            array[i] = row
-        return array
+        return _objects(values)  # type: ignore[arg-type]  # what numpy complains about is a sequence
+
+
+def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    array = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
 
 
 def as_times(times: ArrayLike) -> NDArray[np.int64]:
@@ -124,10 +129,11 @@ def _fit_numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int)
 
 def _fit_vectors(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
     """Vectors in a matrix, or each as a list or array of its own; one without a single number is null."""
+    size = column.size or 0
     if data.dtype == object:
         data = _numbers(column, data, null, first_row)
-    if data.dtype.kind not in "biuf":
-        raise InvalidData(f"column {column.name!r} is {data.dtype}; its vectors are of numbers")
+    if data.dtype.kind not in "biuf" or data.ndim == 1:
+        raise InvalidData(f"column {column.name!r} is {data.dtype} {data.shape}; it holds vectors of {size} numbers")
     if null.any():
         data = np.where(null if null.ndim == 2 else null[:, None], np.nan, data)
     with np.errstate(over="ignore"):

@@ -1,6 +1,6 @@
 """Entries of a Redis stream as rows of a view: pure functions from bytes to arrays, and reasons where that fails.
 
-An entry's fields are named as the view's columns and its entity; others are left out. Values are text, as in CSV: a
+An entry's fields are named as a view's columns and its entity; others are left out. Values are text, as in CSV: a
 number in decimal (`true` and `false` for a bool, too), a word or text as it is, a vector as a JSON list; a field that
 is missing or empty is null. The event time is in the field that the caller names, as ms since 1970 (UTC) or ISO 8601
 text; without one it is that of the entry's id.
@@ -23,9 +23,13 @@ from numpy.typing import NDArray
 from penstock.features.columns import fit
 from penstock.features.entities import MAX_ENTITY, entity_key
 from penstock.features.errors import InvalidData
-from penstock.features.schema import PLAIN, Column, FeatureView
+from penstock.features.schema import PLAIN, Column
 
 AHEAD_MS = 86_400_000  # an event later than this from now is a mistake (of units, mostly), and would win for years
+
+
+Id = tuple[int, int]
+"""An entry's id: ms since 1970, and a number among those of that ms."""
 
 
 class Entry(NamedTuple):
@@ -37,8 +41,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Entries as `put` takes them: n entities, columns of [n], event times in ms since 1970."""
+    """n entries as `put` takes them: entities, columns of [n], event times in ms since 1970."""
 
+    entries: Sequence[Entry]
     entities: list[bytes]
     columns: dict[str, NDArray[Any]]
     event_times: NDArray[np.int64]
@@ -52,45 +57,68 @@ class Decoded:
     rejected: list[tuple[Entry, str]] = field(default_factory=list)
 
 
-def decode(view: FeatureView, entries: Sequence[Entry], time_field: str | None, now_ms: int) -> Decoded:
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What entries are to have.
+
+    Attributes:
+        keys: fields of the entity's id.
+        columns: fields that are numbers, each by the name and dtype of its column.
+        time_field: field of the event time; None for the time in the entry's id.
+    """
+
+    keys: tuple[str, ...]
+    columns: Sequence[Column]
+    time_field: str | None
+
+
+def decode(form: Form, entries: Sequence[Entry], now_ms: int) -> Decoded:
     """Every entry, either as a row or with the reason why it is none."""
     decoded = Decoded()
     if entries:
-        _decode(view, entries, time_field, now_ms, decoded)
+        _decode(form, entries, now_ms, decoded)
     return decoded
 
 
-def _decode(view: FeatureView, entries: Sequence[Entry], time_field: str | None, now_ms: int, to: Decoded) -> None:
+def _decode(form: Form, entries: Sequence[Entry], now_ms: int, to: Decoded) -> None:
     try:
-        to.rows.append(_rows(view, entries, time_field, now_ms))
+        to.rows.append(_rows(form, entries, now_ms))
     except InvalidData as error:
         if len(entries) == 1:
             to.rejected.append((entries[0], str(error)))
             return
         middle = len(entries) // 2
-        _decode(view, entries[:middle], time_field, now_ms, to)
-        _decode(view, entries[middle:], time_field, now_ms, to)
+        _decode(form, entries[:middle], now_ms, to)
+        _decode(form, entries[middle:], now_ms, to)
 
 
-def _rows(view: FeatureView, entries: Sequence[Entry], time_field: str | None, now_ms: int) -> Rows:
-    entities = [entity_of(view, entry) for entry in entries]
-    times = np.array([time_of(entry, time_field, now_ms) for entry in entries], np.int64)
+def _rows(form: Form, entries: Sequence[Entry], now_ms: int) -> Rows:
+    entities = [entity_of(form.keys, entry) for entry in entries]
+    times = np.array([time_of(entry, form.time_field, now_ms) for entry in entries], np.int64)
     columns = {}
-    for column, name in zip(view.columns, view.fields, strict=True):
-        array = to_array(column, [entry.fields.get(name) for entry in entries])
+    for column in form.columns:
+        field = column.name.encode()
+        array = to_array(column, [entry.fields.get(field) for entry in entries])
         values, nulls = fit(column, array, len(entries))
         if column.dtype in PLAIN:  # what else is fitted is not what `prepare` takes
             array = np.ma.MaskedArray(values, nulls.astype(bool)) if nulls is not None else np.asarray(values)
         columns[column.name] = array
-    return Rows(entities, columns, times)
+    return Rows(entries, entities, columns, times)
 
 
-def entity_of(view: FeatureView, entry: Entry) -> bytes:
+def id_of(text: bytes) -> Id:
+    """An id as Redis writes it, `ms-number`."""
+    ms, _, number = text.partition(b"-")
+    return int(ms), int(number)
+
+
+def entity_of(keys: Sequence[str], entry: Entry) -> bytes:
     """The entity of an entry; raises `InvalidData`."""
-    parts = [entry.fields.get(key.encode(), b"") for key in view.entity_keys]
+    parts = [entry.fields.get(key.encode(), b"") for key in keys]
     entity = entity_key(parts) if all(parts) else b""
     if not 0 < len(entity) <= MAX_ENTITY:
-        raise InvalidData(f"field {view.entity_name!r} is {len(entity)} bytes long; an entity id has 1 to {MAX_ENTITY}")
+        name = "|".join(keys)
+        raise InvalidData(f"field {name!r} is {len(entity)} bytes long; an entity id has 1 to {MAX_ENTITY}")
     return entity
 
 

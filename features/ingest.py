@@ -97,6 +97,8 @@ def ingest(
         RowsLost: the store no longer has what it had acknowledged.
         StoreUnavailable: away for longer than `patience_s`; what else `store.put` raises.
     """
+    if view.aggregates is not None:
+        raise InvalidData(f"view {view.name!r} is aggregated from a stream (penstock features stream), not from tables")
     load_pyarrow()  # half a second the first time, and no part of the ingestion
     start = time.monotonic()
     job = Job(store, job_name(view, source, time_column), resume=resume)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from penstock.features.errors import InvalidView, SchemaChanged
-from penstock.features.evolution import breaks, lost_features, succeed
-from penstock.features.schema import Column, FeatureView
+from penstock.features.evolution import breaks, lost_features, succeed, within
+from penstock.features.schema import MAX_DEFINITION, Column, FeatureView
 
 FIELDS = (
     "entity_name",
@@ -19,6 +19,7 @@ FIELDS = (
     "on_missing",
     "compute",
     "on_outage",
+    "aggregates",
     "owner",
     "description",
 )
@@ -98,7 +99,16 @@ def stored_view(name: str, definition: bytes, where: str) -> FeatureView:
     return view
 
 
+def _fitting(view: FeatureView) -> FeatureView:
+    """The view as it can be stored; `InvalidView` where it is too large to be read again."""
+    kept = within(view, MAX_DEFINITION)
+    if (size := len(kept.definition())) > MAX_DEFINITION:
+        raise InvalidView(f"view {view.name!r}: a definition of {size} bytes, at most {MAX_DEFINITION}")
+    return kept
+
+
 def _change(new: FeatureView, definition: bytes | None, where: str, *, replace: bool) -> Change:
+    new = _fitting(new)
     if definition is None:
         return Change(new, "added", (_summary(new),))
     try:
@@ -110,7 +120,7 @@ def _change(new: FeatureView, definition: bytes | None, where: str, *, replace: 
     broken = tuple(breaks(old, new))
     if old.entity_keys != new.entity_keys and old.schema_id == new.schema_id:
         raise InvalidView(f"view {new.name!r}: its entity cannot change in format 1; leave out `format: 1`")
-    kept = succeed(old, new)
+    kept = _fitting(succeed(old, new))
     if kept == old:
         return Change(kept, "unchanged")
     lost = lost_features(old, new) if broken else set()
@@ -125,7 +135,7 @@ def _differences(old: FeatureView, new: FeatureView) -> Iterable[str]:
     for name in FIELDS:
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
-            yield f"{name} {_shown(before)} -> {_shown(after)}"
+            yield "aggregates" if name == "aggregates" else f"{name} {_shown(before)} -> {_shown(after)}"
     yield from _column_differences(old.columns, new.columns)
     if old.schema_id != new.schema_id:
         yield f"schema id {old.schema_id:08x} -> {new.schema_id:08x}"

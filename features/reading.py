@@ -1,7 +1,7 @@
 """Rows as people read them: every column in its own dtype, words as words, and what is missing masked.
 
-This is for looking things up and for checking, not for serving: some 2 µs a row and 0.3 µs a value. The packed bytes
-are judged by the same kernel as in serving, and only sound rows are taken apart here.
+This is for looking things up and for checking, not for serving: 3 µs a row of 30 numbers. The packed bytes are judged
+by the same kernel as in serving, and only sound rows are taken apart here.
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ class Features(Mapping[str, Masked]):
                 raise InvalidData(f"view {self.view.name!r} has no column {name!r}; it has {', '.join(self.columns)}")
         return replace(self, columns={name: self.columns[name] for name in names})
 
+    def matrix(self) -> NDArray[np.float32]:
+        """float32 [n, width] as a model reads it, columns as `view.feature_names`: defaults filled in, else NaN.
+
+        All columns of the view must be here (not those of `only`).
+        """
+        parts = [_numbers(column, self.columns[column.name]) for column in self.view.columns]
+        values = np.concatenate(parts, axis=1)
+        return np.where(np.isnan(values), self.view.defaults, values)
+
     def to_arrow(self) -> Any:
         """A `pyarrow.Table`: the entity's keys, `event_time` (timestamp in ms, UTC) and the columns.
 
@@ -81,6 +90,21 @@ class Features(Mapping[str, Masked]):
         return pa.table(table)
 
 
+def _numbers(column: Column, values: Masked) -> NDArray[np.float32]:
+    """float32 [n, width]: what a column gives to a matrix, NaN where it has nothing."""
+    n, null = len(values), np.ma.getmaskarray(values)
+    if column.dtype == "string":
+        return np.empty((n, 0), np.float32)
+    if column.dtype == "category":
+        index = {word: float(i) for i, word in enumerate(column.vocabulary)}
+        unknown = -1.0 if column.default is None else np.nan
+        numbers = np.array([index.get(word, unknown) for word in values.data], np.float32)
+    else:
+        with np.errstate(over="ignore"):
+            numbers = values.data.astype(np.float32)
+    return np.where(null, np.float32(np.nan), numbers).reshape(n, -1 if n else column.width)
+
+
 def _arrow_ids(pa: Any, values: Sequence[bytes]) -> Any:
     try:
         return pa.array([value.decode() for value in values], pa.string())
@@ -95,8 +119,7 @@ def _arrow_values(pa: Any, column: Column, values: Masked) -> Any:
         kind = pa.from_numpy_dtype(values.dtype) if column.dtype in PLAIN else pa.string()
         return pa.array(values.data, kind, mask=null)
     flat = pa.array(values.data.reshape(-1), pa.float32())
-    whole = null.reshape(len(values), -1).all(axis=1)
-    return pa.FixedSizeListArray.from_arrays(flat, column.size, mask=pa.array(whole))
+    return pa.FixedSizeListArray.from_arrays(flat, column.size, mask=pa.array(null.all(axis=1)))
 
 
 # From what is stored ----------------------------------------------------------------------------------------------

@@ -69,10 +69,16 @@ OURS = ("retry", "retry_on_timeout", "retry_on_error", "max_connections", "healt
 
 
 class RedisStore(FeatureStore):
-    """A feature store at a redis://, rediss:// or unix:// URL; `before_connect` runs before each new connection."""
+    """A feature store at a redis://, rediss:// or unix:// URL; `before_connect` runs before each new connection.
 
-    def __init__(self, url: str, *, before_connect: Callable[[], None] = lambda: None) -> None:
-        self._make, self.name = connector(url)
+    `what` is what errors call it.
+    """
+
+    def __init__(
+        self, url: str, *, before_connect: Callable[[], None] = lambda: None, what: str = "the feature store"
+    ) -> None:
+        self._make, self.name = connector(url, what)
+        self._what = what
         self._before_connect = before_connect
         self._links = Links(self._connect)
         self._breaker = Breaker()
@@ -104,19 +110,19 @@ class RedisStore(FeatureStore):
         return lambda: sum(self._write(request) for request in requests)
 
     def _write(self, request: Request) -> int:
-        replies = self.ask(request.data, request.replies)
+        replies = self.request(*request.commands)
         return sum(replies) if request.rows is None else request.rows
 
     def mark(self, job: str, new: bytes | None, ttl_s: int = MARK_S) -> bytes | None:
         """Keep the mark of a job, or remove it (see `FeatureStore.mark`)."""
         key = f"fs:ingest:{job}"
         command = pack(b"SET", key, new, b"EX", str(ttl_s), b"GET") if new is not None else pack(b"DEL", key)
-        reply = self.ask(command, 1)[0]
+        reply = self.request(command)[0]
         return reply if new is not None else None
 
     def marked(self, job: str) -> bytes | None:
         """The mark of a job."""
-        mark: bytes | None = self.ask(pack(b"GET", f"fs:ingest:{job}"), 1)[0]
+        mark: bytes | None = self.request(pack(b"GET", f"fs:ingest:{job}"))[0]
         return mark
 
     def stored(self, view: FeatureView, entities: Sequence[bytes]) -> list[Any]:
@@ -126,19 +132,19 @@ class RedisStore(FeatureStore):
         for start in range(0, len(keys), READ_KEYS):
             some = keys[start : start + READ_KEYS]
             if view.layout == "row":
-                found += self.ask(pack(b"MGET", *some), 1)[0]
+                found += self.request(pack(b"MGET", *some))[0]
             else:
-                commands = b"".join([pack(b"HMGET", key, *view.fields) for key in some])
-                replies = self.ask(commands, len(some), tolerate=is_wrong_type)
+                commands = [pack(b"HMGET", key, *view.fields) for key in some]
+                replies = self.request(*commands, tolerate=is_wrong_type)
                 found += [None if is_wrong_type(reply) else reply for reply in replies]
         return found
 
     def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = SLOW_S) -> dict[str, bytes]:
         """The definitions under these names, or all (see `FeatureStore.definitions`)."""
         if names is None:
-            reply = self.ask(pack(b"HGETALL", VIEWS_KEY), 1, timeout_s=timeout_s)[0]
+            reply = self.request(pack(b"HGETALL", VIEWS_KEY), timeout_s=timeout_s)[0]
             return {name.decode("utf-8", "replace"): text for name, text in zip(reply[::2], reply[1::2], strict=True)}
-        found = self.ask(pack(b"HMGET", VIEWS_KEY, *names), 1, timeout_s=timeout_s)[0] if names else []
+        found = self.request(pack(b"HMGET", VIEWS_KEY, *names), timeout_s=timeout_s)[0] if names else []
         return {name: text for name, text in zip(names, found, strict=True) if text is not None}
 
     def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
@@ -146,24 +152,49 @@ class RedisStore(FeatureStore):
         words: list[bytes | str] = []
         for name, old in expected.items():
             words += [name, old or b"", new.get(name, b"")]
-        return bool(self.ask(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words), 1)[0])
+        return bool(self.request(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words))[0])
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Some keys, and where to go on (see `FeatureStore.scan`)."""
-        following, keys = self.ask(pack(b"SCAN", str(cursor), b"COUNT", str(count)), 1)[0]
+        following, keys = self.request(pack(b"SCAN", str(cursor), b"COUNT", str(count)))[0]
         return int(following), keys
 
     def size(self) -> int:
         """How many keys the database has."""
-        return int(self.ask(pack(b"DBSIZE"), 1)[0])
+        return int(self.request(pack(b"DBSIZE"))[0])
 
     def ping(self) -> None:
         """Return if the store answers within a second."""
-        self.ask(pack(b"PING"), 1, timeout_s=1.0)
+        self.request(pack(b"PING"), timeout_s=1.0)
 
     def close(self) -> None:
         """Close every connection."""
         self._links.close()
+
+    def ask(self, commands: Sequence[bytes], timeout_s: float, limit: int) -> list[Any]:
+        """Replies to packed commands, guarded as `fetch` is; for what is kept in a Redis beside features.
+
+        Lateness counts for the breaker however short the time is. Replies of more than `limit` bytes are refused.
+        Raises `StoreUnavailable` or `StoreMisconfigured`, also where one of the replies is an error.
+        """
+        deadline = time.monotonic() + timeout_s
+        return self._guarded(b"".join(commands), len(commands), FAIR_S, deadline, limit)
+
+    def request(
+        self,
+        *commands: bytes,
+        timeout_s: float = SLOW_S,
+        limit: int = MAX_SLOW_REPLY,
+        tolerate: Callable[[Any], bool] = lambda _: False,
+    ) -> list[Any]:
+        """Replies, of `limit` bytes at most, to packed commands off the hot path that may be sent twice.
+
+        The breaker has no part in it. An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless
+        `tolerate` says it may stay.
+        """
+        replies = self._exchange(b"".join(commands), len(commands), time.monotonic() + timeout_s, limit)
+        self._refuse_errors(replies, tolerate)
+        return replies
 
     # Requests and their failures ----------------------------------------------------------------------------------
 
@@ -172,7 +203,7 @@ class RedisStore(FeatureStore):
         with self._lock:
             generation = self._breaker.admit(time.monotonic())
         if generation is None:
-            raise StoreUnavailable(f"the feature store at {self.name} failed a moment ago and is not asked again yet")
+            raise StoreUnavailable(f"{self._what} at {self.name} failed a moment ago and is not asked again yet")
         well: bool | None = None
         try:
             replies = self._exchange(request, count, deadline, limit)
@@ -189,23 +220,6 @@ class RedisStore(FeatureStore):
             if well is not None:
                 with self._lock:
                     self._breaker.record(generation, time.monotonic(), ok=well)
-        return replies
-
-    def ask(
-        self,
-        commands: bytes,
-        count: int,
-        *,
-        timeout_s: float = SLOW_S,
-        limit: int = MAX_SLOW_REPLY,
-        tolerate: Callable[[Any], bool] = lambda _: False,
-    ) -> list[Any]:
-        """The `count` replies, of `limit` bytes at most, to commands off the hot path that may be sent twice.
-
-        An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless `tolerate` says it may stay.
-        """
-        replies = self._exchange(commands, count, time.monotonic() + timeout_s, limit)
-        self._refuse_errors(replies, tolerate)
         return replies
 
     def _exchange(self, request: bytes, count: int, deadline: float, limit: int) -> list[Any]:
@@ -244,10 +258,10 @@ class RedisStore(FeatureStore):
             if isinstance(error, TimeoutError)
             else str(error).rstrip(".") or type(error).__name__
         )
-        return StoreUnavailable(f"the feature store at {self.name} is unavailable: {reason}")
+        return StoreUnavailable(f"{self._what} at {self.name} is unavailable: {reason}")
 
     def _misconfigured(self, reason: object) -> StoreMisconfigured:
-        return StoreMisconfigured(f"the feature store at {self.name} refuses us: {reason}")
+        return StoreMisconfigured(f"{self._what} at {self.name} refuses us: {reason}")
 
     def _refuse_errors(self, replies: Sequence[Any], tolerate: Callable[[Any], bool]) -> None:
         for reply in replies:
@@ -271,7 +285,7 @@ class RedisStore(FeatureStore):
         return self._unavailable(TimeoutError() if late else error)
 
 
-def connector(url: str) -> tuple[Callable[[], Any], str]:
+def connector(url: str, what: str = "the feature store") -> tuple[Callable[[], Any], str]:
     """What makes one connection to `url`, and the store's name without its password; `StoreMisconfigured`."""
     try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]  # redis-py forgot to annotate it
@@ -291,5 +305,5 @@ def connector(url: str) -> tuple[Callable[[], Any], str]:
     try:
         make()  # no input or output yet: this only tries the options
     except (TypeError, ValueError, exceptions.RedisError) as error:
-        raise StoreMisconfigured(f"the URL of the feature store at {name} has an option that is not known") from error
+        raise StoreMisconfigured(f"the URL of {what} at {name} has an option that is not known") from error
     return make, name

@@ -37,7 +37,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
@@ -45,6 +45,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from penstock.features.aggregates import Aggregates, check_columns
 from penstock.features.errors import InvalidView
 from penstock.kernels.rows import RowLayout
 
@@ -70,7 +71,26 @@ def _printable(name: str, what: str) -> str:
     return name
 
 
-class Column(BaseModel):
+class Value(BaseModel):
+    """A frozen value. Equal are those with equal fields, whatever was computed from them and kept."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(self.__dict__[name] for name in type(self).model_fields)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._fields() == other._fields()
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """The value with other fields, checked like any; pydantic's own keeps what was computed from the old ones."""
+        return type(self)(**dict(zip(type(self).model_fields, self._fields(), strict=True)) | dict(update or {}))
+
+
+class Column(Value):
     """One feature: its name, how it is stored, and the value used where a row has none.
 
     Attributes:
@@ -80,8 +100,6 @@ class Column(BaseModel):
         max_bytes: of a string in UTF-8.
         size: how many float32 a vector has.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=200)
     dtype: DType
@@ -155,10 +173,8 @@ class Column(BaseModel):
         return [self.name, self.dtype, *([extra[self.dtype]] if self.dtype in extra else [])]
 
 
-class Former(BaseModel):
+class Former(Value):
     """Columns that a view once had, and the schema id of the rows that were written then."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_id: int = Field(ge=0, lt=1 << 32)
     columns: tuple[Column, ...] = Field(min_length=1, max_length=MAX_COLUMNS)
@@ -169,13 +185,11 @@ class Former(BaseModel):
         return RowLayout(self.schema_id, tuple(column.stored for column in self.columns))
 
 
-class FeatureView(BaseModel):
+class FeatureView(Value):
     """A named set of features of one entity; immutable, and cheap to ask for what the hot path needs.
 
     Format 1 had numbers only and one key; its schema ids leave the key out.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1, 2] = 2
     name: str
@@ -191,6 +205,13 @@ class FeatureView(BaseModel):
     owner: str = Field(default="", max_length=200)
     description: Note = ""
     former: tuple[Former, ...] = Field(default=(), max_length=MAX_FORMER)
+    aggregates: Aggregates | None = None
+
+    @model_validator(mode="after")
+    def _aggregated(self) -> Self:
+        if self.aggregates is not None:
+            check_columns(self.aggregates, {column.name: column.dtype for column in self.columns}, self.layout)
+        return self
 
     @field_validator("name")
     @classmethod
@@ -298,6 +319,11 @@ class FeatureView(BaseModel):
         """The compiled packer and unpacker of its rows; words that a category does not have take its default."""
         specs = [c.stored + "?" * (c.dtype == "category" and c.default is not None) for c in self.columns]
         return RowLayout(self.schema_id, specs)
+
+    @cached_property
+    def translations(self) -> dict[int, Any]:
+        """How rows of former schemas are read, by schema id; filled in by features/evolution.py."""
+        return {}
 
     @cached_property
     def fields(self) -> tuple[bytes, ...]:

@@ -235,7 +235,10 @@ class FeatureStore(Reader):
 
     @abstractmethod
     def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
-        """Store `new` if the definitions are the `expected` ones, in one step; False, and nothing done, otherwise."""
+        """Store `new` if the definitions are the `expected` ones, in one step; else do nothing, and False.
+
+        `new` has names of `expected` only.
+        """
 
     @abstractmethod
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:

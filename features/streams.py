@@ -27,7 +27,7 @@ from typing import Any, NamedTuple, Protocol
 import hiredis
 
 from penstock.features.commands import pack
-from penstock.features.entries import Entry, decode
+from penstock.features.entries import Entry, Form, Id, decode, id_of
 from penstock.features.errors import StoreUnavailable
 from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
@@ -44,14 +44,8 @@ class Redis(Protocol):
 
     name: str
 
-    def ask(
-        self,
-        commands: bytes,
-        count: int,
-        *,
-        timeout_s: float = ...,
-        limit: int = ...,
-        tolerate: Callable[[Any], bool] = ...,
+    def request(
+        self, *commands: bytes, timeout_s: float = ..., limit: int = ..., tolerate: Callable[[Any], bool] = ...
     ) -> list[Any]: ...
 
 
@@ -89,8 +83,9 @@ class Counts:
     Attributes:
         read: delivered to us, again or for the first time.
         claimed: of these, taken from other consumers.
-        written: rows written.
-        older: rows left out because a newer event was stored.
+        written: rows written; of aggregates, events counted.
+        older: rows left out because a newer event was stored; of aggregates, events that came too late.
+        repeated: of aggregates, events that were counted before.
         rejected: put on the dead-letter stream.
         trimmed: gone from the stream before they could be read again.
         failures: steps that failed because a Redis was away.
@@ -100,6 +95,7 @@ class Counts:
     claimed: int = 0
     written: int = 0
     older: int = 0
+    repeated: int = 0
     rejected: int = 0
     trimmed: int = 0
     failures: int = 0
@@ -116,8 +112,15 @@ class Lag(NamedTuple):
 class Writer(Protocol):
     """What entries are given to."""
 
-    def write(self, entries: Sequence[Entry], counts: Counts) -> list[tuple[Entry, str]]:
-        """Write them, count what became of them, and give back what cannot be written, with reasons."""
+    def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:
+        """Write them, count what became of them, and give back what cannot be written, with reasons.
+
+        `floor`: entries with smaller ids are acknowledged, so they will not be delivered again.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Do what is due from time to time, whether entries come or not."""
         ...
 
 
@@ -125,16 +128,20 @@ class RowWriter:
     """Entries are rows of the view."""
 
     def __init__(self, store: FeatureStore, view: FeatureView, time_field: str | None) -> None:
-        self._store, self._view, self._time_field = store, view, time_field
+        self._store, self._view = store, view
+        self._form = Form(view.entity_keys, view.columns, time_field)
 
-    def write(self, entries: Sequence[Entry], counts: Counts) -> list[tuple[Entry, str]]:
+    def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:  # noqa: ARG002
         """See `Writer`."""
-        decoded = decode(self._view, entries, self._time_field, time.time_ns() // 1_000_000)
+        decoded = decode(self._form, entries, time.time_ns() // 1_000_000)
         for rows in decoded.rows:
             written = self._store.put(self._view, rows.entities, rows.columns, rows.event_times)
             counts.written += written
             counts.older += len(rows.entities) - written
         return decoded.rejected
+
+    def rest(self) -> None:
+        """Nothing is due."""
 
 
 class Consumer:
@@ -161,6 +168,7 @@ class Consumer:
         waits: Iterator[float] | None = None  # where the last step failed
         while not stop.is_set():
             try:
+                self._writer.rest()
                 idle = not self.step(block_s=0 if once else BLOCK_S)
             except StoreUnavailable as error:
                 if waits is None:
@@ -185,7 +193,7 @@ class Consumer:
         self.counts.read += len(entries)
         whole = [entry for entry in entries if entry.fields]
         self.counts.trimmed += len(entries) - len(whole)
-        self._bury(self._writer.write(whole, self.counts))
+        self._bury(self._writer.write(whole, self._floor(), self.counts))
         self._ask(pack(b"XACK", *self._group, *[entry.id for entry in entries]))
         return len(entries)
 
@@ -201,7 +209,9 @@ class Consumer:
         found = next((g for g in map(_as_dict, groups or []) if g[b"name"] == self._settings.group.encode()), None)
         if not about or found is None:
             return Lag(None, 0, 0)
-        last, delivered = (_ms(value) for value in (_as_dict(about)[b"last-generated-id"], found[b"last-delivered-id"]))
+        last, delivered = (
+            id_of(value)[0] for value in (_as_dict(about)[b"last-generated-id"], found[b"last-delivered-id"])
+        )
         return Lag(found.get(b"lag"), found[b"pending"], max(last - delivered, 0) if delivered else 0)
 
     # Where entries come from ------------------------------------------------------------------------------------------
@@ -237,10 +247,15 @@ class Consumer:
 
     def _read(self, after: str, block_s: float = 0.0) -> list[Entry]:
         settings = self._settings
-        block = [b"BLOCK", str(int(block_s * 1000))] if block_s else []
-        words = [b"GROUP", settings.group, settings.consumer, b"COUNT", str(settings.batch), *block]
+        block: tuple[bytes | str, ...] = (b"BLOCK", str(int(block_s * 1000))) if block_s else ()
+        words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(settings.batch), *block)
         reply = self._ask(pack(b"XREADGROUP", *words, b"STREAMS", settings.stream, after), wait_s=block_s)
         return [_entry(item) for item in reply[0][1]] if reply else []
+
+    def _floor(self) -> Id:
+        """The smallest id that is not acknowledged: all below were written, by whomever."""
+        reply = self._ask(pack(b"XPENDING", *self._group))
+        return id_of(reply[1]) if reply and reply[1] else (0, 0)
 
     # Redis ------------------------------------------------------------------------------------------------------------
 
@@ -255,17 +270,17 @@ class Consumer:
                 pack(b"XADD", settings.dead, b"MAXLEN", b"~", most, b"*", *about, "penstock:id", entry.id, *fields)
             )
         if commands:
-            self._source.ask(b"".join(commands), len(commands))
+            self._source.request(*commands)
             self.counts.rejected += len(commands)
 
     def _ask(self, command: bytes, wait_s: float = 0.0) -> Any:
         """The reply; None where the group had to be made first."""
-        reply = self._source.ask(command, 1, timeout_s=5.0 + wait_s, limit=MAX_REPLY, tolerate=_is_no_group)[0]
+        reply = self._source.request(command, timeout_s=5.0 + wait_s, limit=MAX_REPLY, tolerate=_is_no_group)[0]
         if not isinstance(reply, hiredis.ReplyError):
             self._start = "0"
             return reply
         create = pack(b"XGROUP", b"CREATE", *self._group, self._start, b"MKSTREAM")
-        self._source.ask(create, 1, tolerate=lambda error: str(error).startswith("BUSYGROUP"))
+        self._source.request(create, tolerate=lambda error: str(error).startswith("BUSYGROUP"))
         return None
 
 
@@ -281,7 +296,3 @@ def _entry(item: Any) -> Entry:
 
 def _as_dict(words: Sequence[Any]) -> dict[bytes, Any]:
     return dict(zip(words[::2], words[1::2], strict=True))
-
-
-def _ms(identifier: bytes) -> int:
-    return int(identifier.partition(b"-")[0])

@@ -64,7 +64,7 @@ def load_pyarrow() -> Any:
 def _parquet(path: Path, columns: list[str], batch_rows: int, skip: int) -> Batches:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file:
+    with parquet.ParquetFile(path, pre_buffer=False) as file:  # else whole row groups are kept, raw
         _require(path, columns, file.schema_arrow.names)
         total, done = max(file.metadata.num_rows, 1), 0
         groups = list(range(file.metadata.num_row_groups))

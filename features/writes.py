@@ -67,13 +67,11 @@ class Request:
     """Commands for one write, and what comes back.
 
     Attributes:
-        data: as RESP.
-        replies: how many there will be.
+        commands: each as RESP.
         rows: how many are written, where that is known before; else each reply is a number of rows.
     """
 
-    data: bytes
-    replies: int
+    commands: Sequence[bytes]
     rows: int | None = None
 
 
@@ -96,7 +94,7 @@ def _overwriting(view: FeatureView, table: Table) -> Iterator[Request]:
     for start in range(0, len(commands), size):
         part = commands[start : start + size]
         last = start + size >= len(commands)
-        yield Request(b"".join(part), len(part), len(part) if one_each else len(table.entities) * last)
+        yield Request(part, len(part) if one_each else len(table.entities) * last)
 
 
 def _row_calls(view: FeatureView, table: Table, size: int) -> Iterator[list[bytes]]:
@@ -129,7 +127,7 @@ def _calls(script: bytes, calls: Sequence[list[bytes]]) -> Iterator[Request]:
     for start in range(0, len(calls), CALLS):
         part = calls[start : start + CALLS]
         named = [pack(b"EVALSHA", sha1, *words) for words in part[1:]]
-        yield Request(b"".join([pack(b"EVAL", script, *part[0]), *named]), len(part))
+        yield Request([pack(b"EVAL", script, *part[0]), *named])
 
 
 def readable_schemas(view: FeatureView) -> tuple[bytes, ...]:

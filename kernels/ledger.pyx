@@ -133,8 +133,8 @@ cdef class Ledger:
             dropped = dropped.next
         lock_release(self.lock)
 
-    cdef void note_failures(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil:
-        """A batch got statuses instead of answers."""
+    cdef void note_ended(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil:
+        """Calls that were taken are over without a run: they got statuses, or were answered from a shared cache."""
         lock_acquire(self.lock)
         self.note_calls(calls, taken, now)
         lock_release(self.lock)

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from penstock.server.address import Address
-from penstock.server.cache import CacheSettings
+from penstock.server.cache import CacheSettings, explained
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 from penstock.server.sampling import SampleSettings
@@ -38,7 +38,7 @@ def _defaults(value: Any) -> Any:
 class Config(BaseModel):
     """Settings of one server."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     registry: Path = Field(default=Path("penstock-models"), description="folder of published models")
     features: str = Field(default="", description="URL of the feature store; needed by versions that join features")
@@ -100,7 +100,7 @@ class Config(BaseModel):
     drain_grace_s: float = Field(default=10.0, gt=0, description="how long calls in flight may take to finish")
 
     cache: Annotated[dict[str, CacheSettings], BeforeValidator(_defaults)] = Field(
-        default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s"
+        default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s, shared"
     )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
     sample_served: SampleSettings | None = Field(
@@ -138,10 +138,14 @@ class Config(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name, told = ".".join(map(str, first["loc"])), first["msg"]
+            name, told = ".".join(str(part) for part in first["loc"] if part != "[key]"), first["msg"]
             where = f" of {path}" if path is not None and name not in overrides else ""
             if first["type"] == "extra_forbidden":
                 told = "there is no such setting; penstock serve --help and docs/reference.md list them"
+            if first["loc"][:1] == ("cache",):
+                told = explained(first["type"], of_name=first["loc"][-1] == "[key]") or told.removeprefix(
+                    "Value error, "
+                )
             raise BadConfig(f"setting {name!r}{where}: {told}") from error
 
     def address(self, name: Literal["grpc", "metrics"]) -> Address | None:

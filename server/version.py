@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from penstock.errors import PenstockError
+from penstock.features.schemas import KnownSchemas
 from penstock.features.store import FeatureStore
 from penstock.features.transforms import Transforms
 from penstock.kernels.costs import Cost
@@ -24,7 +25,7 @@ from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server import forests
-from penstock.server.cache import cache_of
+from penstock.server.cache import cache_of, shared_of
 from penstock.server.config import Config
 from penstock.server.curve import Curve
 from penstock.server.golden import check, read
@@ -68,7 +69,9 @@ class Served:
         self._warm(version.files.get("golden.npz"))
         self.curve = _measured(version, self.pipeline, config)
         self.cap = _cap(self.curve, self.plan, config)
-        self.pipeline = replace(self.pipeline, cap=self.cap)
+        cache = cache_of(self.name, self.plan, views_of(self.manifest), config.cache)
+        shared = shared_of(self.manifest, self.digest, cache, config.cache, config.features)
+        self.pipeline = replace(self.pipeline, cap=self.cap, shared=shared)
         self._max_batch_rows = self.cap or config.max_batch_rows
         workers = config.workers or _workers(self.pipeline, self.curve)
         self.lane = Lane(
@@ -79,7 +82,7 @@ class Served:
             max_queue_delay_us=config.max_queue_delay_us,
             workers=workers,
             foresee=config.foresee,
-            cache=cache_of(self.name, self.plan, views_of(self.manifest), config.cache),
+            cache=cache,
         )
         for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
             self.lane.ledger.seed(rows, ns)
@@ -87,8 +90,8 @@ class Served:
         trial = _trial(version, self.pipeline, config)
         samples = partial(_any_samples, version, self.plan)
         self._not_inline = use_engine(self.lane, self.pipeline, config, trial, samples)
-        self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
         self.pipeline = replace(self.pipeline, sample=_sampler(version, self.pipeline, config))
+        self._inline = _known_by_rows(self.plan, config) and not self.pipeline.waits
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
             Thread(
@@ -168,6 +171,8 @@ class Served:
         ended = not any(worker.is_alive() for worker in self._workers)
         if ended and self.pipeline.sample is not None:
             self.pipeline.sample.close()
+        if ended and self.pipeline.shared is not None:
+            self.pipeline.shared.close()
         return ended
 
 
@@ -224,11 +229,11 @@ def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
 def _workers(pipeline: Pipeline, curve: Curve) -> int:
     """How many threads run batches where the operator does not say.
 
-    Two where one may wait for the store while the other computes, else one; for what takes long without the GIL as many
+    Two where one may wait for Redis while the other computes, else one; for what takes long without the GIL as many
     as there are cores that the threads of a transport leave.
     """
     cores = len(os.sched_getaffinity(0))
-    usual = 2 if pipeline.join else 1
+    usual = 2 if pipeline.waits else 1
     if not curve.ns or curve.ns[-1] < LONG_RUN_NS:
         return usual
     return max(usual, min(cores - max(cores // 4, 1), 16))
@@ -288,7 +293,7 @@ def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Joi
             f"{manifest.model_name} version {manifest.version} joins features and no store is given; "
             "start the server with --features URL"
         )
-    return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
+    return Join(KnownSchemas(store), views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
 
 
 def _sampler(version: Version, pipeline: Pipeline, config: Config) -> Sampler | None:

@@ -20,7 +20,7 @@ def as_dict(report: Report, threshold: float) -> dict[str, Any]:
     return {"rows": report.rows, "unsettled": report.unsettled, "features": features} | verdict
 
 
-def show(report: Report, threshold: float) -> None:
+def print_report(report: Report, threshold: float) -> None:
     """Print the report, the features that disagree most on top."""
     headers = ("Feature", "Compared", "Missing", "Extra", "Mismatched", "SMAPE")
     features = sorted(report.features, key=lambda feature: -feature.share)

@@ -48,14 +48,16 @@ def stream(
 ) -> None:
     """Write the entries of a Redis stream into the store as they come, unless a newer event is stored.
 
-    Fields are named as the view's columns and its entity. Entries that are no rows go to the dead-letter stream, with
-    the reason. Ctrl-C or SIGTERM ends it; what it has not acknowledged by then is delivered again.
+    Fields are named as the view's columns and its entity; for a view with aggregates entries are events. What is
+    neither goes to the dead-letter stream, with the reason. Ctrl-C or SIGTERM ends it; what it has not acknowledged by
+    then is delivered again.
 
     Example: penstock features stream customer_activity --stream activity --time at
     """
     from penstock.commands._console import console, print_json
+    from penstock.features.aggregating import writer_for
     from penstock.features.redis import RedisStore
-    from penstock.features.streams import Consumer, RowWriter, Settings
+    from penstock.features.streams import Consumer, Settings
 
     if start not in {"0", "$"}:
         raise PenstockError(f"--start is 0 or $, not {start!r}")
@@ -75,7 +77,7 @@ def stream(
             raise PenstockError(
                 "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
             )
-        reader = Consumer(streams, RowWriter(store, store.view(view), time_field), settings)
+        reader = Consumer(streams, writer_for(store, store.view(view), time_field), settings)
         with until_told() as stop:
             reader.run(stop, once=once, told=reporting(reader))
         with suppress(PenstockError):
@@ -121,5 +123,6 @@ def in_words(reader: Consumer) -> str:
     """What became of the entries, in one line."""
     counts = reader.counts
     parts = [f"read {counts.read:,} entries, wrote {counts.written:,} rows"]
-    told = {"older": counts.older, "to the dead-letter stream": counts.rejected, "trimmed unread": counts.trimmed}
+    told = {"older": counts.older, "counted before": counts.repeated}
+    told |= {"to the dead-letter stream": counts.rejected, "trimmed unread": counts.trimmed}
     return ", ".join([*parts, *(f"{number:,} {what}" for what, number in told.items() if number)])

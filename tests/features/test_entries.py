@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.features import Column, FeatureView
-from penstock.features.entries import AHEAD_MS, Entry, decode
+from penstock.features import Column
+from penstock.features.entries import AHEAD_MS, Entry, Form, decode
 
 DTYPES = ("int64", "float64", "float32", "int32", "bool")
-VIEW = FeatureView(name="v", entity="id", columns=[Column(name=dtype, dtype=dtype) for dtype in DTYPES])
+COLUMNS = [Column(name=dtype, dtype=dtype) for dtype in DTYPES]
 NOW = 1_800_000_000_000
 
 
@@ -18,14 +18,14 @@ def entry(number=1, **fields):
 
 
 def row(*entries, time_field=None):
-    decoded = decode(VIEW, entries, time_field, NOW)
+    decoded = decode(Form(("id",), COLUMNS, time_field), entries, NOW)
     assert decoded.rejected == []
     (rows,) = decoded.rows
     return rows
 
 
 def reason(entry, time_field=None):
-    decoded = decode(VIEW, [entry], time_field, NOW)
+    decoded = decode(Form(("id",), COLUMNS, time_field), [entry], NOW)
     assert decoded.rows == []
     return decoded.rejected[0][1]
 
@@ -94,7 +94,7 @@ def test_a_bad_entry_is_refused_with_the_reason(fields, complaint):
 @given(st.lists(st.booleans(), max_size=40))
 def test_bad_entries_keep_no_good_one_back_and_order_stays(good):
     entries = [entry(i, int64=str(i) if fine else "bad") for i, fine in enumerate(good)]
-    decoded = decode(VIEW, entries, None, NOW)
+    decoded = decode(Form(("id",), COLUMNS, None), entries, NOW)
     assert [int(v) for rows in decoded.rows for v in rows.columns["int64"]] == [
         i for i, fine in enumerate(good) if fine
     ]
@@ -103,5 +103,5 @@ def test_bad_entries_keep_no_good_one_back_and_order_stays(good):
 
 @given(st.dictionaries(st.sampled_from([b"id", b"at", *[d.encode() for d in DTYPES]]), st.binary(max_size=30)))
 def test_whatever_stands_in_an_entry_it_is_a_row_or_refused(fields):
-    decoded = decode(VIEW, [Entry(b"5-0", fields)], "at", NOW)
+    decoded = decode(Form(("id",), COLUMNS, "at"), [Entry(b"5-0", fields)], NOW)
     assert len(decoded.rows) + len(decoded.rejected) == 1

@@ -108,6 +108,8 @@ def test_rows_of_every_former_schema_are_read_by_name(history):
                 assert {name: plain(values[i]) for name, values in found.items()} == rows
                 numbers = [n for c in now.columns for n in number(c, rows[c.name])]
                 np.testing.assert_array_equal(fetched.values[i], np.array(numbers, np.float32))
+            with_defaults = np.where(np.isnan(fetched.values), now.defaults, fetched.values)
+            np.testing.assert_array_equal(found.matrix(), with_defaults)
 
 
 def as_column(view, name, values):

@@ -1,8 +1,9 @@
 """Redis and the ingester are killed (SIGKILL) at points drawn from a seed: no acknowledged row is lost, none regresses.
 
 Redis keeps an append-only file, fsynced before each answer (`always`) on even seeds and each second (`everysec`) on odd
-ones. A killed process leaves its writes to the kernel, so what Redis wrote survives here; it may put a write off by up to
-two seconds under `everysec` while another is being synced, and then the ingestion itself must find out and be resumed.
+ones. A killed process leaves its writes to the kernel, so what Redis wrote survives here; it may put a write off by up
+to two seconds under `everysec` while another is being synced, and then the ingestion itself must find out and be
+resumed.
 """
 
 from __future__ import annotations

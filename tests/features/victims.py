@@ -1,7 +1,7 @@
 """Processes to be killed: `victims.py ingest URL TABLE` and `victims.py stream URL`.
 
-Each prints a line whenever something was acknowledged, so that whoever kills it knows what must not be lost: `ingest` the
-number of rows, `stream` nothing but a dot (what it has acknowledged stands in the group).
+Each prints a line whenever something was acknowledged, so that whoever kills it knows what must not be lost: `ingest`
+the number of rows, `stream` nothing but a dot (what it has acknowledged stands in the group).
 """
 
 from __future__ import annotations
