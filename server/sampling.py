@@ -2,9 +2,9 @@
 
 Taken is what workers looked up, a row with probability `rate`, after the join: the entity, each looked-up value and
 where it came from, and when. Not seen are calls that a cache answered, versions that look nothing up (only those are
-run inline), and batches that the store did not answer. Per batch this costs a subtraction under a lock, and
-about 2 µs a row that is taken. A thread writes to files; where it cannot keep up, or the disk is full, rows are dropped
-and counted, and nobody waits.
+run inline), and batches that the store did not answer. Per batch this costs a subtraction under a lock, 0.5 µs, and
+6 µs where a row is taken (64 of them 50 µs). A thread writes to files; where it cannot keep up, or the disk is full,
+rows are dropped and counted, and nobody waits.
 """
 
 from __future__ import annotations
