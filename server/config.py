@@ -16,6 +16,7 @@ from penstock.server.cache import CacheSettings, explained
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 from penstock.server.lookups import NearCacheSettings
+from penstock.server.sampling import SampleSettings
 
 MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
@@ -119,6 +120,9 @@ class Config(BaseModel):
     compute_threads: int = Field(default=4, ge=1, le=256, description="functions that compute features at once")
     compute_unknown_s: float = Field(
         default=1.0, ge=0, le=LONGEST_S, description="how long what a function does not know is not asked of it again"
+    )
+    sample_served: SampleSettings | None = Field(
+        default=None, description="a sample of looked-up rows, for penstock features check: path, rate, max_bytes"
     )
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")

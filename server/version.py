@@ -31,6 +31,7 @@ from penstock.server.lookups import Lookups
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
 from penstock.server.samples import NothingToDraw, Samples
+from penstock.server.sampling import Sampler
 from penstock.server.session import Session
 from penstock.server.warmup import curve_of
 
@@ -88,6 +89,7 @@ class Served:
             self.pipeline.cost.seed(rows, ns)
         trial = _trial(contents, self.pipeline, config)
         self._not_inline = use_engine(self.lane, self.pipeline, config, trial, partial(any_of, pool, self.plan))
+        self.pipeline = replace(self.pipeline, sample=_sampler(version, self.pipeline, config))
         self._inline = _known_by_rows(self.plan, config) and not self.pipeline.waits
         nice = _nice(self.lane, self.curve, config)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
@@ -167,6 +169,8 @@ class Served:
         for worker in self._workers:
             worker.join(None if until is None else max(0.0, until - time.monotonic()))
         ended = not any(worker.is_alive() for worker in self._workers)
+        if ended and self.pipeline.sample is not None:
+            self.pipeline.sample.close()
         if ended and self.pipeline.shared is not None:
             self.pipeline.shared.close()
         return ended
@@ -285,3 +289,9 @@ def _join(manifest: Manifest, config: Config, lookups: Lookups | None) -> Join |
     timeout_ms = max(config.feature_timeout_ms, config.compute_timeout_ms) if computing else config.feature_timeout_ms
     reader = KnownSchemas(lookups.store, lookups.reader)
     return Join(reader, views, manifest.signature.columns, timeout_ms / 1000)
+
+
+def _sampler(version: Version, pipeline: Pipeline, config: Config) -> Sampler | None:
+    if pipeline.join is None or config.sample_served is None:
+        return None
+    return Sampler(config.sample_served, version.manifest, version.digest, pipeline.join.views)
