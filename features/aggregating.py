@@ -10,8 +10,11 @@ the sorted set `fs:due:<view>`; every consumer looks there once a second and wri
 it has time. So a row is late by a second more than its windows' steps, while one consumer runs and keeps up. The time
 is noted before the state is written; where a consumer dies between the two, the entity is looked at in vain.
 
-Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when it
-was last merged. Cost: 120 µs an entity of a batch with three windows, a hundred bytes a bucket at most.
+Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
+it was last merged.
+
+Cost: 80 µs an event where each in a batch is another entity's, for 18 columns over three windows; 60 µs where each
+entity has ten.
 """
 
 from __future__ import annotations

@@ -206,8 +206,8 @@ class Job:
     def __init__(self, store: FeatureStore, name: str, *, resume: bool) -> None:
         self._store, self._name = store, name
         self._run = secrets.token_hex(4)  # two runs of one job would each go on from the other's mark
-        found = store.marked(name) if resume else None
-        self.rows = self.resumed = int(found.split()[0]) if found else 0
+        rows, _, _ = ((store.marked(name) if resume else None) or b"0").partition(b" ")
+        self.rows = self.resumed = int(rows) if rows.isdigit() else 0
         self._mark = b"%d %s" % (self.rows, self._run.encode())
         store.mark(name, self._mark)
 

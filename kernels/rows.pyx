@@ -7,8 +7,8 @@
 
 Everything is little-endian and unaligned; a value has its column's own dtype, and its place even if null: a category is
 the index of its word (i32, -1 for a word that is not in the vocabulary), a vector its float32 numbers, a string the
-length of its text (u16). The texts follow all values, in the order of their columns, so that everything else has a fixed
-place. The sum covers the store's key, so a row that ended up under another entity's key is refused like a damaged one.
+length of its text (u16). The texts follow all values, in the order of their columns, so all else has a fixed place.
+The sum covers the store's key, so a row that ended up under another entity's key is refused like a damaged one.
 
 What comes from the store is checked before it is used: every read goes through the cursor, and a row that is not right
 in every field becomes a status, never an exception. Decoded are the numbers: a vector of n gives n, a string none.
@@ -370,7 +370,7 @@ cdef Field parse_field(object dtype) except *:
     field.count = field.size if field.kind == VECTOR else field.kind != STRING
     sized = field.kind == VECTOR or field.kind == CATEGORY
     if sized != (found[2] is not None) or (sized and field.size < 1) or (found[3] and field.kind != CATEGORY):
-        raise ValueError(f"dtype {dtype!r} cannot be stored in a row; with a size are vector[N], category[N], category[N]?")
+        raise ValueError(f"dtype {dtype!r} cannot be stored in a row; sized are vector[N], category[N], category[N]?")
     return field
 
 

@@ -117,6 +117,8 @@ async def serve(
             f"registry: {config.registry} is not a folder; publish a model there first (penstock convert --help)"
         )
     load_functions(config.functions)  # what cannot be imported is told now, not when a version asks for it
+    if config.sample_served is not None:
+        config.sample_served.prepare()
     grpc_address = config.address("grpc")
     metrics_address = config.address("metrics")
     assert grpc_address is not None

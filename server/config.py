@@ -16,9 +16,12 @@ from penstock.server.cache import CacheSettings, explained
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 from penstock.server.lookups import NearCacheSettings
+from penstock.server.sampling import SampleSettings
 
 MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
+LEAST_URGENT = 19
+"""As nice(1) counts."""
 LONGEST_S = 1_000_000
 """Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
 
@@ -63,8 +66,10 @@ class Config(BaseModel):
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
     workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0 chooses by what a run takes")
-    worker_nice: int = Field(
-        default=0, ge=0, le=19, description="how much workers yield to other threads, as nice(1) counts"
+    worker_nice: str = Field(
+        default="auto",
+        coerce_numbers_to_str=True,
+        description="how much workers yield to others, as nice(1) counts: auto (10 where runs are long) or 0 to 19",
     )
     inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
@@ -72,7 +77,9 @@ class Config(BaseModel):
     forests: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether our kernel runs ensembles of trees: where that is faster, always, or never"
     )
-    intra_op_threads: int = Field(default=1, ge=1, le=256, description="ONNX Runtime threads of one run")
+    intra_op_threads: int = Field(
+        default=1, ge=1, le=256, description="threads of one run, by ONNX Runtime or a forest"
+    )
 
     max_message_bytes: int = Field(default=64 * MIB, ge=1024, le=1 << 30, description="of one request or answer")
     max_in_flight_bytes: int = Field(default=1 << 30, ge=1 << 20, description="of requests and answers held; native")
@@ -114,6 +121,9 @@ class Config(BaseModel):
     compute_unknown_s: float = Field(
         default=1.0, ge=0, le=LONGEST_S, description="how long what a function does not know is not asked of it again"
     )
+    sample_served: SampleSettings | None = Field(
+        default=None, description="a sample of looked-up rows, for penstock features check: path, rate, max_bytes"
+    )
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")
 
@@ -123,6 +133,13 @@ class Config(BaseModel):
         if value in {"auto", "off"} or (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_BATCH_ROWS):
             return value
         raise ValueError(f"it is auto, off or a number of rows from 1 to {MOST_BATCH_ROWS}, not {value[:40]!r}")
+
+    @field_validator("worker_nice")
+    @classmethod
+    def _known_niceness(cls, value: str) -> str:
+        if value == "auto" or (value.isascii() and value.isdigit() and int(value) <= LEAST_URGENT):
+            return value
+        raise ValueError(f"it is auto or a number from 0 to {LEAST_URGENT}, not {value[:40]!r}")
 
     @classmethod
     def read(cls, path: Path | None = None, **overrides: Any) -> Config:

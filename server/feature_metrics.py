@@ -97,6 +97,7 @@ def of_versions(served: Iterable[Served]) -> Iterator[Metric]:
     yield outages
     yield from _counts(found)
     yield _ages(found)
+    yield _sampled(version for version, _ in joining)
 
 
 def _counts(found: list[tuple[list[str], Tally]]) -> Iterator[Metric]:
@@ -126,3 +127,12 @@ def _ages(found: list[tuple[list[str], Tally]]) -> Metric:
             buckets.append((bound, float(below)))
         family.add_metric(labels, buckets, total_ms / 1000)
     return family
+
+
+def _sampled(joining: Iterable[Served]) -> Metric:
+    rows = CounterMetricFamily("penstock_sampled_rows", "Rows sampled of those served", labels=[*VIEW[:2], "result"])
+    for version in joining:
+        if (sample := version.pipeline.sample) is not None:
+            rows.add_metric([version.name, str(version.version), "taken"], sample.taken)
+            rows.add_metric([version.name, str(version.version), "dropped"], sample.dropped)
+    return rows

@@ -8,8 +8,9 @@ float output, since a score on the border may rightly fall either way on another
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import numpy as np
@@ -22,45 +23,43 @@ Run = Callable[[dict[str, Any]], Mapping[str, Any]]
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Golden(NamedTuple):
-    """What is in the file.
+class GoldenMismatch(PenstockError):  # noqa: N818  # as the registry's errors, named for what is wrong
+    """The version does not compute here what it computed where it was published."""
+
+
+@dataclass(frozen=True)
+class Golden:
+    """Golden rows, by name [rows, ...].
 
     Attributes:
-        inputs: as a caller sends them, by name [rows, ...]; texts are objects.
-        outputs: what they gave, by name.
+        inputs: as a caller sends them; texts are objects.
+        outputs: what they gave.
         now: the clock by which they did, milliseconds since 1970, [1] or [rows]; None where it did not matter.
     """
 
     inputs: Arrays
     outputs: Arrays
-    now: np.ndarray[Any, Any] | None
+    now: np.ndarray[Any, Any] | None = None
 
+    def check(self, run: Run) -> None:
+        """Run the rows and compare.
 
-class GoldenMismatch(PenstockError):  # noqa: N818  # as the registry's errors, named for what is wrong
-    """The version does not compute here what it computed where it was published."""
+        Args:
+            run: from inputs as a caller sends them to outputs, by name, at the time `now`.
 
-
-def check(golden: bytes, run: Run) -> None:
-    """Run the golden rows and compare.
-
-    Args:
-        golden: an npz of arrays `input/<name>` and `output/<name>`, and `clock` where it matters, never pickled.
-        run: from inputs as a caller sends them to outputs, by name, at the time that `read` tells.
-
-    Raises:
-        GoldenMismatch: naming the output and the greatest difference; or the file cannot be read.
-    """
-    inputs, expected, _ = read(golden)
-    if not inputs or not expected:
-        return
-    got = run(inputs)
-    floats = {name for name, array in expected.items() if array.dtype.kind == "f"}
-    for name in floats or expected:
-        _compare(name, expected[name], np.asarray(got[name]))
+        Raises:
+            GoldenMismatch: naming the output and the greatest difference.
+        """
+        if not self.inputs or not self.outputs:
+            return
+        got = run(self.inputs)
+        floats = {name for name, array in self.outputs.items() if array.dtype.kind == "f"}
+        for name in floats or self.outputs:
+            _compare(name, self.outputs[name], np.asarray(got[name]))
 
 
 def read(golden: bytes) -> Golden:
-    """The arrays of a file.
+    """The rows of an npz of arrays `input/<name>` and `output/<name>`, and `clock` where it matters, never pickled.
 
     Raises:
         GoldenMismatch: the file cannot be read.

@@ -89,7 +89,7 @@ def _forest(pipeline: Pipeline) -> dict[str, Any]:
         raise ValueError("other steps come before or after its trees")
     return {
         "forest": loaded.forest.forest,
-        "forest_scores": loaded.forest.graft.score,
+        "forest_scores": loaded.forest.scores,
         "forest_turns": loaded.turns,
     }
 

@@ -19,21 +19,9 @@ from numpy.typing import NDArray
 from penstock.features.errors import FeatureError
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows, Lookup, Reader
+from penstock.features.treatments import treatments
 from penstock.kernels.batches import Batch
-from penstock.kernels.joins import (
-    FILL_DEFAULTS,
-    N_STATUSES,
-    ROW_CACHED,
-    ROW_COMPUTED,
-    ROW_LOST,
-    ROW_STALE,
-    SOURCE_MISSING,
-    SOURCE_NONE,
-    TAKE_VALUES,
-    observe,
-    scatter,
-)
-from penstock.kernels.rows import ROW_OK
+from penstock.kernels.joins import ROW_LOST, ROW_STALE, SOURCE_MISSING, SOURCE_NONE, observe, scatter
 from penstock.server.errors import FeaturesUnavailable, InvalidRequest, UnknownEntity
 from penstock.server.tallies import AGES_MS, Tally
 
@@ -43,16 +31,6 @@ SOURCES = np.array(["none", "request", "store", "cache", "default", "missing", "
 """Words for the codes in a batch's `source`."""
 
 Shorts = NDArray[np.int32]
-
-
-def treatments(view: FeatureView) -> NDArray[np.uint8]:
-    """uint8 [N_STATUSES]: what the view says is done with a row, by its status."""
-    missing = FILL_DEFAULTS if view.on_missing in {"default", "compute"} else 0
-    by_status = np.full(N_STATUSES, missing, np.uint8)
-    by_status[[ROW_OK, ROW_CACHED, ROW_COMPUTED]] = TAKE_VALUES | missing
-    by_status[ROW_STALE] = {"use": TAKE_VALUES | missing, "default": FILL_DEFAULTS}.get(view.on_stale, 0)
-    by_status[ROW_LOST] = FILL_DEFAULTS if view.on_outage == "default" else 0
-    return by_status
 
 
 class _View:

@@ -28,6 +28,7 @@ ONLY_IN = {
     "grpc_reflection": ("server/streams.py",),
     "grpc_health": ("server/streams.py", "server/health.py"),
     "redis": ("features/connecting.py", "benchmarks/lookups.py"),
+    "duckdb": ("features/offline/asof.py",),
     "onnxruntime": ("converters/", "benchmarks/rival_"),
     "onnx": ("server/ensembles.py", "server/grafts.py", "converters/", "benchmarks/"),
 }

@@ -124,6 +124,9 @@ def ingest(
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace newer events, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    offline: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the rows in this history of the features, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a table's rows into the store, unless a newer event is stored.
@@ -132,6 +135,7 @@ def ingest(
     """
     from penstock.commands._console import console, print_json
     from penstock.features.ingest import ingest as write
+    from penstock.features.offline import OfflineStore, recording
 
     with existing(features) as store, told_to_resume() as done, progress_bar(f"ingesting {file.name}") as show:
 
@@ -139,9 +143,9 @@ def ingest(
             done[0] = rows
             show(rows, fraction)
 
-        report = write(
-            store, store.view(view), file, progress=progress, time_column=time, overwrite=overwrite, resume=resume
-        )
+        found = store.view(view)
+        with recording(store, OfflineStore(offline) if offline else None, found) as into:
+            report = write(into, found, file, progress=progress, time_column=time, overwrite=overwrite, resume=resume)
     if as_json:
         print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return
@@ -275,3 +279,40 @@ def stats(
         console.print("No views yet. Declare one: penstock features apply FILE", highlight=False)
     else:
         print_stats(found, by_column=view is not None)
+
+
+@app.command()
+def check(
+    sample: Annotated[
+        Path, typer.Option(metavar="DIR", help="Sample of served vectors, as the server's setting sample_served says.")
+    ] = Path("penstock-served"),
+    offline: Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")] = Path("penstock-offline"),
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Rows of this model only.")] = "",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a feature's values that may not agree.")
+    ] = 0.001,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="By which part of the larger a value may be off; 0: equal as float32.")
+    ] = 0.0,
+    settle: Annotated[
+        float, typer.Option(min=0, max=86400, metavar="SECONDS", help="Leave out look-ups so close to a change.")
+    ] = 2.0,
+    worst: Annotated[int, typer.Option(min=0, max=1000, help="Examples to show of each feature.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Hold served features against their history; exits with 1 where they disagree by more than the threshold.
+
+    Example: penstock features check --sample penstock-served --offline penstock-offline
+    """
+    from penstock.commands._check import as_dict, print_report
+    from penstock.commands._console import print_json
+    from penstock.features.offline import OfflineStore
+    from penstock.features.offline.check import check as compare
+
+    report = compare(sample, OfflineStore(offline), model=model, tolerance=tolerance, settle_s=settle, worst=worst)
+    if as_json:
+        print_json(as_dict(report, threshold))
+    else:
+        print_report(report, threshold)
+    if report.share > threshold:
+        raise typer.Exit(1)

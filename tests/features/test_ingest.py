@@ -258,6 +258,12 @@ def test_what_is_not_the_same_job_is_not_resumed(write, change):
     assert ingest(store, view, path, resume=True, time_column="at" if change == "time column" else None).resumed == 0
 
 
+def test_a_mark_that_makes_no_sense_is_none(write, monkeypatch):
+    store = MemoryStore()
+    monkeypatch.setattr(store, "marked", lambda job: b"many rows")
+    assert ingest(store, VIEW, write(LONG), resume=True).resumed == 0
+
+
 def test_a_store_that_is_away_for_a_moment_is_waited_for(write):
     store = Flaky(AWAY, AWAY, None, AWAY)
     assert ingest(store, VIEW, write(LONG), batch_rows=30).rows == 100

@@ -11,8 +11,9 @@ import threading
 from pathlib import Path
 
 from penstock.features import RowsLost, open_store
+from penstock.features.aggregating import writer_for
 from penstock.features.ingest import ingest
-from penstock.features.streams import Consumer, RowWriter, Settings
+from penstock.features.streams import Consumer, Settings
 
 LOST = 3  # exit status
 
@@ -30,7 +31,7 @@ def main(what, url, *rest):
             sys.exit(LOST)
     else:
         settings = Settings("events", "g", "consumer", "dead", time_field="at", batch=50)
-        Consumer(store, RowWriter(store, view, "at"), settings).run(
+        Consumer(store, writer_for(store, view, "at"), settings).run(
             threading.Event(), once=rest == ("once",), told=lambda: print(".", flush=True)
         )
 

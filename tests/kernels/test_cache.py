@@ -250,6 +250,21 @@ def test_where_nothing_comes_again_few_are_looked_up_until_something_does():
     assert cache.snapshot()["misses"] > 8000 + 64 * 10 - 1
 
 
+def test_the_times_told_never_go_back():
+    """They are sums of a sample; a mean times a count would shrink with every fast look-up that is timed."""
+    cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND * 3600)
+    bodies = [body_of(np.zeros(1 << size)) for size in (12, 0, 6)]
+    told = [(0, 0)]
+    for turn in range(600):
+        ask(cache, bodies[0] if turn < 60 else bodies[turn % 3], 0, 1.0)
+        ask(cache, body_of([turn, turn]), 0, 1.0)
+        counts = cache.snapshot()
+        told.append((counts["hit_ns"], counts["miss_ns"]))
+    for times in zip(*told, strict=True):
+        assert list(times) == sorted(times)
+        assert times[-1] > 0
+
+
 def test_what_is_asked_for_stays_while_the_rest_goes():
     cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND)
     lost = 0

@@ -4,9 +4,10 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from penstock.commands.features import app
+from penstock.commands.features import app, told_to_resume
 from penstock.errors import PenstockError
 from penstock.features import InvalidData, InvalidView, SchemaChanged, StoreUnavailable, UnknownView, read_views
 from penstock.registry import Draft, FeatureSet, Registry, Signature, TensorSpec
@@ -271,3 +272,53 @@ def test_a_missing_table_is_named(run, monkeypatch):
     run("apply", "view.yaml")
     with pytest.raises(InvalidData, match=r"there is no file none\.csv"):
         run("ingest", "activity", "none.csv")
+
+
+def test_one_that_was_stopped_is_told_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+    from penstock.features.memory import MemoryStore
+
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-stopped")
+    run("apply", "view.yaml")
+    rows = "".join(f"{i},1,2,2024-01-01T00:00:00Z\n" for i in range(120_000))
+    (tmp_path / "long.csv").write_text("customer,count,amount,at\n" + rows)
+    prepare, batches = MemoryStore.prepare, []
+
+    def failing(self, view, entities, *rest, **options):
+        batches.append(len(entities))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return prepare(self, view, entities, *rest, **options)
+
+    monkeypatch.setattr(MemoryStore, "prepare", failing)
+    stopped = CliRunner().invoke(app, ["ingest", "activity", "long.csv", "--time", "at"])
+    assert stopped.exit_code in (1, 130)
+    monkeypatch.setattr(MemoryStore, "prepare", prepare)
+    report = json.loads(run("ingest", "activity", "long.csv", "--time", "at", "--resume", "--json"))
+    assert report["rows"] + report["resumed"] == 120_000
+    assert report["resumed"] in (0, batches[0])
+    again = run("ingest", "activity", "rows.csv", "--time", "at")
+    assert "wrote 2 rows" in again
+    older = (tmp_path / "rows.csv").read_text().replace("2024", "2023")
+    (tmp_path / "older.csv").write_text(older)
+    assert "2 older than what is stored" in run("ingest", "activity", "older.csv", "--time", "at")
+    assert "wrote 2 rows" in run("ingest", "activity", "older.csv", "--time", "at", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(StoreUnavailable("away"), 1, "penstock: away"), (KeyboardInterrupt(), 130, "penstock: interrupted")],
+)
+def test_who_stops_an_ingestion_half_way_hears_how_many_rows_are_done(error, code, words, capsys):
+    def stop(after, error):
+        with told_to_resume() as done:
+            done[0] = after
+            raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        stop(12_000, error)
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err == f"{words}\n12,000 rows are done; --resume goes on after them\n"
+    with pytest.raises(type(error)):
+        stop(0, error)  # it is an error like any other
+    with pytest.raises(InvalidData):
+        stop(1, InvalidData("it would be met again"))
