@@ -33,8 +33,9 @@ ROOT = Path(__file__).parent.resolve()
 ROOMS = ("proto", "kernels", "registry", "features", "monitoring", "converters", "training", "server", "benchmarks")
 PACKAGES = {"penstock": "penstock", "penstock.bench": "penstock/bench", "penstock.commands": "penstock/commands"}
 PACKAGES |= {f"penstock.{room}": room for room in ROOMS}
-PACKAGES |= {"penstock.server.transports": "server/transports", "penstock.examples": "examples"}
-PACKAGES |= {"penstock.examples.fraud": "examples/fraud", "penstock.kernels.reference": "kernels/reference"}
+PACKAGES |= {"penstock.server.transports": "server/transports", "penstock.features.offline": "features/offline"}
+PACKAGES |= {"penstock.examples": "examples", "penstock.examples.fraud": "examples/fraud"}
+PACKAGES |= {"penstock.kernels.reference": "kernels/reference"}
 
 
 class Kernel(NamedTuple):
@@ -60,12 +61,13 @@ KERNELS = {
     "engines": Kernel(("pthread",)),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
+    "joins": Kernel(),
     "ort": Kernel(("dl",)),
     "transforms": Kernel(("m",)),
     "drift": Kernel(("m",)),
     "costs": Kernel(),
     "windows": Kernel(("m", "pthread")),
-    "forest": Kernel(("m",), parts=("layout",)),
+    "forest": Kernel(("m", "pthread"), parts=("layout", "masks", "crew")),
     "routes": Kernel(),
     "exchanges": Kernel(("pthread",)),
     "tls": Kernel(("ssl", "crypto"), optional=True),
@@ -138,6 +140,7 @@ def flags() -> tuple[list[str], list[str]]:
     """Compiler and linker flags of this build."""
     compile_args = ["-O0", "-g"] if DEBUG else ["-O3"]
     compile_args += ["-Wno-unused-function", "-Wno-unreachable-code"]
+    compile_args += ["-ffp-contract=off"]  # a product and a sum round twice, as numpy's do, on every processor
     link_args: list[str] = []
     if SANITIZE:
         compile_args += ["-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"]

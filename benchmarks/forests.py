@@ -7,7 +7,10 @@ the referee of the server compares the two.
 
 XGBoost, LightGBM and CatBoost are measured where they and onnxmltools are installed (`pip install penstock[boosting]`).
 
-    python -m penstock.benchmarks.forests [--rounds 5] [--json]
+Then through the native transport: two servers, one of which has the forest switched off, in turn, requests of 64 rows
+that all differ of 200 boosted trees of depth 6 (half a minute to fit).
+
+    python -m penstock.benchmarks.forests [--rounds 5] [--model NAME] [--no-served] [--json]
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,7 +28,13 @@ import numpy as np
 import typer
 
 from penstock.benchmarks.ensembles import complete, to_onnx
-from penstock.commands._console import errors, print_json, print_table
+from penstock.benchmarks.generators import PoolLoad
+from penstock.benchmarks.lines import Line, Outcome
+from penstock.benchmarks.seeded import check_values, publish
+from penstock.benchmarks.sides import Side, counter, penstock, requests_for
+from penstock.benchmarks.sides import measure as drive
+from penstock.client import Client
+from penstock.commands._console import console, errors, print_json, print_table
 from penstock.errors import PenstockError
 from penstock.server.forests import ForestSession, judge, rows_around
 from penstock.server.grafts import cut
@@ -36,6 +46,9 @@ FEATURES = 30
 LINES = {("200 x depth 6", 1): 4.0, ("200 x depth 6", 64): 3.5}
 OTHERS = 2.0
 """What every other model must reach at 64 rows; a server leaves it to ONNX Runtime where it does not pay."""
+SERVED = Line("forest", "rate", against="onnxruntime", at_least=2.5)
+SERVED_ROWS, CALLERS, CONNECTIONS = 64, 32, 4
+MODES = {"forest": "auto", "onnxruntime": "off"}
 
 
 def learnable(n: int) -> tuple[Any, Any]:
@@ -113,10 +126,11 @@ def sides(model: bytes) -> tuple[ForestSession, Session, Any]:
     """The forest, ONNX Runtime and the rows, after the referee."""
     import onnx
 
-    ours = ForestSession(cut(model))
+    graft = cut(model)
+    ours = ForestSession(graft)
     theirs = Session(model, [value.name for value in onnx.load_model_from_string(model).graph.output])
-    rows = rows_around(ours.graft.ensemble, ours.graft.n_features, ROWS_A_RUN)
-    judge(ours, rows, theirs, ())
+    rows = rows_around(graft.ensemble, graft.n_features, ROWS_A_RUN)
+    judge(ours, graft, rows, theirs, ())
     return ours, theirs, rows
 
 
@@ -141,7 +155,7 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     way = f"{forest.lanes} lanes" if forest.lanes else "walks"
     found = []
     for size in SIZES:
-        got = list(pairs(ours, theirs, ours.graft.input, rows, size, rounds))
+        got = list(pairs(ours, theirs, ours.input, rows, size, rounds))
         found.append(
             {
                 "model": name,
@@ -156,9 +170,47 @@ def measure(name: str, rounds: int) -> list[dict[str, Any]]:
     return found
 
 
+def served(rounds: int, seconds: float) -> Outcome:
+    """Requests of 64 rows through the native transport, by the forest and without it, one pair a round."""
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        models = publish(folder, ("trees",))
+        bodies, generator, sides = models["trees"].bodies(SERVED_ROWS), PoolLoad(CONNECTIONS), []
+        for side, mode in MODES.items():
+            server = stack.enter_context(penstock(side, folder, "native", "", f'forests: "{mode}"\n'))
+            client = stack.enter_context(Client(server.address))
+            check_values(client, models)
+            sides.append(Side(side, server, bodies, counter(client, "trees")))
+        requests = requests_for(seconds, sides[0], generator, CALLERS, "")
+        measured = []
+        for i in range(rounds):
+            errors.print(f"served: round {i + 1} of {rounds}", highlight=False)
+            order = sides[:: 1 if i % 2 else -1]  # nobody is always first
+            measured.append({side.name: drive(side, generator, CALLERS, requests, "") for side in order})
+    return Outcome(f"{SERVED_ROWS} rows a request, {CALLERS} callers", measured, [SERVED])
+
+
+def told(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as a line beside those of `measure`."""
+    (verdict,) = outcome.verdicts
+    figures: dict[str, float] = {}
+    for name, run in outcome.sides.items():
+        figures |= {f"{name}_rate": round(run.rate, 1), f"{name}_cpu_us": round(run.cpu_us, 1)}
+    return {
+        "model": "trees, served",
+        "rows": SERVED_ROWS,
+        **figures,
+        "ratio": round(verdict.value, 2),
+        "range": [round(verdict.least, 2), round(verdict.most, 2)],
+        "at_least": verdict.line.at_least,
+    }
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Pairs of runs of each size.")] = 5,
-    model: Annotated[str, typer.Option(help="Only this model.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.05, help="Of one run of a server.")] = 1.0,
+    model: Annotated[str, typer.Option(help="Only this model, in this process.")] = "",
+    with_served: Annotated[bool, typer.Option("--served/--no-served", help="Through servers, too.")] = True,
     json: Annotated[bool, typer.Option("--json", help="One JSON list.")] = False,
 ) -> None:
     """Measure forests against ONNX Runtime; 1 where a line is missed."""
@@ -171,14 +223,17 @@ def main(
             found += measure(name, rounds)
         except (ImportError, PenstockError) as error:
             errors.print(f"{name} is left out: {error}")
+    through = [served(rounds, seconds)] if with_served and not model else []
     if json:
-        print_json(found)
+        print_json(found + [told(outcome) for outcome in through])
     else:
         keys = ("model", "way", "rows", "forest_us", "onnxruntime_us", "ratio", "at_least")
         heads = ("model", "forest", "rows", "forest µs/row", "ONNX Runtime µs/row", "times", "at least")
         rows = [[str(line[key]) for key in keys] for line in found]
         print_table("Forests against ONNX Runtime, one thread", heads, rows, numeric=heads[2:])
-    sys.exit(any(line["ratio"] < line["at_least"] for line in found))
+        for outcome in through:
+            console.print(f"{outcome.name}: {outcome.verdicts[0]}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(any(line["ratio"] < line["at_least"] for line in found + [told(outcome) for outcome in through]))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@
     ├── InvalidView          a definition of a view that cannot be used
     ├── UnknownView          a name that nobody applied
     ├── SchemaChanged        a view applied again with other columns
-    └── InvalidData          values that do not fit the view
+    ├── InvalidData          values that do not fit the view
+    ├── TransformError       transforms that cannot be read, or do not fit the columns or functions they should run on
+    └── RowsLost             the store no longer has what it had acknowledged: ingest again
 
 Messages name the host of a store, never its password.
 """
@@ -42,3 +44,11 @@ class SchemaChanged(FeatureError):  # noqa: N818
 
 class InvalidData(FeatureError):  # noqa: N818
     """Entities or values that do not fit the view."""
+
+
+class TransformError(FeatureError):
+    """Transforms that cannot be read, that do not fit the columns they should run on, or whose function failed."""
+
+
+class RowsLost(FeatureError):  # noqa: N818
+    """Rows that the store had acknowledged are gone, or two ingestions of one file disturb each other."""

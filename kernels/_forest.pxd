@@ -13,10 +13,12 @@
 
 from libc.math cimport INFINITY, M_PI, expf, fabsf, logf, sqrtf
 from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc
 from libc.string cimport memcpy
 
 cdef enum:
     GROUP = 8              # rows, or trees for one row, that walk side by side
+    MOST_STEPS = 8         # before the trees
     STRIDE = 4             # levels between two looks whether all have arrived
 
 cdef enum Kind:
@@ -38,16 +40,21 @@ cdef enum Post:
     SOFTMAX_ZERO = 3
     PROBIT = 4
 
+cdef enum Operation:
+    SUB = 0
+    ADD = 1
+    MUL = 2
+    DIV = 3
+    IMPUTER = 4            # instead of what is `replaced`
+
 cdef struct Node:                    # a branch, or a leaf that leads to itself
     float threshold                  # of a leaf: its weight, or the bits of the index of its first weight
     uint32_t link                    # where its children stand, counted from the root, and the column it asks for
 
 cdef struct Tree:
     Py_ssize_t root
-    Py_ssize_t branches              # its first slice
-    Py_ssize_t leaves                # its first leaf of slices
+    int n_nodes
     int depth
-    int slice_depth
     int target                       # what every leaf adds to; -1: leaves hold lists of weights
 
 cdef struct Weight:
@@ -59,15 +66,59 @@ cdef struct Column:
     bint missing                     # whether NaN goes where -inf goes
     float value                      # of a column that tells equality
 
+cdef struct Step:                    # what is done to a feature before branches ask for it
+    Operation operation
+    float replaced                   # of IMPUTER; NaN for what is missing
+    const float* values              # by feature
+
 cdef struct Columns:
     const Column* each
     int n                            # the constant one included
     int n_plain                      # those that are features; then those that tell equality
-    const float* offset              # of a scaler in front, by feature; or NULL
-    const float* scale
+    int n_steps
+    Step[MOST_STEPS] steps
+
+
+cdef inline void* taken(Py_ssize_t count, Py_ssize_t size) except NULL:
+    """Zeroed memory for `count` things; one more than asked for, so that none is no special case."""
+    cdef void* memory = calloc(count + 1, size)
+    if memory == NULL:
+        raise MemoryError
+    return memory
+
+
+cdef inline int left_of(const Node* node, int bits) noexcept nogil:
+    """A branch's left child, counted from the root; a leaf itself."""
+    return <int>(node.link >> bits)
+
+
+cdef inline int column_of(const Node* node, int bits) noexcept nogil:
+    """The column that a node asks for."""
+    return <int>(node.link & ((<uint32_t>1 << bits) - 1))
 
 
 # Blocks -----------------------------------------------------------------------------------------------------------
+
+cdef inline float stepped(const Columns* columns, int feature, float x) noexcept nogil:
+    """A feature after the steps, each rounded to float32 as ONNX's operators do."""
+    cdef int s
+    cdef float value
+    cdef const Step* step
+    for s in range(columns.n_steps):
+        step = &columns.steps[s]
+        value = step.values[feature]
+        if step.operation == SUB:
+            x -= value
+        elif step.operation == MUL:
+            x *= value
+        elif step.operation == DIV:
+            x /= value
+        elif step.operation == ADD:
+            x += value
+        elif x == step.replaced or (x != x and step.replaced != step.replaced):
+            x = value
+    return x
+
 
 cdef inline void stage(
     const Columns* columns, const float* row, float* block, Py_ssize_t step
@@ -78,8 +129,8 @@ cdef inline void stage(
     cdef const Column* column = columns.each
     for c in range(columns.n - 1):
         x = row[column.feature]
-        if columns.scale != NULL:
-            x = (x - columns.offset[column.feature]) * columns.scale[column.feature]
+        if columns.n_steps:
+            x = stepped(columns, column.feature, x)
         if c < columns.n_plain:
             block[c * step] = -INFINITY if column.missing and x != x else x
         else:
@@ -182,6 +233,14 @@ cdef inline void add_leaf(
     while weight.target >= 0:
         join(sums + weight.target, weight.value, aggregate)
         weight += 1
+
+
+cdef inline float joined(float total, const Node* nodes, const Tree* trees, const uint32_t* reached) noexcept nogil:
+    """The sum with one leaf of each of GROUP trees, in their order."""
+    cdef int t
+    for t in range(GROUP):
+        total += nodes[trees[t].root + reached[t]].threshold
+    return total
 
 
 # Scores: the formulas of ONNX's operators, in float32 as ONNX Runtime computes them ------------------------------

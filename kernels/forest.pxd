@@ -3,17 +3,9 @@
 from libc.stdint cimport int64_t, uint32_t
 
 from penstock.kernels._forest cimport Column, Columns, Node, Tree, Weight
+from penstock.kernels.forest_crew cimport Crew
 from penstock.kernels.forest_layout cimport Layout
-
-cdef extern from "_forest_slices.h":
-    ctypedef struct Slice:
-        float threshold
-        uint32_t column              # in floats, from the start of a group's columns
-    ctypedef void (*SliceFunction)(
-        const Slice*, const float*, int, const float*, Py_ssize_t, int, float*
-    ) noexcept nogil
-    SliceFunction slice_function(int lanes)
-
+from penstock.kernels.forest_masks cimport Masks
 
 cdef class Forest:
     cdef readonly int n_features
@@ -22,7 +14,7 @@ cdef class Forest:
     cdef readonly Py_ssize_t n_nodes
     cdef readonly int depth          # of the deepest tree
     cdef readonly Py_ssize_t nbytes
-    cdef readonly int lanes          # rows of one slice; 0 where trees are walked only
+    cdef readonly int lanes          # rows of a group of masks; 0 where trees are walked only
     cdef int n_targets               # sums of one row, at most n_outputs
     cdef int kind
     cdef int aggregate
@@ -34,26 +26,25 @@ cdef class Forest:
     cdef Node* nodes
     cdef Tree* trees
     cdef Weight* weights
-    cdef Slice* branches
-    cdef float* leaves
-    cdef float* numbers              # base values, offsets, scales
+    cdef Masks masks
+    cdef Crew crew
+    cdef float* numbers              # base values
+    cdef float* steps                # values of each
     cdef int64_t* labels
-    cdef SliceFunction slices
     cdef void run_rows(
         self, const float* rows, int64_t n, int64_t stride, float* scores, int64_t* labels
     ) noexcept nogil
     cdef void check_kind(self, tuple labels, Py_ssize_t n_base) except *
     cdef void check_sums(self, Layout layout) except *
-    cdef void keep_numbers(self, base, scaler, labels) except *
+    cdef void keep_numbers(self, base, labels) except *
+    cdef void keep_steps(self, list steps) except *
     cdef void keep_columns(self, Layout layout) except *
     cdef void keep_trees(self, Layout layout) except *
     cdef Py_ssize_t keep_node(self, Layout layout, const Tree* tree, Py_ssize_t at, Py_ssize_t n_weights) noexcept
-    cdef bint lanes_for(self, int lanes) noexcept
-    cdef void keep_slices(self) except *
-    cdef void keep_slice(self, const Tree* tree) noexcept
-    cdef int sliced_rows(self) noexcept nogil
+    cdef void keep_masks(self, int lanes) except *
+    cdef int masked_rows(self) noexcept nogil
     cdef int walked_rows(self) noexcept nogil
-    cdef void slice_block(
+    cdef void mask_block(
         self, const float* rows, int n, int64_t stride, float* scores, float* block
     ) noexcept nogil
     cdef void walk_block(

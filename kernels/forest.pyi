@@ -30,8 +30,11 @@ class Forest:
         post: "NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO" or "PROBIT", as ONNX Runtime applies them.
         base: float32 [n_targets] added to the sums, or nothing.
         labels: int64 [classes]; nothing for a regression.
-        scaler: float32 offsets and scales [n_features]: a row is (x - offset) * scale.
-        lanes: rows of one slice, 8 or 16; 0 for none, -1 for what this processor does best.
+        steps: what is done to a row first, in float32 and in this order: up to 8 of (name, float32 [n_features],
+            number). "Sub", "Add", "Mul" and "Div" are by these values, whatever the number; "Imputer" puts them in
+            place of the number, or of what is missing where that is NaN.
+        lanes: rows of a group of masks, 8 or 16; 0 for none, -1 for what this processor does best.
+        threads: of a shared run: all but one are the forest's own, wait without the GIL and end with it.
 
     Raises:
         ValueError: the arrays do not describe trees, or something that is not served; the text says which node.
@@ -54,10 +57,10 @@ class Forest:
         """Branches on the longest way to a leaf."""
     @property
     def nbytes(self) -> int:
-        """Memory of nodes, trees and slices: 8 bytes a node, 16 with slices where trees are complete."""
+        """Memory of nodes, trees and masks: 8 bytes a node, 16 with masks, and some 60 for each tree."""
     @property
     def lanes(self) -> int:
-        """Rows of one slice; 0 where trees are walked only."""
+        """Rows of a group of masks; 0 where trees are walked only."""
     def __new__(
         cls,
         *,
@@ -78,11 +81,17 @@ class Forest:
         post: str = "NONE",
         base: Sequence[float] | NDArray[np.float32] = (),
         labels: Sequence[int] | NDArray[np.int64] = (),
-        scaler: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+        steps: Sequence[tuple[str, NDArray[np.float32], float]] = (),
         lanes: int = -1,
+        threads: int = 1,
     ) -> Self: ...
     def run(
-        self, rows: NDArray[np.float32], scores: NDArray[np.float32], labels: NDArray[np.int64] | None = None
+        self,
+        rows: NDArray[np.float32],
+        scores: NDArray[np.float32],
+        labels: NDArray[np.int64] | None = None,
+        *,
+        shared: bool = False,
     ) -> None:
         """Scores of every row, without the GIL where there is more than a little to do.
 
@@ -90,6 +99,7 @@ class Forest:
             rows: [n, n_features], contiguous; not changed.
             scores: [n, n_outputs], written.
             labels: [n], written; left out, or of a regression None.
+            shared: let the forest's threads help, unless they are at another run; of 64 rows a thread takes all.
 
         Raises:
             ValueError: a shape does not fit.

@@ -6,37 +6,42 @@ than the compare. So nothing here jumps on data. There are two ways, over the sa
 - **walks**: eight rows side by side through one tree, or eight trees side by side for a single row, so that their
   waits overlap. A node has 8 bytes, whatever its mode; siblings stand together, so that a child is an addition. Trees
   are the outer loop over a block of up to 256 rows, and stay in the cache while the block passes;
-- **slices**: shallow trees (to depth 6) for 8 or 16 rows at once in a vector register, where the processor has AVX2 or
-  AVX-512 (`_forest_slices.h`).
+- **masks**: every branch of a tree compared for 8 or 16 rows at once in a vector register, where the processor has AVX2
+  or AVX-512 and trees have no more than a hundred leaves or so (`_forest_masks.h`).
 
 Nothing is allocated for a run; the block lies on the stack, 80 kB. Cost goal: 1.2 microseconds a row for 200 trees of
-depth 6 by walks, 0.6 by slices of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with slices.
+depth 6 by walks, 0.4 by masks of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with masks.
 """
+
+import numpy as np
 
 cimport cython
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uintptr_t
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport free
 from libc.string cimport memcpy, memset
 
 from penstock.kernels._forest cimport (
-    AVERAGE, BINARY, CLASSES, GROUP, LOGISTIC, MAX, MIN, NONE, PAIR, PROBIT, REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUM,
-    Column, Node, Tree, Weight,
-    add_leaf, by_one_sum, largest, probit, stage, transform, walk, walk_rows, walk_trees,
+    ADD, AVERAGE, BINARY, CLASSES, DIV, GROUP, IMPUTER, LOGISTIC, MAX, MIN, MOST_STEPS, MUL, NONE, PAIR, PROBIT,
+    REGRESSION, SOFTMAX, SOFTMAX_ZERO, SUB, SUM, Column, Node, Operation, Tree, Weight,
+    add_leaf, by_one_sum, joined, largest, probit, stage, taken, transform, walk, walk_rows, walk_trees,
 )
+from penstock.kernels.forest_crew cimport Crew
 from penstock.kernels.forest_layout cimport Layout
+from penstock.kernels.forest_masks cimport masks_of
 
 cdef enum:
     BLOCK = 16384          # floats of a block of columns: 64 kB
-    SUMS = 2048            # floats of the sums beside slices
+    SUMS = 2048            # floats of the sums beside masks
+    GROUPS = 4             # of rows that masks take at once
+    FEW = 2                # walks are faster for less than a group divided by this
     BLOCK_ROWS = 256
-    SLICED_DEPTH = 6       # deepest tree that slices beat walks at
-    LEAST_DEPTH = 3        # of a sliced tree
-    MOST_LEAVES = 64
+    PART = 64              # rows that a thread takes of a shared run, or a multiple of it
     SMALL_RUN = 2048       # trees times rows; handing the GIL over would cost more
 
 cdef dict KINDS = {"regression": REGRESSION, "classes": CLASSES, "binary": BINARY, "pair": PAIR}
 cdef dict AGGREGATES = {"SUM": SUM, "AVERAGE": AVERAGE, "MIN": MIN, "MAX": MAX}
+cdef dict OPERATIONS = {"Sub": SUB, "Add": ADD, "Mul": MUL, "Div": DIV, "Imputer": IMPUTER}
 cdef dict POSTS = {
     "NONE": NONE, "LOGISTIC": LOGISTIC, "SOFTMAX": SOFTMAX, "SOFTMAX_ZERO": SOFTMAX_ZERO, "PROBIT": PROBIT,
 }
@@ -48,12 +53,20 @@ cdef int number_of(dict names, name, what) except -1:
     return names[name]
 
 
-cdef void* taken(Py_ssize_t count, Py_ssize_t size) except NULL:
-    """Zeroed memory for `count` things; one more than asked for, so that none is no special case."""
-    cdef void* memory = calloc(count + 1, size)
-    if memory == NULL:
-        raise MemoryError
-    return memory
+cdef struct Run:           # that threads share
+    void* forest
+    const float* rows
+    float* scores
+    int64_t* labels
+
+
+cdef void run_part(void* context, int64_t first, int64_t n) noexcept nogil:
+    cdef const Run* run = <const Run*>context
+    cdef int64_t stride = (<Forest>run.forest).n_features
+    (<Forest>run.forest).run_rows(
+        run.rows + first * stride, n, stride, run.scores + first * (<Forest>run.forest).n_outputs,
+        NULL if run.labels == NULL else run.labels + first,
+    )
 
 
 @cython.final
@@ -66,7 +79,7 @@ cdef class Forest:
         const int64_t[::1] leaf_nodes not None, const int64_t[::1] leaf_targets not None,
         const float[::1] leaf_weights not None,
         Py_ssize_t n_features, Py_ssize_t n_targets=1, kind="regression", aggregate="SUM", post="NONE",
-        base=(), labels=(), scaler=None, int lanes=-1,
+        base=(), labels=(), steps=(), int lanes=-1, int threads=1,
     ):
         cdef Layout layout
         if not 1 <= n_features <= 1 << 20:
@@ -83,25 +96,30 @@ cdef class Forest:
                         (leaf_nodes, leaf_targets, leaf_weights), n_features, n_targets)
         self.check_sums(layout)
         self.n_trees, self.n_nodes = layout.n_trees, layout.n_placed
-        self.keep_numbers(base, scaler, labels)
+        self.keep_numbers(base, labels)
+        self.keep_steps(list(steps))
         self.keep_columns(layout)
         self.keep_trees(layout)
-        if self.lanes_for(lanes):
-            self.keep_slices()
+        self.keep_masks(lanes)
+        if threads > 1:
+            self.crew = Crew(threads)
 
     def __dealloc__(self):
         free(self.column)
         free(self.nodes)
         free(self.trees)
         free(self.weights)
-        free(self.branches)
-        free(self.leaves)
         free(self.numbers)
+        free(self.steps)
         free(self.labels)
 
-    def run(self, const float[:, ::1] rows not None, float[:, ::1] scores not None, int64_t[::1] labels=None):
+    def run(
+        self, const float[:, ::1] rows not None, float[:, ::1] scores not None, int64_t[::1] labels=None,
+        *, bint shared=False,
+    ):
         cdef Py_ssize_t n = rows.shape[0]
         cdef int64_t* first = NULL
+        cdef Run run
         if rows.shape[1] != self.n_features:
             raise ValueError(f"rows of {rows.shape[1]} features, expected {self.n_features}")
         if scores.shape[0] != n or scores.shape[1] != self.n_outputs:
@@ -113,7 +131,11 @@ cdef class Forest:
             return
         if labels is not None:
             first = &labels[0]
-        if n * self.n_trees < SMALL_RUN:
+        if shared and self.crew is not None:
+            run = Run(<void*>self, &rows[0, 0], &scores[0, 0], first)
+            with nogil:
+                self.crew.share(run_part, &run, n, PART)
+        elif n * self.n_trees < SMALL_RUN:
             self.run_rows(&rows[0, 0], n, self.n_features, &scores[0, 0], first)
         else:
             with nogil:
@@ -150,23 +172,33 @@ cdef class Forest:
 
     # What is kept -------------------------------------------------------------------------------------------------
 
-    cdef void keep_numbers(self, base, scaler, labels) except *:
-        cdef Py_ssize_t i, n = self.n_targets, k = self.n_features if scaler is not None else 0
-        self.numbers = <float*>taken(n + 2 * k, sizeof(float))
+    cdef void keep_numbers(self, base, labels) except *:
+        cdef Py_ssize_t i
+        self.numbers = <float*>taken(self.n_targets, sizeof(float))
         self.labels = <int64_t*>taken(len(labels), sizeof(int64_t))
         for i in range(len(base)):
             self.numbers[i] = base[i]
         for i in range(len(labels)):
             self.labels[i] = labels[i]
-        if scaler is None:
-            return
-        offset, scale = scaler
-        if len(offset) != k or len(scale) != k:
-            raise ValueError(f"{len(offset)} offsets and {len(scale)} scales for {k} features")
-        for i in range(k):
-            self.numbers[n + i] = offset[i]
-            self.numbers[n + k + i] = scale[i]
-        self.columns.offset, self.columns.scale = self.numbers + n, self.numbers + n + k
+
+    cdef void keep_steps(self, list steps) except *:
+        cdef float[::1] values
+        cdef Py_ssize_t i
+        cdef int s
+        if len(steps) > MOST_STEPS:
+            raise ValueError(f"{len(steps)} steps before the trees: at most {<int>MOST_STEPS} are served")
+        self.steps = <float*>taken(len(steps) * self.n_features, sizeof(float))
+        for s in range(<int>len(steps)):
+            name, given, replaced = steps[s]
+            values = np.array(given, np.float32)
+            if values.shape[0] != self.n_features:
+                raise ValueError(f"a step {name} of {values.shape[0]} values for {self.n_features} features")
+            for i in range(self.n_features):
+                self.steps[s * self.n_features + i] = values[i]
+            self.columns.steps[s].operation = <Operation>number_of(OPERATIONS, name, "step")
+            self.columns.steps[s].replaced = replaced
+            self.columns.steps[s].values = self.steps + s * self.n_features
+        self.columns.n_steps = <int>len(steps)
 
     cdef void keep_columns(self, Layout layout) except *:
         cdef int i, n = <int>len(layout.columns)
@@ -195,6 +227,7 @@ cdef class Forest:
             end = layout.end_of(t)
             if end - at > most:
                 raise ValueError(f"tree {t} has {end - at} nodes: beside so many columns at most {most} are served")
+            tree.n_nodes = <int>(end - at)
             while at < end:
                 n_weights += self.keep_node(layout, tree, at, n_weights)
                 at += 1
@@ -222,63 +255,23 @@ cdef class Forest:
         weight.target = -1
         return weight + 1 - &self.weights[n_weights]
 
-    cdef bint lanes_for(self, int lanes) noexcept:
-        """Whether slices serve this ensemble on this processor; sets `lanes` and the function."""
-        cdef int t
-        if lanes == 0 or self.aggregate > AVERAGE or self.n_trees == 0:
-            return False
+    cdef void keep_masks(self, int lanes) except *:
+        """The widest masks that this processor and the block have room for; `lanes` as told to Forest."""
+        cdef int t, wanted
+        if self.aggregate > AVERAGE:
+            return
         for t in range(self.n_trees):
-            if self.trees[t].target < 0 or self.trees[t].depth > SLICED_DEPTH:
-                return False
-        for self.lanes in (16, 8):
-            if lanes > 0 and lanes != self.lanes:
+            if self.trees[t].target < 0:
+                return
+        for wanted in (16, 8):
+            if lanes >= 0 and lanes != wanted:
                 continue
-            if self.columns.n * self.lanes <= BLOCK and self.n_targets * self.lanes <= SUMS:
-                self.slices = slice_function(self.lanes)
-                if self.slices != NULL:
-                    return True
-        self.lanes = 0
-        return False
-
-    cdef void keep_slices(self) except *:
-        cdef Py_ssize_t n_leaves = 0
-        cdef Tree* tree
-        cdef int t
-        for t in range(self.n_trees):
-            tree = &self.trees[t]
-            tree.slice_depth = max(tree.depth, LEAST_DEPTH)
-            tree.leaves, tree.branches = n_leaves, n_leaves - t      # a complete tree has one leaf more than branches
-            n_leaves += <Py_ssize_t>1 << tree.slice_depth
-        self.branches = <Slice*>taken(n_leaves, sizeof(Slice))
-        self.leaves = <float*>taken(n_leaves, sizeof(float))
-        for t in range(self.n_trees):
-            self.keep_slice(&self.trees[t])
-        self.nbytes += n_leaves * (sizeof(Slice) + sizeof(float))
-
-    cdef void keep_slice(self, const Tree* tree) noexcept:
-        """A complete tree: below a leaf that stands higher stands the same leaf, whatever is asked there."""
-        cdef uint32_t[MOST_LEAVES] here
-        cdef int d, j, blocks = 1 << (tree.slice_depth - LEAST_DEPTH), above
-        cdef const Node* node
-        cdef Slice* branch
-        here[0] = 0
-        for d in range(tree.slice_depth):
-            for j in range((1 << d) - 1, -1, -1):                      # from the right, as `here` is made in place
-                node = &self.nodes[tree.root + here[j]]
-                above = d - (tree.slice_depth - LEAST_DEPTH)
-                if above >= 0:                                         # in a block
-                    branch = &self.branches[tree.branches + 7 * (j >> above) + (1 << above) - 1]
-                    branch += j & ((1 << above) - 1)
-                else:
-                    branch = &self.branches[tree.branches + 8 * blocks - (2 << d) + j]
-                branch.threshold = node.threshold
-                branch.column = (node.link & ((<uint32_t>1 << self.bits) - 1)) * <uint32_t>self.lanes
-                here[2 * j + 1] = node.link >> self.bits
-                here[2 * j] = here[2 * j + 1]
-                if branch.column != <uint32_t>((self.columns.n - 1) * self.lanes):
-                    here[2 * j + 1] += 1
-        for j in range(1 << tree.slice_depth):
-            self.leaves[tree.leaves + j] = self.nodes[tree.root + here[j]].threshold
+            if self.columns.n * wanted <= BLOCK and self.n_targets * wanted <= SUMS:
+                self.masks = masks_of(self.nodes, self.trees, self.n_trees, self.bits, wanted)
+                if self.masks is not None:
+                    self.lanes = wanted
+                    self.nbytes += self.masks.nbytes()
+                    return
 
     # Runs ---------------------------------------------------------------------------------------------------------
 
@@ -288,26 +281,26 @@ cdef class Forest:
         cdef float[BLOCK + SUMS + 16] room
         cdef float* block = <float*>((<uintptr_t>room + 63) & ~<uintptr_t>63)
         cdef int64_t done = 0, i
-        cdef int most = self.sliced_rows(), taken, winner, rest
-        while self.lanes and n - done >= self.lanes // 2:
-            taken = <int>min(<int64_t>most, n - done)
-            rest = taken % self.lanes
-            if rest < self.lanes // 2:
-                taken -= rest
-            self.slice_block(rows + done * stride, taken, stride, scores + done * self.n_outputs, block)
-            done += taken
+        cdef int most = self.masked_rows(), now, winner, rest
+        while self.lanes and n - done >= self.lanes // FEW:
+            now = <int>min(<int64_t>most, n - done)
+            rest = now % self.lanes
+            if rest < self.lanes // FEW:
+                now -= rest
+            self.mask_block(rows + done * stride, now, stride, scores + done * self.n_outputs, block)
+            done += now
         most = self.walked_rows()
         while done < n:
-            taken = <int>min(<int64_t>most, n - done)
-            self.walk_block(rows + done * stride, taken, stride, scores + done * self.n_outputs, block)
-            done += taken
+            now = <int>min(<int64_t>most, n - done)
+            self.walk_block(rows + done * stride, now, stride, scores + done * self.n_outputs, block)
+            done += now
         for i in range(n):
             winner = self.finish(scores + i * self.n_outputs)
             if labels != NULL:
                 labels[i] = self.labels[winner]
 
-    cdef int sliced_rows(self) noexcept nogil:
-        cdef int groups = 4
+    cdef int masked_rows(self) noexcept nogil:
+        cdef int groups = GROUPS
         if not self.lanes:
             return 0
         groups = min(groups, BLOCK // (self.columns.n * self.lanes))
@@ -317,20 +310,16 @@ cdef class Forest:
         cdef int fit = min(<int>BLOCK_ROWS, BLOCK // self.columns.n)
         return fit - fit % GROUP if fit >= GROUP else fit
 
-    cdef void slice_block(
+    cdef void mask_block(
         self, const float* rows, int n, int64_t stride, float* scores, float* block
     ) noexcept nogil:
-        cdef int lanes = self.lanes, groups = (n + lanes - 1) // lanes, padded = groups * lanes, r, i, _t
+        cdef int lanes = self.lanes, groups = (n + lanes - 1) // lanes, padded = groups * lanes, r, i
         cdef Py_ssize_t step = <Py_ssize_t>lanes * self.columns.n
         cdef float* sums = block + groups * step
-        cdef const Tree* tree = self.trees
         for r in range(padded):                        # lanes behind the last row get the first row: it costs nothing
             stage(&self.columns, rows + (r if r < n else 0) * stride, block + r // lanes * step + r % lanes, lanes)
         memset(sums, 0, padded * self.n_targets * sizeof(float))
-        for _t in range(self.n_trees):
-            self.slices(self.branches + tree.branches, self.leaves + tree.leaves, tree.slice_depth, block, step, groups,
-                        sums + tree.target * padded)
-            tree += 1
+        self.masks.run(block, step, groups, sums)
         for r in range(n):
             for i in range(self.n_targets):
                 scores[r * self.n_outputs + i] = sums[i * padded + r]
@@ -369,8 +358,13 @@ cdef class Forest:
         cdef uint32_t[GROUP] reached
         cdef const Tree* tree = self.trees
         cdef int _t, i, groups = self.n_trees // GROUP
+        cdef bint single = self.n_targets == 1 and self.aggregate <= AVERAGE
         for _t in range(groups):
             walk_trees(self.nodes, tree, self.bits, row, reached)
+            if single:                                 # in a register: by way of memory a sum takes as long as a walk
+                sums[0] = joined(sums[0], self.nodes, tree, reached)
+                tree += GROUP
+                continue
             for i in range(GROUP):
                 add_leaf(sums, tree, &self.nodes[tree.root + reached[i]], self.weights, self.aggregate)
                 tree += 1

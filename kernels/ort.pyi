@@ -46,6 +46,11 @@ class Session:
     def __new__(cls, onnx: bytes, outputs: Sequence[str] | None = None, *, threads: int = 1) -> Self: ...
     def dtype(self, name: str) -> np.dtype[Any]:
         """The numpy type of an input or output; uint16 for bfloat16, object for texts."""
+    def release(self) -> None:
+        """Give back the graph, and what memory is free to the operating system; names and types stay.
+
+        For a graph that nobody runs, or will: a later run raises OrtError.
+        """
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Outputs by name for inputs by name, without the GIL while the graph runs.
 

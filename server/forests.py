@@ -11,6 +11,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from math import inf
 from statistics import median
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -26,6 +28,7 @@ from penstock.server.session import Session
 Mode = Literal["auto", "on", "off"]
 Feeds = dict[str, Any]
 Floats = NDArray[np.float32]
+FLOAT, INT = np.dtype(np.float32), np.dtype(np.int64)
 
 NO_TREES = "no ensemble of trees in the graph"
 REFEREE_ROWS = 4096
@@ -35,8 +38,11 @@ MEASURE_S = 0.01
 """How long one size is measured, at least, for each of the two."""
 TURNS = 200
 """How many times one size is measured, at most."""
+THREADS_PAY = 1.3
+"""How many times faster several threads must be than one, since they take cores from other runs."""
 MARGIN = 1.05
 """How many times faster the forest must be, so that noise does not choose it."""
+INVERSE = {"Sub": np.add, "Add": np.subtract, "Mul": np.divide, "Div": np.multiply}
 
 
 class Runs(Protocol):
@@ -50,8 +56,14 @@ class ForestSession:
     """A model whose ensemble is a forest. Takes the place of a `Session`, and is as safe to use from many threads.
 
     Args:
-        graft: the parts of the model.
-        threads: ONNX Runtime threads of the parts that it runs.
+        graft: the parts of the model; its arrays and bytes are not kept.
+        threads: of one run, of the forest and of the parts that ONNX Runtime runs.
+
+    Attributes:
+        forest: what runs the ensemble.
+        shared_from: rows of a run from which on the forest's threads share it.
+        input: the input of the model, or the output of the part before, that is its rows.
+        scores: outputs of the model that are the scores as they are.
 
     Raises:
         Unfit: the forest cannot be made, and why.
@@ -59,13 +71,17 @@ class ForestSession:
 
     def __init__(self, graft: Graft, *, threads: int = 1) -> None:
         try:
-            self.forest = Forest(**graft.ensemble.arrays, n_features=graft.n_features)
+            self.forest = Forest(**graft.ensemble.arrays, n_features=graft.n_features, threads=threads)
         except (ValueError, OverflowError) as error:
             raise Unfit(f"the ensemble: {error}") from error
-        self.graft = graft
+        self.input, self.scores, self._labels = graft.input, graft.score, graft.label
+        self.shared_from = inf
+        self._n_outputs = self.forest.n_outputs
+        self._classifies = graft.ensemble.classifies
         self._texts = np.array(graft.ensemble.texts, object)
         self._before = Session(graft.before, [graft.input], threads=threads) if graft.before else None
         self._after = Session(graft.after, graft.after_outputs, threads=threads) if graft.after else None
+        self._after_inputs = graft.after_inputs
 
     @property
     def plain(self) -> bool:
@@ -78,19 +94,35 @@ class ForestSession:
         Raises:
             ValueError: the rows are not float32 [n, n_features].
         """
-        graft = self.graft
-        rows = (feeds if self._before is None else self._before.run(feeds))[graft.input]
-        scores = np.empty((len(rows), self.forest.n_outputs), np.float32)
-        labels = np.empty(len(rows), np.int64) if graft.ensemble.classifies else None
-        self.forest.run(rows, scores, labels)
+        rows = (feeds if self._before is None else self._before.run(feeds))[self.input]
+        n = len(rows)
+        scores = np.empty((n, self._n_outputs), FLOAT)
+        labels = np.empty(n, INT) if self._classifies else None
+        self.forest.run(rows, scores, labels, shared=n >= self.shared_from)
+        outputs: dict[str, Any] = dict.fromkeys(self.scores, scores)
         label = self._texts[labels] if len(self._texts) else labels
-        outputs = dict.fromkeys(graft.score, scores) | dict.fromkeys(graft.label, label)
+        if self._labels:
+            outputs |= dict.fromkeys(self._labels, label)
         if self._after is not None:
             made = {"score": scores, "label": label}
             outputs |= self._after.run(
-                {name: made.get(what, feeds.get(what)) for name, what in graft.after_inputs.items()}
+                {name: made.get(what, feeds.get(what)) for name, what in self._after_inputs.items()}
             )
         return outputs
+
+
+@dataclass(frozen=True)
+class _Bare:
+    """A forest alone, by one thread or by all of its threads, for measuring the two."""
+
+    forest: Forest
+    shared: bool
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        rows = feeds["rows"]
+        scores = np.empty((len(rows), self.forest.n_outputs), FLOAT)
+        self.forest.run(rows, scores, shared=self.shared)
+        return {"scores": scores}
 
 
 class BySize:
@@ -130,6 +162,11 @@ class Loaded:
     forest: ForestSession | None = None
 
     @property
+    def alone(self) -> bool:
+        """Whether the forest serves every size, so that nobody runs the model's session any more."""
+        return self.starts == ((1, "forest"),)
+
+    @property
     def turns(self) -> list[int]:
         """Sizes from which the forest serves, then ONNX Runtime, then the forest again, and so on."""
         return [size for size, name in self.starts if (size, name) != (1, "onnxruntime")]
@@ -152,18 +189,21 @@ def load(
         mode: "auto" takes the faster at each size; "on" the forest wherever the referee agrees; "off" ONNX Runtime.
         golden: inputs of the model, which both must answer alike.
         max_rows: the largest batch that is measured.
-        threads: ONNX Runtime threads of a run.
+        threads: of one run, whoever makes it.
     """
     if mode == "off":
         return _onnxruntime(theirs, "forests are off")
     if b"TreeEnsemble" not in model:  # spares most models the reading, and the process the `onnx` package
         return _onnxruntime(theirs, NO_TREES)
     try:
-        ours = ForestSession(cut(model), threads=threads)
-        rows = rows_around(ours.graft.ensemble, ours.graft.n_features, REFEREE_ROWS)
-        judge(ours, rows, theirs, golden, threads=threads)
+        graft = cut(model)
+        ours = ForestSession(graft, threads=threads)
+        rows = rows_around(graft.ensemble, graft.n_features, REFEREE_ROWS)
+        judge(ours, graft, rows, theirs if threads == 1 else Session(model, graft.outputs), golden)
+        if threads > 1:
+            ours.shared_from = sharing(ours.forest, rows, max_rows)
         if mode == "on":
-            return Loaded(ours, f"forest: {_words(ours.forest)}; forests are on", ((1, "forest"),), {}, ours)
+            return Loaded(ours, f"forest: {_words(ours)}; forests are on", ((1, "forest"),), {}, ours)
         return _chosen(ours, theirs, measure(ours, theirs, _feeds(ours, rows, golden), max_rows))
     except Unfit as error:
         return _onnxruntime(theirs, str(error))
@@ -178,7 +218,7 @@ def _chosen(ours: ForestSession, theirs: Runs, curve: Mapping[int, tuple[float, 
     served_by = {name for _, name in starts}
     if served_by == {"onnxruntime"}:
         return Loaded(theirs, f"onnxruntime: the forest is not faster ({told})", starts, curve)
-    words = f"{_words(ours.forest)}; {told}"
+    words = f"{_words(ours)}; {told}"
     if served_by == {"forest"}:
         return Loaded(ours, f"forest: {words}", starts, curve, ours)
     by_size = ", ".join(f"{name} from {size} rows" for size, name in starts)
@@ -190,8 +230,11 @@ def _onnxruntime(theirs: Runs, why: str) -> Loaded:
     return Loaded(theirs, f"onnxruntime: {why}", ((1, "onnxruntime"),), {})
 
 
-def _words(forest: Forest) -> str:
-    way = f"slices of {forest.lanes} rows" if forest.lanes else "walks"
+def _words(ours: ForestSession) -> str:
+    forest = ours.forest
+    way = f"masks of {forest.lanes} rows" if forest.lanes else "walks"
+    if ours.shared_from < inf:
+        way += f", by several threads from {ours.shared_from} rows"
     return f"{forest.n_trees} trees, {forest.n_nodes} nodes, depth {forest.depth}, {way}"
 
 
@@ -206,32 +249,41 @@ def rows_around(ensemble: Ensemble, n_features: int, count: int, seed: int = 0) 
     chance = np.random.default_rng(seed)
     features, thresholds = ensemble.thresholds()
     rows = chance.normal(size=(count, n_features)).astype(np.float32)
-    offset, scale = ensemble.arrays.get("scaler") or (np.zeros(n_features), np.ones(n_features))
     order = np.argsort(features, kind="stable")
     begins = np.searchsorted(features[order], np.arange(n_features + 1))
     for column in np.unique(features):
         values = thresholds[order[begins[column] : begins[column + 1]]]
         with np.errstate(all="ignore"):
-            drawn = (chance.choice(values, count) / scale[column] + offset[column]).astype(np.float32)
+            drawn = _before(ensemble, int(column), chance.choice(values, count))
             toward = chance.choice(np.array([-np.inf, np.nan, np.inf], np.float32), count)
             rows[:, column] = np.where(np.isnan(toward), drawn, np.nextafter(drawn, toward))
     odd = chance.random(rows.shape) < 0.02
-    rows[odd] = chance.choice(np.array([np.nan, np.inf, -np.inf, 0, -0.0], np.float32), int(odd.sum()))
+    replaced = [number for name, _, number in ensemble.arrays.get("steps", []) if name == "Imputer"]
+    rows[odd] = chance.choice(np.array([np.nan, np.inf, -np.inf, 0, -0.0, *replaced], np.float32), int(odd.sum()))
     return rows
 
 
-def judge(ours: ForestSession, rows: Floats, theirs: Runs, golden: Sequence[Feeds], *, threads: int = 1) -> None:
+def _before(ensemble: Ensemble, column: int, drawn: Floats) -> Floats:
+    """What the steps in front make these values of, or nearly."""
+    for name, values, _ in reversed(ensemble.arrays.get("steps", [])):
+        if name in INVERSE:
+            drawn = INVERSE[name](drawn, values[column])
+    return drawn.astype(np.float32)
+
+
+def judge(ours: ForestSession, graft: Graft, rows: Floats, theirs: Runs, golden: Sequence[Feeds]) -> None:
     """Let the forest and ONNX Runtime run the same: the ensemble alone on `rows`, the whole model on golden rows.
+
+    ONNX Runtime by one thread: several add up parts of the trees each, in another order.
 
     Raises:
         Unfit: they differ, and in what.
     """
-    graft = ours.graft
-    alone = Session(graft.alone, ALONE if graft.ensemble.classifies else ALONE[1:], threads=threads)
+    alone = Session(graft.alone, ALONE if graft.ensemble.classifies else ALONE[1:])
     for part in (slice(0, None), slice(0, 1), slice(1, 12)):
         scores = np.empty((len(rows[part]), ours.forest.n_outputs), np.float32)
         labels = np.empty(len(scores), np.int64) if graft.ensemble.classifies else None
-        ours.forest.run(rows[part], scores, labels)
+        ours.forest.run(rows[part], scores, labels, shared=True)
         got: Feeds = {ALONE[1]: scores}
         if labels is not None:
             got[ALONE[0]] = np.array(graft.ensemble.texts, object)[labels] if graft.ensemble.texts else labels
@@ -271,20 +323,33 @@ def _feeds(ours: ForestSession, rows: Floats, golden: Sequence[Feeds]) -> Callab
     Several that differ, for rows that repeat flatter whoever jumps on data: the processor learns them.
     """
     if ours.plain:
-        given: Feeds = {ours.graft.input: rows}
+        given: Feeds = {ours.input: rows}
     elif golden:
         given = golden[0]
     else:
         raise Unfit("nothing to measure on: the model has other parts and no golden rows")
+    return partial(_cut_out, given)
 
-    def feeds(n: int) -> list[Feeds]:
-        made = []
-        for turn in range(max(1, min(TURNS, REFEREE_ROWS // n))):
-            at = turn * n + np.arange(n)
-            made.append({name: np.take(array, at, axis=0, mode="wrap") for name, array in given.items()})
-        return made
 
-    return feeds
+def _cut_out(given: Feeds, n: int) -> list[Feeds]:
+    """Batches of `n` of these rows, one after the other, from the start again where they are used up."""
+    starts = range(0, max(1, min(TURNS, REFEREE_ROWS // n)) * n, n)
+    return [
+        {name: np.take(array, start + np.arange(n), axis=0, mode="wrap") for name, array in given.items()}
+        for start in starts
+    ]
+
+
+def sharing(forest: Forest, rows: Floats, max_rows: int) -> float:
+    """The size from which on a forest's threads pay, at every size measured; inf where there is none."""
+    shared, alone = (_Bare(forest, shared=shared) for shared in (True, False))
+    curve = measure(shared, alone, partial(_cut_out, {"rows": rows}), max_rows)
+    found = inf
+    for size, (several, one) in sorted(curve.items(), reverse=True):
+        if several * THREADS_PAY > one:
+            break
+        found = size
+    return found
 
 
 def measure(

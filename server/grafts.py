@@ -1,8 +1,9 @@
 """An ONNX graph cut at its one ensemble: what comes before it, the ensemble, and what comes after. At load only.
 
 Before and after are graphs of their own, which ONNX Runtime runs. Most models have neither, since what does nothing to
-numbers (Identity, a Cast to the same type, or to double and back, a product with one) is seen through, and a Scaler in
-front becomes part of the forest, which computes it with the same two roundings.
+numbers (Identity, a Cast to the same type, or to double and back, a product with one) is seen through, and what is done
+in float32 to each feature on its own becomes part of the forest, which rounds as often: an Imputer, a Scaler, and sums,
+differences, products and quotients with constants.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.server.ensembles import OPERATORS, Ensemble, Unfit, read
 
 if TYPE_CHECKING:
     import onnx
 
+Floats = NDArray[np.float32]
+Step = tuple[str, Any, float]
+"""Name, values and number as `Forest` takes them; one value stands for all features."""
+MOST_STEPS = 8
 FLOAT, INT64, STRING, DOUBLE = 1, 7, 8, 11  # onnx.TensorProto
-KEEPS_TYPE = (
-    "Identity",
-    "Mul",
-    "Imputer",
-)  # and the width; what onnx infers no type behind an ensemble or in ai.onnx.ml
+KEEPS_TYPE = ("Identity", "Add", "Div", "Imputer", "Mul", "Scaler", "Sub")
+"""Of float32 also the width. Behind an ensemble, and in ai.onnx.ml, onnx infers nothing."""
+COMMUTE = ("Add", "Mul")
 ALONE = ("penstock.label", "penstock.score")
 """Outputs of the ensemble alone."""
 
@@ -33,11 +37,11 @@ class Graft:
     """A model in parts.
 
     Attributes:
-        ensemble: the ensemble, whose forest also does the work of a scaler in front.
+        ensemble: the ensemble, with the steps in front that its forest takes over.
         n_features: columns of its input.
         input: the input of the model, or the output of `before`, that is its rows.
         before: what makes the rows, as ONNX; None where the rows are the model's input.
-        alone: the ensemble with its scaler as a model of its own, for the referee: input `input`, outputs ALONE, of
+        alone: the ensemble with its steps as a model of its own, for the referee: input `input`, outputs ALONE, of
             which a regression has the second only.
         score: outputs of the model that are the scores as they are.
         label: outputs of the model that are the labels as they are.
@@ -56,6 +60,11 @@ class Graft:
     after: bytes | None
     after_inputs: dict[str, str]
     after_outputs: tuple[str, ...]
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """All outputs of the model."""
+        return self.score + self.label + self.after_outputs
 
 
 def cut(model_bytes: bytes) -> Graft:
@@ -85,14 +94,15 @@ class _Cut:
 
     def graft(self) -> Graft:
         ensemble = read(self._tree)
-        rows, scaler = self._rows(self._tree.input[0])
+        rows, steps = self._rows(self._tree.input[0])
         kind, n_features = self._type_of(rows)
         if kind != FLOAT:
             raise Unfit("the ensemble reads another type than float32")
         if not n_features:
             raise Unfit("the graph does not tell how many features the ensemble reads")
-        if scaler is not None:
-            ensemble.arrays["scaler"] = _spread(scaler, n_features)
+        ensemble.arrays["steps"] = [
+            (name, np.resize(np.asarray(values, np.float32), n_features), replaced) for name, values, replaced in steps
+        ]
         label, score = self._ends(ensemble)
         outputs = [value.name for value in self._graph.output]
         origins = {name: self._see_through(name) for name in outputs}
@@ -118,19 +128,56 @@ class _Cut:
         names = [*self._tree.output, "", ""]
         return (names[0] or "~label", names[1] or "~score") if ensemble.classifies else ("", names[0])
 
-    def _rows(self, name: str) -> tuple[str, Any]:
-        """Where the ensemble's rows come from, seen through what the forest can do itself; and a scaler, or None."""
+    def _rows(self, name: str) -> tuple[str, list[Step]]:
+        """Where the ensemble's rows come from, past what the forest can do itself; and that, first things first."""
+        steps: list[Step] = []
+        for _ in self._graph.node:
+            name = self._see_through(name)
+            node = self._maker.get(name)
+            if node is None:
+                break
+            taken = self._steps(node)
+            if not taken or len(taken) + len(steps) > MOST_STEPS:
+                break
+            source = self._data(node)
+            kind, width = self._type_of(source)
+            if kind != FLOAT or any(np.size(values) not in (1, width) for _, values, _ in taken):
+                break  # ONNX Runtime computes it in the input's type, or makes more columns of one
+            steps, name = taken + steps, source
+        return name, steps
+
+    def _steps(self, node: onnx.NodeProto) -> list[Step]:
+        """What a node does to each feature on its own; nothing where it does something else."""
         from onnx import helper
 
-        name = self._see_through(name)
-        node = self._maker.get(name)
-        if node is None or node.op_type != "Scaler" or node.domain != "ai.onnx.ml":
-            return name, None
-        source = self._see_through(node.input[0])
-        if self._type_of(source)[0] != FLOAT:
-            return name, None  # ONNX Runtime computes it in the input's type
         given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-        return source, (given.get("offset", (0.0,)), given.get("scale", (1.0,)))
+        if node.op_type == "Scaler" and node.domain == "ai.onnx.ml":
+            return [("Sub", given.get("offset", (0.0,)), 0.0), ("Mul", given.get("scale", (1.0,)), 0.0)]
+        if node.op_type == "Imputer" and node.domain == "ai.onnx.ml":
+            known = "imputed_value_floats" in given and "replaced_value_float" in given
+            return [("Imputer", given["imputed_value_floats"], given["replaced_value_float"])] if known else []
+        if node.op_type not in ("Add", "Div", "Mul", "Sub") or node.domain or given:
+            return []
+        values = self._constant(node.input[1 if self._data(node) == node.input[0] else 0])
+        return [] if values is None else [(node.op_type, values.ravel(), 0.0)]
+
+    def _data(self, node: onnx.NodeProto) -> str:
+        """The input of a node that is no constant: the first, or the second where either may stand first."""
+        swapped = node.op_type in COMMUTE and self._constant(node.input[0]) is not None
+        name: str = node.input[1 if swapped else 0]
+        return name
+
+    def _constant(self, name: str) -> Floats | None:
+        """A float32 constant of one row, [], [n] or [1, n]."""
+        from onnx import numpy_helper
+
+        node = self._maker.get(name)
+        tensor = self._constants.get(name)
+        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+        if tensor is None or tensor.data_type != FLOAT or list(tensor.dims[:-1]) not in ([], [1]):
+            return None
+        return np.array(numpy_helper.to_array(tensor), np.float32)
 
     def _see_through(self, name: str) -> str:
         """The value that `name` is, past nodes that change nothing."""
@@ -151,13 +198,8 @@ class _Cut:
             if inner is not None and inner.op_type == "Cast" and inner.attribute[0].i == DOUBLE:
                 return node.attribute[0].i == FLOAT == self._type_of(inner.input[0])[0]  # there and back is exact
             return bool(node.attribute[0].i == self._type_of(node.input[0])[0])
-        return node.op_type == "Mul" and self._is_one(node.input[1]) and self._type_of(node.input[0])[0] == FLOAT
-
-    def _is_one(self, name: str) -> bool:
-        from onnx import numpy_helper
-
-        tensor = self._constants.get(name)
-        return tensor is not None and tensor.data_type == FLOAT and numpy_helper.to_array(tensor).tolist() in (1, [1])
+        ones = self._constant(node.input[1]) if node.op_type == "Mul" else None
+        return ones is not None and ones.tolist() in (1, [1]) and self._type_of(node.input[0])[0] == FLOAT
 
     def _type_of(self, name: str) -> tuple[int, int]:
         """The element type of a value and the size of its second dimension; 0 for what is not known."""
@@ -172,7 +214,8 @@ class _Cut:
                 return _type(value)
         node = self._maker.get(name)
         if node is not None and node.op_type in KEEPS_TYPE:
-            return self._type_of(node.input[0])
+            kind, width = self._type_of(self._data(node))
+            return (kind, width) if node.op_type != "Scaler" or kind == FLOAT else (FLOAT, width)
         return 0, 0
 
     def _inferred(self) -> Iterable[onnx.ValueInfoProto]:
@@ -218,15 +261,9 @@ class _Cut:
             waiting.extend(node.input)
         typed = {value.name: value for value in (*self._graph.output, *self._inferred())}
         ends = [typed.get(name) or helper.make_empty_tensor_value_info(name) for name in outputs]
-        made = onnx.ModelProto()
-        made.CopyFrom(self._model)
-        del (
-            made.graph.node[:],
-            made.graph.input[:],
-            made.graph.output[:],
-            made.graph.initializer[:],
-            made.graph.value_info[:],
-        )
+        given = self._model
+        made = onnx.ModelProto(ir_version=given.ir_version, opset_import=given.opset_import, functions=given.functions)
+        made.graph.name = given.graph.name
         made.graph.node.extend(node for node in self._graph.node if id(node) in needed)
         made.graph.input.extend(value for value in inputs if value.name in reads)
         made.graph.output.extend(ends)
@@ -259,14 +296,3 @@ def _type(value: onnx.ValueInfoProto) -> tuple[int, int]:
     tensor = value.type.tensor_type
     sizes = [dimension.dim_value for dimension in tensor.shape.dim]
     return tensor.elem_type, sizes[1] if len(sizes) == 2 else 0
-
-
-def _spread(scaler: Any, n: int) -> tuple[Any, Any]:
-    """Offsets and scales for every feature; ONNX allows one for all."""
-    made = []
-    for values in scaler:
-        array = np.asarray(values, np.float32)
-        if len(array) not in (1, n):
-            raise Unfit(f"a Scaler of {len(array)} columns before {n} features")
-        made.append(np.resize(array, n))
-    return made[0], made[1]

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 
+from penstock.features.functions import Compiled
+from penstock.features.transforms import clock
 from penstock.kernels.batches import Batch
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
-from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
 from penstock.server.errors import InvalidRequest, OurFault, ServerError
 from penstock.server.forests import Loaded
 from penstock.server.join import SOURCES, Join
 from penstock.server.plans import FEATURE_STATUS, FEATURES
+from penstock.server.sampling import Sampler, now_ms
 from penstock.server.session import Session
 from penstock.server.shared import Shared
 from penstock.server.splitting import in_parts
@@ -39,6 +41,7 @@ class Pipeline:
     Attributes:
         forest: who runs the graph, where it is an ensemble of trees; None: the session does.
         cap: rows of one run at most, a larger batch being run in parts; 0 for no such bound.
+        sample: keeps some of what was looked up, where the operator wants that.
         shared: answers that servers share, which a worker asks for before `run`.
         cost: CPU time of the running thread, since waiting for the interpreter is no work.
     """
@@ -46,10 +49,11 @@ class Pipeline:
     plan: Plan
     session: Session
     join: Join | None = None
-    transforms: Program | None = None
+    transforms: Compiled | None = None
     watch: Watch | None = None
     forest: Loaded | None = None
     cap: int = 0
+    sample: Sampler | None = None
     shared: Shared | None = None
     cost: Cost = field(default_factory=Cost)
 
@@ -65,10 +69,12 @@ class Pipeline:
             Exception: whatever went wrong; nothing was answered.
         """
         started, spent = monotonic_ns(), thread_time_ns()
-        rows = batch.rows
+        rows, asked_ms = batch.rows, now_ms()
         joined = self.join is None or self.join.fill(batch)
         batch.degraded = not joined
         looked_up = monotonic_ns()
+        if self.sample is not None and joined:
+            self.sample.offer(batch, asked_ms)
         outputs = self.compute(self._feeds(batch))
         computed = monotonic_ns()
         if self.watch is not None and joined:
@@ -76,15 +82,23 @@ class Pipeline:
         batch.complete(outputs | self._on_request(batch), looked_up - started, computed - looked_up)
         self.cost.learn(rows, thread_time_ns() - spent)
 
-    def compute(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """Outputs of the graph, behind the transforms, for inputs as callers send them; these stay as they are."""
-        if self.transforms is not None:  # then there is one input, the matrix
-            ((name, matrix),) = feeds.items()
-            transformed = np.empty_like(matrix)
-            self.transforms.run(matrix, transformed)
-            feeds = {name: transformed}
+    def compute(self, feeds: dict[str, Any], now: Any = None) -> dict[str, Any]:
+        """Outputs of the graph, behind the transforms, for inputs as callers send them; these stay as they are.
+
+        Transforms that count from the clock take it once for all rows, or from `now` (see `features.transforms.clock`).
+        """
+        feeds = self.transformed(feeds, now)
         run = self.session.run if self.forest is None else self.forest.session.run
         return in_parts(run, feeds, self.cap) if self.cap else run(feeds)
+
+    def transformed(self, feeds: dict[str, Any], now: Any = None) -> dict[str, Any]:
+        """Inputs of the graph for inputs as callers send them."""
+        if self.transforms is None:
+            return feeds
+        ((name, matrix),) = feeds.items()  # there is one input, the matrix
+        out = np.empty((len(matrix), self.transforms.n_outputs), np.float32)
+        self.transforms.run(matrix, out, clock(now) if self.transforms.timed else None)
+        return {name: out}
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """What callers sent, as ONNX Runtime takes it."""

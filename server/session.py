@@ -41,3 +41,7 @@ class Session:
     def run(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """Outputs by name for inputs by name: ndarrays, objects of str for BYTES, uint16 for BF16."""
         return self.graph.run(feeds)
+
+    def release(self) -> None:
+        """Give back the graph and its memory; a run fails from then on, and nobody may be in one."""
+        self.graph.release()

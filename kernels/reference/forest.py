@@ -8,6 +8,7 @@ Runtime does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ COMPARISONS = {
     EQ: np.equal,
     NEQ: np.not_equal,
 }
+OPERATIONS = {"Sub": np.subtract, "Add": np.add, "Mul": np.multiply, "Div": np.divide}
 Floats = NDArray[np.float32]
 
 
@@ -51,16 +53,17 @@ class Forest:
         post: str = "NONE",
         base: Any = (),
         labels: Any = (),
-        scaler: tuple[Floats, Floats] | None = None,
+        steps: Sequence[tuple[str, Floats, float]] = (),
         lanes: int = -1,
+        threads: int = 1,
     ) -> None:
         for name, known in ((kind, KINDS), (aggregate, AGGREGATES), (post, POSTS)):
             if name not in known:
                 raise ValueError(f"unknown {name!r}: known are {', '.join(known)}")
         self.n_features, self.n_targets = n_features, n_targets
         self.n_outputs = 2 if kind == "binary" else n_targets
-        self.lanes = 0 * lanes
-        self._kind, self._aggregate, self._post, self._scaler = kind, aggregate, post, scaler
+        self.lanes = 0 * lanes * threads
+        self._kind, self._aggregate, self._post, self._steps = kind, aggregate, post, steps
         self._base = np.asarray(base, np.float32)
         self._labels = np.asarray(labels, np.int64)
         self._nodes = (features, values, modes, true_children, false_children, missing)
@@ -93,8 +96,11 @@ class Forest:
                 if not any(all(target in targets for targets in tree) for tree in leaves):
                     raise ValueError(f"some rows may reach no leaf that adds to output {target}")
 
-    def run(self, rows: Floats, scores: Floats, labels: NDArray[np.int64] | None = None) -> None:
-        """Scores of every row, and its label."""
+    def run(
+        self, rows: Floats, scores: Floats, labels: NDArray[np.int64] | None = None, *, shared: bool = False
+    ) -> None:
+        """Scores of every row, and its label; one thread does all, `shared` or not."""
+        del shared
         if rows.shape[1] != self.n_features or scores.shape != (len(rows), self.n_outputs):
             raise ValueError("shapes do not fit")
         if labels is not None and (self._kind == "regression" or len(labels) != len(rows)):
@@ -105,8 +111,7 @@ class Forest:
             labels[:] = self._labels[winners]
 
     def _run(self, rows: Floats, scores: Floats) -> NDArray[np.int64]:
-        if self._scaler is not None:
-            rows = (rows - self._scaler[0].astype(np.float32)) * self._scaler[1].astype(np.float32)
+        rows = _stepped(rows, self._steps)
         start = {"MIN": np.inf, "MAX": -np.inf}.get(self._aggregate, 0.0)
         join = {"MIN": np.minimum, "MAX": np.maximum}.get(self._aggregate, np.add)
         sums = np.full((len(rows), self.n_targets), start, np.float32)
@@ -147,6 +152,16 @@ class Forest:
         else:
             scores[:, 0], scores[:, 1] = 1 - x if self._positive else -x, x
         return (x > np.float32(0.5 if self._positive else 0)).astype(np.int64)
+
+
+def _stepped(rows: Floats, steps: Sequence[tuple[str, Floats, float]]) -> Floats:
+    """What is done to rows before the trees, each step in float32."""
+    for name, values, replaced in steps:
+        if name == "Imputer":
+            rows = np.where((rows == replaced) | (np.isnan(rows) & np.isnan(replaced)), values, rows)
+        else:
+            rows = OPERATIONS[name](rows, values)
+    return rows
 
 
 def _check(

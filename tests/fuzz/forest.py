@@ -3,7 +3,7 @@
 What must hold for every input, beside no report of a sanitizer:
 
 - an ensemble is refused by ValueError, or served; kernel and twin agree on which;
-- walks, and slices of 8 and 16 rows, give the same bits, and the twin's sums;
+- walks, and masks of 8 and 16 rows, give the same bits, and the twin's sums;
 - what is held at once stays under a fixed multiple of the arrays.
 
 An input is a header (kind, aggregate, post, counts) and then the arrays one after the other, most of small numbers, so
@@ -23,6 +23,7 @@ from penstock.kernels.reference import forest as reference
 
 KINDS = ("regression", "classes", "binary", "pair")
 AGGREGATES = ("SUM", "AVERAGE", "MIN", "MAX")
+STEPS = ("Imputer", "Sub", "Mul", "Div", "Add")
 POSTS = ("NONE", "LOGISTIC", "SOFTMAX", "SOFTMAX_ZERO", "PROBIT")
 HEADER = struct.Struct("<10B")
 ROWS = 19
@@ -65,6 +66,10 @@ def ensemble(body: bytes):
         "post": POSTS[head[6] % 5],
         "base": [0.5] * (targets if head[8] & 1 else 0),
         "labels": tuple(range(labels)),
+        "steps": [
+            (STEPS[(i + head[9]) % 5], np.resize(np.append(take(features, np.float32), np.float32(2)), features), 1.0)
+            for i in range(head[9] >> 6)
+        ],
     }
     rows = np.resize(np.concatenate([take(64, np.float32), np.float32([0.0, np.nan])]), (ROWS, features))
     return arrays, rows
@@ -131,7 +136,7 @@ def seeds() -> list[bytes]:
                 targets,
                 values,
                 weights,
-                (2, kind, aggregate, aggregate, count, 0, 0),
+                (2, kind, aggregate, aggregate, count, 0, 64 * aggregate),
             )
             for roots in ([0], [0, 4, 1, 2])
             for aggregate in range(4 if kind == 0 else 1)

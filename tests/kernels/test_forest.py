@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -143,14 +146,92 @@ def test_every_way_and_every_size_gives_the_same_bits(trees, depth, lanes):
         assert (scores_of(forest, rows[:n]) == expected[:n]).all(), n
 
 
-def test_a_scaler_in_front_rounds_as_onnx_does():
+def grown(trees, leaves, chance, features=5):
+    """Trees grown leaf by leaf, as LightGBM does: some long ways, some short ones. `chance` of 1 and 0 make chains."""
+    draw = np.random.default_rng(leaves)
+    yes, no, modes, roots = [], [], [], []
+    for _ in range(trees):
+        at = len(modes)
+        roots.append(at)
+        ends = [at]
+        modes.append(LEAF), yes.append(0), no.append(0)
+        for _ in range(leaves - 1):
+            at = ends.pop(-1 if draw.random() < chance else 0)
+            modes[at], yes[at], no[at] = LEQ, len(modes), len(modes) + 1
+            ends += [len(modes), len(modes) + 1] if chance else [len(modes) + 1, len(modes)][::-1]
+            modes.extend([LEAF, LEAF]), yes.extend([0, 0]), no.extend([0, 0])
+    modes = np.array(modes, np.uint8)
+    found = np.flatnonzero(modes == LEAF)
+    return {
+        "features": draw.integers(0, features, len(modes)),
+        "values": draw.normal(size=len(modes)).astype(np.float32),
+        "modes": modes,
+        "true_children": np.array(yes),
+        "false_children": np.array(no),
+        "missing": draw.integers(0, 2, len(modes)).astype(np.uint8),
+        "roots": np.array(roots),
+        "leaf_nodes": found,
+        "leaf_targets": np.zeros(len(found), np.int64),
+        "leaf_weights": draw.normal(size=len(found)).astype(np.float32),
+        "n_features": features,
+    }
+
+
+@pytest.mark.parametrize("chance", [0, 0.5, 0.9, 1])
+@pytest.mark.parametrize("leaves", [1, 2, 31, 32, 33, 63, 64, 65, 100, 128])
+def test_masks_of_any_shape_give_the_bits_of_walks(leaves, chance):
+    arrays = grown(6, leaves, chance)
+    rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
+    rows[::9, 1] = np.nan
+    expected = scores_of(kernel.Forest(**arrays, lanes=0), rows)
+    assert (expected == scores_of(reference.Forest(**arrays), rows)).all()
+    for lanes in (8, 16):
+        forest = kernel.Forest(**arrays, lanes=lanes)
+        for n in (4, 8, 9, 16, 24, 33, 64, 70):
+            assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
+
+
+def test_masks_are_for_trees_of_few_leaves():
+    """Where the processor has any: else every forest walks."""
+    widest = kernel.Forest(**complete(3, 3, 5)).lanes
+    assert widest in (0, 8, 16)
+    for arrays, lanes in ((grown(6, 8 * widest, 0.9), widest), (complete(3, 9, 5), 0)):
+        assert kernel.Forest(**arrays).lanes == lanes
+    mixed = grown(50, 3, 1)
+    big = grown(1, 1500, 0.5)  # few leaves on the average, but one tree of many
+    n = len(mixed["modes"])
+    for name in ("true_children", "false_children", "roots", "leaf_nodes"):
+        big[name] = big[name] + n
+    both = {name: np.concatenate([mixed[name], big[name]]) for name in mixed if name != "n_features"}
+    assert kernel.Forest(**both, n_features=5).lanes == 0
+
+
+@TWINS
+def test_steps_in_front_round_as_onnx_does(forests):
     arrays = complete(20, 5, 6)
-    offset, scale = (np.random.default_rng(i).normal(size=6).astype(np.float32) for i in (1, 2))
-    rows = np.random.default_rng(3).normal(size=(200, 6)).astype(np.float32)
-    assert (
-        scores_of(kernel.Forest(**arrays, scaler=(offset, scale)), rows)
-        == scores_of(kernel.Forest(**arrays), (rows - offset) * scale)
-    ).all()
+    draw = np.random.default_rng(1)
+    values = {name: draw.normal(size=6).astype(np.float32) for name in ("Sub", "Mul", "Add", "Div", "Imputer")}
+    rows = draw.normal(size=(60, 6)).astype(np.float32)
+    rows[::3, 2], rows[::4, 1], rows[5] = np.nan, 7, np.inf
+    steps = [("Imputer", values["Imputer"], 7), *((name, values[name], 0) for name in ("Sub", "Mul", "Add", "Div"))]
+    steps.append(("Imputer", values["Mul"], np.nan))
+    done = np.where(rows == 7, values["Imputer"], rows)
+    with np.errstate(all="ignore"):
+        done = ((done - values["Sub"]) * values["Mul"] + values["Add"]) / values["Div"]
+    done = np.where(np.isnan(done), values["Mul"], done)
+    got = scores_of(forests.Forest(**arrays, steps=steps), rows)
+    assert (got == scores_of(forests.Forest(**arrays), done)).all()
+
+
+def test_steps_that_do_not_fit_are_refused():
+    one = np.ones(1, np.float32)
+    for steps, told in (
+        ([("Sub", np.ones(2, np.float32), 0)], "a step Sub of 2 values for 1 features"),
+        ([("Pow", one, 0)], "unknown step 'Pow'"),
+        ([("Sub", one, 0)] * 9, "9 steps before the trees: at most 8"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            kernel.Forest(**stump(), steps=steps)
 
 
 @TWINS
@@ -300,6 +381,60 @@ def test_one_forest_serves_many_threads():
         thread.join()
     assert all(results)
     assert len(results) == 20 * sum(len(range(0, 512, size)) for size in (512, 64, 9, 128))
+
+
+def test_threads_share_a_run_and_give_the_same_bits():
+    arrays = odd(3, kind="binary")
+    forest, alone = kernel.Forest(**arrays, threads=3), kernel.Forest(**arrays)
+    for n in (0, 1, 63, 64, 65, 128, 129, 1000):
+        rows = rows_for(arrays, n, n)
+        scores, labels = np.zeros((n, 2), np.float32), np.zeros(n, np.int64)
+        forest.run(rows, scores, labels, shared=True)
+        expected = scores_of(alone, rows, labels=True)
+        assert np.array_equal(scores, expected[0], equal_nan=True)
+        assert (labels == expected[1]).all()
+
+
+def test_who_finds_the_threads_engaged_runs_alone():
+    """Many callers at once, some of whom share and some of whom do not: each gets its own rows' scores."""
+    arrays = complete(30, 6, 10)
+    forest = kernel.Forest(**arrays, threads=3)
+    rows = np.random.default_rng(0).uniform(-1, 1, (1024, 10)).astype(np.float32)
+    expected, wrong = scores_of(forest, rows), []
+
+    def work(size, shared):
+        scores = np.zeros((size, 1), np.float32)
+        for i in list(range(0, 1024, size)) * 20:
+            forest.run(rows[i : i + size], scores, shared=shared)
+            if not (scores == expected[i : i + size]).all():
+                wrong.append((size, i))
+
+    callers = [threading.Thread(target=work, args=(size, size != 128)) for size in (1024, 512, 256, 128)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not wrong
+
+
+def test_the_threads_of_a_forest_end_with_it():
+    def running():
+        found = set()
+        for task in Path("/proc/self/task").iterdir():
+            with suppress(OSError):  # another's that just ended
+                found |= {task.name} if (task / "comm").read_text() == "forest\n" else set()
+        return found
+
+    before = running()
+    forest = kernel.Forest(**stump(), threads=4)
+    made = running() - before
+    assert len(made) == 3
+    forest.run(np.zeros((500, 1), np.float32), np.zeros((500, 1), np.float32), shared=True)
+    del forest
+    until = time.monotonic() + 10
+    while made & running() and time.monotonic() < until:  # joined, but the system may show them for a moment
+        time.sleep(0.001)
+    assert not made & running()
 
 
 def test_seeds_reach_every_kind_and_aggregate():

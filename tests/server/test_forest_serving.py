@@ -8,6 +8,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 
 from penstock.client import Client
 from penstock.converters import convert
+from penstock.kernels.ort import OrtError
 from penstock.server.config import Config
 from penstock.server.forests import steps
 from penstock.server.version import Served
@@ -60,6 +61,18 @@ def test_a_version_says_who_runs_it(registry, trees):
     assert on.model.endswith("; forests are on")
     assert on.way.startswith("inline: ")
     assert told(registry, forests="off").model == "onnxruntime: forests are off"
+
+
+def test_a_graph_that_nobody_runs_any_more_is_given_back(registry, trees):
+    """What the forest serves alone is served on, and the names and types of the graph are still known."""
+    on, off = told(registry, forests="on"), told(registry, forests="off")
+    graph, vector = on.pipeline.session.graph, on.plan.inputs[0].name
+    assert graph.inputs == (vector,)
+    assert graph.dtype(vector) == np.float32
+    with pytest.raises(OrtError, match="the graph was given back"):
+        graph.run({vector: ROWS})
+    for name, values in off.pipeline.compute({vector: ROWS}).items():
+        assert (on.pipeline.compute({vector: ROWS})[name] == values).all()
 
 
 def test_a_graph_without_trees_is_left_to_onnx_runtime(registry, graphs):

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from penstock.benchmarks.ensembles import complete, odd, rows_for, to_onnx
 from penstock.converters import to_onnx as convert
 from penstock.server.ensembles import Unfit, read
-from penstock.server.forests import ForestSession, choose, judge, load, measure, rows_around, steps
+from penstock.server.forests import ForestSession, choose, judge, load, measure, rows_around, sharing, steps
 from penstock.server.grafts import cut
 from penstock.server.session import Session
 
@@ -112,12 +112,73 @@ def test_a_scaler_in_front_becomes_part_of_the_forest():
     assert agreed(model, rows).session.plain
 
 
-def test_what_comes_before_is_left_to_onnx_runtime():
+def test_an_imputer_in_front_becomes_part_of_the_forest_whatever_it_replaces():
     rows, target = task(3, "binary")
-    holes = rows.copy()
-    holes[::7, 0] = np.nan
-    model = convert(make_pipeline(SimpleImputer(), ensemble.GradientBoostingClassifier()).fit(holes, target), rows[:2])
-    assert not agreed(model, holes).session.plain
+    for replaced in (np.nan, 7.0):
+        holes = rows.copy()
+        holes[::7, 0] = replaced
+        source = make_pipeline(
+            SimpleImputer(missing_values=replaced), StandardScaler(), ensemble.GradientBoostingClassifier()
+        )
+        model = convert(source.fit(holes, target), rows[:2])
+        assert {"Imputer", "Scaler"} <= {node.op_type for node in onnx.load_model_from_string(model).graph.node}
+        assert agreed(model, holes).session.plain
+
+
+def preceded(*nodes, **constants):
+    """Trees over rows that first go through nodes; each reads the one before, as "here"."""
+    model = onnx.load_model_from_string(to_onnx(complete(9, 4, 4)))
+    (trees,) = model.graph.node
+    del model.graph.node[:]
+    names = ["x", *(f"step {i}" for i in range(len(nodes)))]
+    for i, (operator, *inputs) in enumerate(nodes):
+        given = [names[i] if name == "here" else name for name in inputs]
+        model.graph.node.append(helper.make_node(operator, given, [names[i + 1]]))
+    trees.input[0] = names[-1]
+    model.graph.node.append(trees)
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    return model.SerializeToString()
+
+
+CONSTANTS = {
+    "one": np.float32(0.3),
+    "four": np.float32([0.1, -2, 3, 0.7]),
+    "row": np.float32([[1.5, 0.1, -0.3, 2]]),
+}
+
+
+def rows_of_four():
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    rows[::7, 0], rows[3] = np.nan, np.inf
+    return rows
+
+
+def test_arithmetic_with_constants_in_front_becomes_part_of_the_forest():
+    nodes = [("Sub", "here", "four"), ("Mul", "row", "here"), ("Add", "one", "here"), ("Div", "here", "four")]
+    for chain in (nodes[:1], nodes[1:3], nodes, nodes * 2):
+        assert agreed(preceded(*chain, **CONSTANTS), rows_of_four()).session.plain
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [("Sub", "four", "here")],
+        [("Div", "one", "here")],
+        [("Add", "here", "here")],
+        [("Abs", "here"), ("Add", "here", "four")],
+        [("Sub", "here", "four")] * 9,
+    ],
+    ids=["constant less", "constant by", "twice itself", "another operator", "too many"],
+)
+def test_what_else_comes_before_is_left_to_onnx_runtime(nodes):
+    assert not agreed(preceded(*nodes, **CONSTANTS), rows_of_four()).session.plain
+
+
+def test_a_constant_that_makes_more_columns_of_one_is_left_to_onnx_runtime():
+    model = onnx.load_model_from_string(preceded(("Add", "here", "four"), **CONSTANTS))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1
+    column = np.random.default_rng(0).normal(size=(50, 1)).astype(np.float32)
+    assert not agreed(model.SerializeToString(), column).session.plain
 
 
 def test_what_comes_after_is_left_to_onnx_runtime_too():
@@ -220,9 +281,9 @@ def test_the_referee_finds_a_forest_that_is_wrong_by_little():
     branch = np.flatnonzero(bad.ensemble.arrays["modes"])[3]  # near a root, where many rows pass
     values[branch] = np.nextafter(values[branch], np.float32(np.inf))
     rows = rows_around(good.ensemble, 6, 4096)
-    judge(ForestSession(good), rows, session_of(model), ())
+    judge(ForestSession(good), good, rows, session_of(model), ())
     with pytest.raises(Unfit, match=r"differs from ONNX Runtime's by .* steps of float32 at thresholds"):
-        judge(ForestSession(bad), rows, session_of(model), ())
+        judge(ForestSession(bad), bad, rows, session_of(model), ())
 
 
 def test_the_choice_takes_the_faster_at_each_size():
@@ -257,6 +318,28 @@ def test_sessions_by_size_answer_alike():
     rows = np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32)
     assert (loaded.session.run({"x": rows})["score"] == theirs.run({"x": rows})["score"]).all()
     assert set(loaded.curve) == {1, 2, 4, 8, 16}
+
+
+def test_threads_share_the_sizes_where_they_pay(monkeypatch):
+    forest = ForestSession(cut(to_onnx(complete(5, 3, 4))), threads=2).forest
+    rows = np.zeros((64, 4), np.float32)
+    for curve, start in (
+        ({1: (2, 1), 2: (1, 2), 4: (1, 1.1), 8: (1, 1.8), 16: (1, 2)}, 8),
+        ({1: (2, 1), 2: (1, 1)}, np.inf),
+        ({1: (1, 2), 2: (1, 2)}, 1),
+    ):
+        monkeypatch.setattr("penstock.server.forests.measure", lambda *_, curve=curve: curve)
+        assert sharing(forest, rows, 64) == start
+
+
+def test_a_forest_of_several_threads_answers_alike():
+    model = to_onnx(complete(50, 6, 8))
+    theirs = session_of(model)
+    loaded = load(model, theirs, mode="on", max_rows=512, threads=2)
+    rows = np.random.default_rng(0).normal(size=(700, 8)).astype(np.float32)
+    for start in (64, np.inf):
+        loaded.forest.shared_from = start
+        assert (loaded.session.run({"x": rows})["score"] == theirs.run({"x": rows})["score"]).all()
 
 
 # The campaign ---------------------------------------------------------------------------------------------------------
