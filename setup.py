@@ -53,7 +53,7 @@ HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "m
 LOAD = ("calls", "answers", "wires", "requests", "threads")  # as drawn in kernels/_load.pxd
 KERNELS = {
     "wire": Kernel(),
-    "cache": Kernel(("pthread",)),
+    "cache": Kernel(("pthread",), parts=("keys",)),
     "calls": Kernel(("pthread",)),
     "ledger": Kernel(("pthread",)),
     "batches": Kernel(),

@@ -6,6 +6,8 @@ without, and the bare nghttp2 echo. They are driven in turn, A B C A B C …; se
 - *Hits*: one request again and again by h2load at 4 connections of 64 streams, against the echo of the same bytes.
 - *Unique*: `POOL` requests that all differ, in turn, by the generator of `penstock bench`. The cache, of 256 KiB, is
   full of others before, and remembers a tenth of them, so each was forgotten long before it comes again.
+- *Shared*: the dear model of `mixed.py`, one caller: answers found in a Redis each time, as they are too large for the
+  own cache, and answers never found, as their time is up once they are made, against runs without any cache.
 
     python -m penstock.benchmarks.cache [--rounds 5] [--seconds 3] [--pin] [--json]
 
@@ -14,9 +16,10 @@ Ends with 1 if a line is missed.
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +28,7 @@ import typer
 
 from penstock.benchmarks.generators import H2load, Load, LoadFailed, PoolLoad
 from penstock.benchmarks.lines import Line, Outcome
+from penstock.benchmarks.mixed import WIDTH, publish_dear
 from penstock.benchmarks.processes import Server
 from penstock.benchmarks.seeded import FEATURES, METHOD, SEED, publish, vector_bodies
 from penstock.benchmarks.sides import Side, counter, machine, penstock
@@ -32,26 +36,60 @@ from penstock.benchmarks.transports import CONNECTIONS, STREAMS, Scenario, echo_
 from penstock.client import Client
 from penstock.commands._console import errors, print_json
 from penstock.errors import PenstockError
+from penstock.features.embedded import find_executable
 
 POOL, OTHERS = 1 << 18, 1 << 12
 ROOM = 1 << 18  # bytes: 600 answers, and 1,600 requests seen lately, or 26,000 where few are looked up
 SETTINGS = {"cached": "cache: {plain: {bytes: 67108864}}\n", "small": f"cache: {{plain: {{bytes: {ROOM}}}}}\n"}
 HITS = (Line("cached", "rate", against="echo", at_least=0.8),)
 UNIQUE = (Line("small", "rate", against="off", at_least=0.97),)
+SHARED = (Line("found", "p50_us", against="run", at_most=0.5), Line("never", "p50_us", against="run", at_most=1.25))
 
 
 def served(name: str, folder: Path, cores: str) -> Server:
-    """Penstock with the settings of that name added."""
-    server = penstock(name, folder, "native", cores)
-    with (folder / f"{name}.yaml").open("a") as settings:
-        settings.write(SETTINGS.get(name, ""))
-    return server
+    """Penstock with the settings of that name."""
+    return penstock(name, folder, "native", cores, SETTINGS.get(name, ""))
+
+
+def measured_sharing(folder: Path, rounds: int, seconds: float, *, pin: bool) -> Outcome:
+    """The last scenario."""
+    server_cores, load_cores = ("0", "1") if pin else ("", "")
+    publish_dear(folder)
+    with ExitStack() as stack:
+        url = stack.enter_context(redis_server(folder))
+        configs = {
+            "found": f"cache: {{dear: {{bytes: 65536, shared: '{url}'}}}}\n",
+            "never": f"cache: {{dear: {{bytes: 65536, ttl_s: 0.0001, shared: '{url}?db=1'}}}}\n",
+            "run": "",
+        }
+        running = {
+            name: stack.enter_context(penstock(name, folder, "native", server_cores, config))
+            for name, config in configs.items()
+        }
+        clients = {name: stack.enter_context(Client(server.address)) for name, server in running.items()}
+        bodies = vector_bodies("dear", "x", np.ones((1, WIDTH), np.float32))
+        sides = [Side(name, running[name], bodies, counter(clients[name], "dear")) for name in running]
+        outcome = Scenario("one caller, shared", sides, H2load(1), 1, SHARED).outcome(rounds, seconds, load_cores)
+        check(clients, "dear", {"found": "cache_hit", "never": "cache_miss"})
+        return outcome
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """The URL of a Redis that keeps nothing on disk and ends with the block."""
+    socket = folder / "answers.sock"
+    words = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", ""]
+    with subprocess.Popen([find_executable(), *words], stdout=subprocess.DEVNULL) as process:
+        try:
+            yield f"unix://{socket}"
+        finally:
+            process.terminate()
 
 
 def measured(folder: Path, rounds: int, seconds: float, *, pin: bool) -> list[Outcome]:
-    """Both scenarios, in turn."""
+    """The first two scenarios, in turn."""
     server_cores, load_cores = ("0", "1") if pin else ("", "")
-    publish(folder)
+    publish(folder, ("plain",))
     with ExitStack() as stack:
         running = {name: stack.enter_context(served(name, folder, server_cores)) for name in ("cached", "small", "off")}
         echo = stack.enter_context(echo_server(folder, server_cores))
@@ -68,7 +106,7 @@ def measured(folder: Path, rounds: int, seconds: float, *, pin: bool) -> list[Ou
             Scenario(f"{POOL:,} requests", unique, Onward(), many, UNIQUE),
         ]
         found = [scenario.outcome(rounds, seconds, load_cores) for scenario in outcomes]
-        check(clients)
+        check(clients, "plain", {"cached": "cache_hit", "small": "cache_miss"})
         return found
 
 
@@ -94,10 +132,10 @@ def fill(server: Server, bodies: Sequence[bytes]) -> None:
     PoolLoad(CONNECTIONS)(server.address, METHOD, bodies, callers=STREAMS, requests=len(bodies))
 
 
-def check(clients: dict[str, Client]) -> None:
-    """Raise LoadFailed unless what was measured was hits in one case and misses in the other."""
-    for name, phase in (("cached", "cache_hit"), ("small", "cache_miss")):
-        phases = clients[name].statistics("plain")[0].phases
+def check(clients: dict[str, Client], model: str, expected: dict[str, str]) -> None:
+    """Raise LoadFailed unless what each server was asked was what is expected: cache_hit or cache_miss."""
+    for name, phase in expected.items():
+        phases = clients[name].statistics(model)[0].phases
         share = phases[phase].count / phases["success"].count
         if share < 0.98:
             raise LoadFailed(f"{name}: only {share:.0%} of the requests were counted as {phase}")
@@ -109,10 +147,11 @@ def main(
     pin: Annotated[bool, typer.Option(help="Servers on core 0, load on core 1.")] = False,
     json: Annotated[bool, typer.Option(help="Figures as JSON.")] = False,
 ) -> None:
-    """Measure hits against a bare echo, and requests that never come again against no cache; 1 if a line is missed."""
+    """Measure hits against an echo, unique requests and shared answers against no cache; 1 if a line is missed."""
     try:
         with tempfile.TemporaryDirectory(prefix="penstock-bench-") as name:
-            outcomes: Sequence[Outcome] = measured(Path(name), rounds, seconds, pin=pin)
+            outcomes = measured(Path(name), rounds, seconds, pin=pin)
+            outcomes.append(measured_sharing(Path(name), rounds, seconds, pin=pin))
     except PenstockError as error:
         errors.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None

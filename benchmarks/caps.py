@@ -1,12 +1,16 @@
 """Whether the measured cap on runs is as good as any fixed one.
 
 Every side is `penstock serve` on the native transport with another `batch_cap`: auto, and a range of fixed ones. The
-same callers ask each in turn for requests of 1, 8, 64 and 256 rows of three models: a logistic regression and 200
-trees of depth 6 on 30 features, and a network 128-256-256. Compared are requests per second of the same round;
-auto must reach 0.95 of every fixed cap. The server's CPU time a request is given beside it, since it is steadier
-where something else runs on the machine. All rows differ, and every answer's status is checked.
+same callers ask for requests of 1, 8, 64 and 256 rows of three models: a logistic regression and 200 trees of depth 6
+on 30 features, and a network 128-256-256. All rows differ, and every answer's status is checked.
 
-    python -m penstock.benchmarks.caps [--rounds 5] [--seconds 0.6] [--callers 32] [--json]
+Auto must reach 0.95 of every fixed cap, and noise is as large as that. So auto and a fixed cap run side by side, many
+times and shortly, each first in turn, and the median of the ratios of requests per second is judged. Another server of
+auto's settings is compared in the same way: the **control**, whose ratio would be 1 if there were no noise. A fixed
+cap equal to the measured one is no side: it would be a second control. Medians of the server's CPU time a request
+stand beside, since they are steadier where something else runs on the machine.
+
+    python -m penstock.benchmarks.caps [--rounds 15] [--seconds 0.2] [--callers 32] [--json]
 """
 
 from __future__ import annotations
@@ -14,19 +18,20 @@ from __future__ import annotations
 import statistics
 import tempfile
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from penstock.benchmarks.generators import PoolLoad
-from penstock.benchmarks.lines import Line, Outcome
 from penstock.benchmarks.processes import Server
 from penstock.benchmarks.seeded import Seeded, publish
-from penstock.benchmarks.sides import Side, machine, measure, penstock, requests_for
+from penstock.benchmarks.sides import Run, Side, machine, measure, penstock, requests_for
 from penstock.client import Client
 from penstock.commands._console import console, errors, print_json, print_table
 
+AUTO, CONTROL = "auto", "control"
 FIXED = (8, 32, 64, 128, 256)
 ROWS = (1, 8, 64, 256)
 AT_LEAST = 0.95
@@ -34,86 +39,149 @@ MODELS = ("plain", "trees", "mlp")
 CONNECTIONS = 4
 
 
+@dataclass(frozen=True)
+class Middle:
+    """The median of some ratios, and the quartiles that half of them lie between."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, ratios: list[float]) -> Middle:
+        low, value, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
+        return cls(value, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.2f} to {self.high:.2f})"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Auto beside another side: the two runs of every round."""
+
+    against: str
+    runs: list[tuple[Run, Run]]
+
+    @property
+    def rate(self) -> Middle:
+        """Requests a second of auto over the other's."""
+        return Middle.of([auto.rate / other.rate for auto, other in self.runs])
+
+    @property
+    def cpu(self) -> Middle:
+        """The server's CPU time a request, auto's over the other's."""
+        return Middle.of([auto.cpu_us / other.cpu_us for auto, other in self.runs])
+
+    @property
+    def held(self) -> bool:
+        return self.against == CONTROL or self.rate.value >= AT_LEAST
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One model and size of requests: auto beside the control and every other cap."""
+
+    name: str
+    control: Pair
+    fixed: list[Pair]
+
+    @property
+    def worst(self) -> Pair:
+        """The fixed cap that auto does worst against."""
+        return min(self.fixed, key=lambda pair: pair.rate.value)
+
+    @property
+    def auto_rate(self) -> float:
+        """Requests a second of auto, the median of all its runs."""
+        return statistics.median(auto.rate for pair in (self.control, *self.fixed) for auto, _ in pair.runs)
+
+
 def compare(
     model: Seeded, rows: int, servers: dict[str, Server], rounds: int, seconds: float, callers: int, cores: str
-) -> Outcome:
-    """Drive every side in turn, `rounds` times."""
+) -> Scenario:
+    """Drive auto beside every other side, `rounds` times."""
     generator, bodies = PoolLoad(CONNECTIONS), model.bodies(rows)
     sides = {name: Side(name, server, bodies) for name, server in servers.items()}
-    requests = requests_for(seconds, sides["auto"], generator, callers, cores)
-    measured = []
+    auto = sides.pop(AUTO)
+    requests = requests_for(seconds, auto, generator, callers, cores)
+    pairs = {name: Pair(name, []) for name in sides}
     for i in range(rounds):
         errors.print(f"{model.name}, {rows} rows a request: round {i + 1} of {rounds}", highlight=False)
-        order = [*sides.values()][:: 1 if i % 2 else -1]  # nobody is always first
-        measured.append({side.name: measure(side, generator, callers, requests, cores) for side in order})
-    lines = [Line("auto", "rate", against=name, at_least=AT_LEAST) for name in sides if name != "auto"]
-    return Outcome(f"{model.name}, {rows} rows", measured, lines)
-
-
-def cpu_ratio(outcome: Outcome) -> float:
-    """CPU time a request with the measured cap over that of the best fixed one, by medians over rounds."""
-    others = [name for name in outcome.sides if name != "auto"]
-    return max(
-        statistics.median(Line("auto", "cpu_us", against=name, at_most=1).values(outcome.rounds)) for name in others
-    )
+        for turn, (name, side) in enumerate(sides.items()):
+            order = (auto, side) if (i + turn) % 2 else (side, auto)  # nobody is always first
+            runs = {one.name: measure(one, generator, callers, requests, cores) for one in order}
+            pairs[name].runs.append((runs[AUTO], runs[name]))
+    return Scenario(f"{model.name}, {rows} rows", pairs.pop(CONTROL), list(pairs.values()))
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Of every comparison.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.05, help="Of one run.")] = 0.6,
+    rounds: Annotated[int, typer.Option(min=1, help="Of every pair.")] = 15,
+    seconds: Annotated[float, typer.Option(min=0.05, help="Of one run.")] = 0.2,
     callers: Annotated[int, typer.Option(min=1, help="Callers in a closed loop.")] = 32,
     server_cores: Annotated[str, typer.Option(metavar="CORES", help="Keep servers there; any otherwise.")] = "",
     load_cores: Annotated[str, typer.Option(metavar="CORES", help="Keep the generator there.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
-    """Compare the measured cap with fixed ones; 1 if one of them is more than 5 % better anywhere."""
+    """Compare the measured cap with fixed ones; ends with 1 if auto is below 0.95 of one of them anywhere."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         published = publish(folder, MODELS)
+        settings = {AUTO: AUTO, CONTROL: AUTO} | {str(cap): str(cap) for cap in FIXED}
         servers = {
-            str(cap): stack.enter_context(penstock(str(cap), folder, "native", server_cores, f"batch_cap: {cap}\n"))
-            for cap in ("auto", *FIXED)
+            side: stack.enter_context(penstock(side, folder, "native", server_cores, f"batch_cap: {cap}\n"))
+            for side, cap in settings.items()
         }
-        with Client(servers["auto"].address) as client:
-            caps = {name: int(client.config(name).parameters["penstock.cap"]) for name in published}
-        outcomes = [
-            compare(model, rows, servers, rounds, seconds, callers, load_cores)
+        caps = {side: measured_caps(servers[side], published) for side in (AUTO, CONTROL)}
+        scenarios = [
+            compare(model, rows, without(servers, caps[AUTO][model.name]), rounds, seconds, callers, load_cores)
             for model in published.values()
             for rows in ROWS
         ]
-    report(outcomes, caps, as_json)
-    raise typer.Exit(0 if all(verdict.held for outcome in outcomes for verdict in outcome.verdicts) else 1)
+    report(scenarios, caps, as_json)
+    raise typer.Exit(0 if all(pair.held for scenario in scenarios for pair in scenario.fixed) else 1)
 
 
-def told(outcome: Outcome) -> dict[str, Any]:
+def measured_caps(server: Server, models: dict[str, Seeded]) -> dict[str, int]:
+    """What the server found for each model."""
+    with Client(server.address) as client:
+        return {name: int(client.config(name).parameters["penstock.cap"]) for name in models}
+
+
+def without(servers: dict[str, Server], cap: int) -> dict[str, Server]:
+    """All sides but the one that does what auto does."""
+    return {side: server for side, server in servers.items() if side != str(cap)}
+
+
+def as_data(pair: Pair) -> dict[str, Any]:
     """As plain data."""
-    return outcome.as_json() | {"cpu_ratio": cpu_ratio(outcome)}
+    ratios = {"rate": pair.rate, "cpu": pair.cpu}
+    told = {name: {"median": one.value, "quartiles": [one.low, one.high]} for name, one in ratios.items()}
+    runs = [{AUTO: [a.rate, a.cpu_us], pair.against: [b.rate, b.cpu_us]} for a, b in pair.runs]
+    return {"against": pair.against, **told, "held": pair.held, "runs": runs}
 
 
-def report(outcomes: list[Outcome], caps: dict[str, int], as_json: bool) -> None:
-    """As a table of each comparison's nearest rival, or everything as JSON."""
+def report(scenarios: list[Scenario], caps: dict[str, dict[str, int]], as_json: bool) -> None:
+    """As a table of each scenario's control and nearest rival, or everything as JSON."""
     if as_json:
-        print_json({"machine": machine(), "caps": caps, "outcomes": [told(outcome) for outcome in outcomes]})
+        told = [
+            {"name": one.name, "control": as_data(one.control), "fixed": [as_data(pair) for pair in one.fixed]}
+            for one in scenarios
+        ]
+        print_json({"machine": machine(), "caps": caps, "at_least": AT_LEAST, "outcomes": told})
         return
-    rows = []
-    for outcome in outcomes:
-        worst = min(outcome.verdicts, key=lambda verdict: verdict.value)
-        rate = f"{outcome.sides['auto'].rate:,.0f}"
-        judged = "held" if worst.held else "MISSED"
-        rows.append(
-            (
-                outcome.name,
-                rate,
-                worst.line.against,
-                f"{worst.value:.3f}",
-                worst.spread,
-                judged,
-                f"{cpu_ratio(outcome):.3f}",
-            )
-        )
-    headers = ("What", "auto/s", "Best fixed", "auto / fixed", "Range", f"At least {AT_LEAST}", "CPU auto / fixed")
-    print_table(machine(), headers, rows, numeric=(*headers[1:4], headers[-1]))
-    console.print("Measured caps: " + ", ".join(f"{name} {cap}" for name, cap in caps.items()), highlight=False)
+    headers = ("What", "auto/s", "auto / control", "Best fixed", "auto / fixed", f"At least {AT_LEAST}", "CPU")
+    print_table(machine(), headers, [_row(one) for one in scenarios], numeric=(*headers[1:5], headers[-1]))
+    console.print("Medians of ratios, between which quartiles half of them lie.", highlight=False)
+    for side, found in caps.items():
+        console.print(f"Caps of {side}: " + ", ".join(f"{name} {cap}" for name, cap in found.items()), highlight=False)
+
+
+def _row(scenario: Scenario) -> tuple[str, ...]:
+    worst = scenario.worst
+    judged = "held" if worst.held else "MISSED"
+    figures = (str(scenario.control.rate), worst.against, str(worst.rate), judged, f"{worst.cpu.value:.3f}")
+    return (scenario.name, f"{scenario.auto_rate:,.0f}", *figures)
 
 
 if __name__ == "__main__":

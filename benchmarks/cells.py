@@ -20,18 +20,16 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from penstock._codec import DTYPES
-from penstock.bench.drive import headers, kernel, running, words_of
+from penstock.bench.drive import outcomes_of, words_of
 from penstock.bench.levels import Meter
-from penstock.bench.target import BenchFailed, Target
 from penstock.bench.work import Expected, Work, expected
-from penstock.benchmarks.generators import LoadFailed
+from penstock.benchmarks.generators import LoadFailed, pool
 from penstock.benchmarks.seeded import METHOD, Seeded, check_probabilities
 from penstock.benchmarks.sides import Run
 from penstock.proto import inference_pb2 as pb
 
 if TYPE_CHECKING:
-    import threading
-
+    from penstock.bench.drive import Life
     from penstock.bench.spans import Reading
     from penstock.kernels.load import Load
 
@@ -104,33 +102,28 @@ def drive(address: str, question: Question, callers: int, seconds: float, clocks
     Raises:
         LoadFailed: an answer is not as it should be, or does not come.
     """
-    host, _, port = address.rpartition(":")
-    target, connections = Target(address, host, int(port), local=True), min(callers, CONNECTIONS)
-    try:
-        load = kernel()(
-            host=host.encode(),
-            port=target.port,
-            headers=headers(target),
-            bodies=question.bodies,
-            rows=[question.kind.rows] * len(question.bodies),
-            outputs=question.outputs,
-            connections=connections,
-            callers=callers,
-        )
-        with uninterrupted(), running(load, 1, connections, address) as lives:
-            return _measured(load, lives, callers, seconds, clocks)
-    except BenchFailed as error:
-        raise LoadFailed(str(error)) from None
+    driven = pool(
+        address,
+        question.bodies,
+        connections=min(callers, CONNECTIONS),
+        callers=callers,
+        rows=question.kind.rows,
+        outputs=question.outputs,
+    )
+    with uninterrupted(), driven as (load, life):
+        return _measured(load, life, callers, seconds, clocks)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[list[int]]:
     """SIGINT and SIGTERM wait for the end of the block, so that no thread of the generator is left behind.
 
-    The signals that came are in the list, for blocks that end sooner because of them.
+    The signals that came are in the list, for blocks that end sooner because of them. What is ignored stays so, such as
+    SIGINT in what a shell runs in the background: it would end the block and nothing behind it.
     """
     came: list[int] = []
-    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGINT, signal.SIGTERM)}
+    minded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in minded}
     try:
         yield came
     finally:
@@ -140,9 +133,7 @@ def uninterrupted() -> Iterator[list[int]]:
             signal.raise_signal(came[0])
 
 
-def _measured(
-    load: Load, lives: Sequence[threading.Thread], callers: int, seconds: float, clocks: Sequence[Callable[[], float]]
-) -> Run:
+def _measured(load: Load, life: Life, callers: int, seconds: float, clocks: Sequence[Callable[[], float]]) -> Run:
     meter = Meter(load, ())
     load.start()
     _answered(load, callers, seconds / 5)
@@ -150,8 +141,7 @@ def _measured(
     _answered(load, EACH * callers, seconds)
     last, spent = meter.read(), [clock() - before for clock, before in zip(clocks, spent, strict=True)]
     load.finish()
-    for life in lives:
-        life.join(DRAIN_S)
+    life.join(DRAIN_S)
     return _run_of(last, first, spent)
 
 
@@ -166,17 +156,12 @@ def _run_of(last: Reading, first: Reading, spent: Sequence[float]) -> Run:
 
 def _answered(load: Load, count: int, seconds: float) -> None:
     """Wait for so long, and then for so many answers, but not for ever; raises LoadFailed at a wrong one."""
-    start, before = time.monotonic(), _outcomes(load)[0]
+    start, before = time.monotonic(), outcomes_of(load)[0]
     while True:
         time.sleep(STEP_S)
-        outcomes, passed = _outcomes(load), time.monotonic() - start
+        outcomes, passed = outcomes_of(load), time.monotonic() - start
         if any(outcomes[1:]):
             said = "; ".join(f"{name}: {text}" for name, text in words_of(load).items())
             raise LoadFailed(f"{sum(outcomes[1:])} calls were not answered as they should be: {said}")
         if passed >= seconds and (outcomes[0] - before >= count or passed >= MOST_S):
             return
-
-
-def _outcomes(load: Load) -> list[int]:
-    outcomes: list[int] = load.counts()["outcomes"]  # type: ignore[assignment]
-    return outcomes

@@ -17,21 +17,26 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc.aio
 import numpy as np
 
 from penstock._codec import decode_bytes, encode_bytes
-from penstock.bench.drive import headers, kernel, running, words_of
+from penstock.bench.drive import METHOD, Life, headers, kernel, outcomes_of, running, words_of
 from penstock.bench.histogram import Histogram, empty
 from penstock.bench.target import BenchFailed, Target
+from penstock.bench.work import Expected
 from penstock.benchmarks.processes import pinned
 from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.kernels import load as compiled
 
 PATIENCE_S = "30"  # without a byte from the server, until h2load gives a connection up
 
@@ -128,38 +133,69 @@ class PoolLoad:
     def __call__(
         self, address: str, method: str, bodies: Sequence[bytes], *, callers: int, requests: int, cores: str = ""
     ) -> Load:
-        host, _, port = address.rpartition(":")
-        target, count = Target(address, host, int(port), local=True), max(requests, callers)
-        try:
-            load = kernel()(
-                host=host.encode(),
-                port=target.port,
-                headers=headers(target, method=method.encode()),
-                bodies=bodies,
-                rows=[1] * len(bodies),
-                connections=self.connections,
-                callers=callers,
-                limit=count,
-            )
-            with running(load, 1, self.connections, address, cores) as lives:
-                load.start()
-                while lives[0].is_alive() and not any(_outcomes(load)[1:]):
-                    lives[0].join(0.05)
-        except BenchFailed as error:
-            raise LoadFailed(str(error)) from None
+        count = max(requests, callers)
+        asked, each = method.encode(), self.connections
+        with pool(address, bodies, connections=each, callers=callers, limit=count, method=asked, cores=cores) as driven:
+            load, life = driven
+            load.start()
+            while life.is_alive() and not any(outcomes_of(load)[1:]):
+                life.join(0.05)
         latencies = empty()
         load.read_latencies(latencies)
-        answered = _outcomes(load)[0]
+        answered = outcomes_of(load)[0]
         if answered < count:
             said = "; ".join(f"{name}: {text}" for name, text in words_of(load).items())
             raise LoadFailed(f"only {answered} of {count} requests were answered OK: {said}")
         return Load(count, load.seconds(), Histogram(latencies).percentile(50) / 1e3)
 
 
-def _outcomes(load: Any) -> list[int]:
-    """How many calls came to what; the first is OK."""
-    outcomes: list[int] = load.counts()["outcomes"]
-    return outcomes
+@contextmanager
+def pool(
+    address: str,
+    bodies: Sequence[bytes],
+    *,
+    connections: int,
+    callers: int,
+    rows: int = 1,
+    outputs: Sequence[Expected] = (),
+    limit: int = 0,
+    method: bytes = METHOD,
+    cores: str = "",
+) -> Iterator[tuple[compiled.Load, Life]]:
+    """The compiled generator in one thread, connected and waiting for its start; the thread is ended at the end.
+
+    Args:
+        address: HOST:PORT.
+        bodies: sent in turn.
+        connections: that callers are spread over.
+        callers: of a closed loop.
+        rows: of each body.
+        outputs: what every answer must look like; none of them where answers are not looked into.
+        limit: requests in all; 0 for no limit.
+        method: path of the RPC.
+        cores: where the thread is kept; any otherwise.
+
+    Raises:
+        LoadFailed: it cannot connect.
+    """
+    host, _, port = address.rpartition(":")
+    target = Target(address, host, int(port), local=True)
+    try:
+        load = kernel()(
+            host=host.encode(),
+            port=target.port,
+            headers=headers(target, method=method),
+            bodies=bodies,
+            rows=[rows] * len(bodies),
+            outputs=outputs,
+            connections=connections,
+            callers=callers,
+            limit=limit,
+        )
+        with running(load, 1, connections, address, cores) as (life,):
+            yield load, life
+    except BenchFailed as error:
+        raise LoadFailed(str(error)) from None
 
 
 class GrpcAio:

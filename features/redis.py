@@ -50,10 +50,16 @@ log = logging.getLogger(__name__)
 
 
 class RedisStore:
-    """A feature store at a redis://, rediss:// or unix:// URL; `before_connect` runs before each new connection."""
+    """A feature store at a redis://, rediss:// or unix:// URL; `before_connect` runs before each new connection.
 
-    def __init__(self, url: str, *, before_connect: Callable[[], None] = lambda: None) -> None:
-        self._make, self.name = connector(url)
+    `what` is what errors call it.
+    """
+
+    def __init__(
+        self, url: str, *, before_connect: Callable[[], None] = lambda: None, what: str = "the feature store"
+    ) -> None:
+        self._make, self.name = connector(url, what)
+        self._what = what
         self._before_connect = before_connect
         self._links = Links(self._connect)
         self._breaker = Breaker()
@@ -120,6 +126,15 @@ class RedisStore:
         """Close every connection."""
         self._links.close()
 
+    def ask(self, commands: Sequence[bytes], timeout_s: float, limit: int) -> list[Any]:
+        """Replies to packed commands, guarded as `fetch` is; for what is kept in a Redis beside features.
+
+        Lateness counts for the breaker however short the time is. Replies of more than `limit` bytes are refused.
+        Raises `StoreUnavailable` or `StoreMisconfigured`, also where one of the replies is an error.
+        """
+        deadline = time.monotonic() + timeout_s
+        return self._guarded(b"".join(commands), len(commands), FAIR_S, deadline, limit)
+
     # Requests and their failures ----------------------------------------------------------------------------------
 
     def _guarded(self, request: bytes, count: int, timeout_s: float, deadline: float, limit: int) -> list[Any]:
@@ -127,7 +142,7 @@ class RedisStore:
         with self._lock:
             generation = self._breaker.admit(time.monotonic())
         if generation is None:
-            raise StoreUnavailable(f"the feature store at {self.name} failed a moment ago and is not asked again yet")
+            raise StoreUnavailable(f"{self._what} at {self.name} failed a moment ago and is not asked again yet")
         well: bool | None = None
         try:
             replies = self._exchange(request, count, deadline, limit)
@@ -188,10 +203,10 @@ class RedisStore:
             if isinstance(error, TimeoutError)
             else str(error).rstrip(".") or type(error).__name__
         )
-        return StoreUnavailable(f"the feature store at {self.name} is unavailable: {reason}")
+        return StoreUnavailable(f"{self._what} at {self.name} is unavailable: {reason}")
 
     def _misconfigured(self, reason: object) -> StoreMisconfigured:
-        return StoreMisconfigured(f"the feature store at {self.name} refuses us: {reason}")
+        return StoreMisconfigured(f"{self._what} at {self.name} refuses us: {reason}")
 
     def _refuse_errors(self, replies: Sequence[Any], tolerate: Callable[[Any], bool]) -> None:
         for reply in replies:
@@ -215,7 +230,7 @@ class RedisStore:
         return self._unavailable(TimeoutError() if late else error)
 
 
-def connector(url: str) -> tuple[Callable[[], Any], str]:
+def connector(url: str, what: str = "the feature store") -> tuple[Callable[[], Any], str]:
     """What makes one connection to `url`, and the store's name without its password; `StoreMisconfigured`."""
     try:
         options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]  # redis-py forgot to annotate it
@@ -235,5 +250,5 @@ def connector(url: str) -> tuple[Callable[[], Any], str]:
     try:
         make()  # no input or output yet: this only tries the options
     except (TypeError, ValueError, exceptions.RedisError) as error:
-        raise StoreMisconfigured(f"the URL of the feature store at {name} has an option that is not known") from error
+        raise StoreMisconfigured(f"the URL of {what} at {name} has an option that is not known") from error
     return make, name

@@ -7,8 +7,8 @@ slope known where callers send one size only. Without any curve a lone size tell
 
 - A run that took more than CLIP times what was predicted counts as having taken that: one stall moves the line by
   a few per cent, a lasting change within some tens of runs.
-- A run that took less than a CLIP-th of it is no stall: what was known is wrong (a cold start, say) and mostly
-  forgotten, the curve as well.
+- A run that took less than a CLIP-th of it is no stall: what was known is wrong (a slow spell that is over, say) and
+  mostly forgotten; the curve only where it alone says as much too much, so that no number of slow spells wears it away.
 - a and b are never negative.
 
 Learning costs about 40 ns, predicting 1. Threads that share a Cost hold a lock for both. A zeroed one is blank.
@@ -21,12 +21,10 @@ cdef extern from *:
     #define KEEP (63.0 / 64)        /* of the weight of earlier runs, at each run */
     #define KEEP_LITTLE 0.25        /* the same where they were wrong */
     #define SEED_WEIGHT 0.25        /* of a point of the warm-up curve, in runs */
-    #define MOST_DOUBTS 8           /* times that the curve is forgotten so, or nothing would be left of it */
     #define CLIP 4.0
     #define RIDGE 1e-3              /* towards a = 0; tells only where sizes hardly differ */
     #define ERROR_SHARE (1.0 / 32)
     """
-    const int MOST_DOUBTS
     const double KEEP, KEEP_LITTLE, SEED_WEIGHT, CLIP, RIDGE, ERROR_SHARE
 
 cdef struct Sums:                    # of weighted runs: what least squares needs of them
@@ -36,12 +34,15 @@ cdef struct Sums:                    # of weighted runs: what least squares need
     double ns
     double rows_ns
 
+cdef struct Line:                    # a + b n
+    double fixed_ns
+    double row_ns
+
 cdef struct Cost:
     double fixed_ns                  # a
     double row_ns                    # b
     double error                     # running mean of |predicted - taken| / taken
     int64_t runs                     # learnt from
-    int doubts                       # how often the curve was mostly forgotten
     int64_t known                    # runs and points of the curve; 0: nothing is known
     Sums own
     Sums prior
@@ -64,22 +65,43 @@ cdef inline void keep_of(Sums* sums, double share) noexcept nogil:
     sums.rows_ns *= share
 
 
+cdef inline Line line_of(const Sums* sums) noexcept nogil:
+    """The least squares line with a >= 0 and b >= 0."""
+    cdef double one = sums.one * (1 + RIDGE)
+    cdef double determinant = one * sums.rows2 - sums.rows * sums.rows   # > 0, by Cauchy and Schwarz and the ridge
+    cdef Line line
+    line.fixed_ns = (sums.rows2 * sums.ns - sums.rows * sums.rows_ns) / determinant
+    line.row_ns = (one * sums.rows_ns - sums.rows * sums.ns) / determinant
+    if line.fixed_ns < 0:
+        line.fixed_ns = 0
+        line.row_ns = sums.rows_ns / sums.rows2
+    elif line.row_ns < 0:
+        line.fixed_ns = sums.ns / one
+        line.row_ns = 0
+    return line
+
+
 cdef inline void cost_solve(Cost* cost) noexcept nogil:
-    """The least squares line through both sums with a >= 0 and b >= 0."""
-    cdef double one = (cost.own.one + cost.prior.one) * (1 + RIDGE)
-    cdef double rows = cost.own.rows + cost.prior.rows
-    cdef double rows2 = cost.own.rows2 + cost.prior.rows2
-    cdef double ns = cost.own.ns + cost.prior.ns
-    cdef double rows_ns = cost.own.rows_ns + cost.prior.rows_ns
-    cdef double determinant = one * rows2 - rows * rows      # > 0, by Cauchy and Schwarz and the ridge
-    cost.fixed_ns = (rows2 * ns - rows * rows_ns) / determinant
-    cost.row_ns = (one * rows_ns - rows * ns) / determinant
-    if cost.fixed_ns < 0:
-        cost.fixed_ns = 0
-        cost.row_ns = rows_ns / rows2
-    elif cost.row_ns < 0:
-        cost.fixed_ns = ns / one
-        cost.row_ns = 0
+    """The line through both sums."""
+    cdef Sums sums = cost.own
+    cdef Line line
+    sums.one += cost.prior.one
+    sums.rows += cost.prior.rows
+    sums.rows2 += cost.prior.rows2
+    sums.ns += cost.prior.ns
+    sums.rows_ns += cost.prior.rows_ns
+    line = line_of(&sums)
+    cost.fixed_ns, cost.row_ns = line.fixed_ns, line.row_ns
+
+
+cdef inline void doubt(Cost* cost, double rows, double taken) noexcept nogil:
+    """Mostly forget what said far more than a run of `rows` took: earlier runs, and the curve where it did itself."""
+    cdef Line curve
+    keep_of(&cost.own, KEEP_LITTLE)
+    if cost.prior.one > 0:
+        curve = line_of(&cost.prior)
+        if CLIP * taken < curve.fixed_ns + curve.row_ns * rows:
+            keep_of(&cost.prior, KEEP_LITTLE)
 
 
 cdef inline int64_t predict_ns(const Cost* cost, int64_t rows) noexcept nogil:
@@ -112,10 +134,7 @@ cdef inline void cost_learn(Cost* cost, int64_t rows, int64_t ns) noexcept nogil
         if taken > CLIP * predicted:
             taken = CLIP * predicted
         if CLIP * taken < predicted:
-            keep_of(&cost.own, KEEP_LITTLE)
-            if cost.doubts < MOST_DOUBTS:
-                cost.doubts += 1
-                keep_of(&cost.prior, KEEP_LITTLE)
+            doubt(cost, <double>rows, taken)
         else:
             keep_of(&cost.own, KEEP)
     cost.runs += 1

@@ -89,6 +89,7 @@ cdef struct Wire:            # a connection
     bint leaving             # no more calls
     bint lost
     int64_t in_flight
+    Call* answered           # callers of the closed loop that are to ask again
     uint8_t* unsent          # what the socket did not take
     size_t unsent_size
 

@@ -24,6 +24,13 @@ cdef class Batch:
     cdef readonly object source
     cdef readonly list entities
     cdef object memory
+    cdef int64_t recall_ns           # what looking for its answers elsewhere took; part of its look-up
+    cdef readonly list copies        # (key, reply) of its answers, once they are written; None: nobody wants them
+    cdef int check_cache(self) except -1
+    cdef void end_unrun(self, Call* calls) noexcept nogil
+    cdef Call* take_recalled(self, list replies, const int64_t[::1] made_ns) noexcept
+    cdef int refill(self) except -1
+    cdef void copy_answers(self) noexcept
     cdef void give_back(self)
     cdef void leave(self) noexcept nogil
     cdef int check_open(self) except -1

@@ -45,6 +45,9 @@ class Batch:
     def source(self) -> NDArray[np.uint8] | None: ...
     @property
     def entities(self) -> list[bytes | None] | None: ...
+    @property
+    def copies(self) -> list[tuple[bytes, bytes]] | None:
+        """(key, reply without id) of each call that was run since `recall` and answered with OK; None before it."""
     degraded: bool
     @property
     def deadline_ns(self) -> int:
@@ -66,6 +69,27 @@ class Batch:
         """Whether any caller wants output number `output` of the plan."""
     def unique_entities(self) -> tuple[list[bytes], NDArray[np.int32]]:
         """The ids that must be looked up, each once, and which of them each row belongs to (-1: none)."""
+    def keys(self) -> list[bytes | None]:
+        """What makes each call's request the one it is, in order; None where its answer is its own or too large.
+
+        Raises:
+            ValueError: the batch is of a version that keeps no answers.
+        """
+    def recall(self, replies: list[bytes | None], made_ns: NDArray[np.int64], took_ns: int = 0) -> bool:
+        """Answer the calls that `replies` has one for, and have the answers of the others copied, see `copies`.
+
+        Args:
+            replies: for every call, in order, what was kept of a reply to the same request, or None.
+            made_ns: for every call: since when its reply held, CLOCK_MONOTONIC; the version's own cache keeps it from
+                then on.
+            took_ns: how long finding them took: a part of the batch's look-up.
+
+        Returns:
+            Whether any call is left. If not the batch has ended, else its rows are those of the others.
+
+        Raises:
+            ValueError: there is not one reply and one time for each call, or the batch was answered.
+        """
     def complete(self, outputs: Mapping[str, Any], lookup_ns: int = 0, compute_ns: int = 0) -> None:
         """Answer every call from the outputs of the run.
 

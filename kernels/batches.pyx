@@ -13,7 +13,7 @@ from libc.stdlib cimport free, malloc
 
 from penstock.kernels._datatypes cimport DT_BYTES, item_size
 from penstock.kernels._system cimport aligned_new, monotonic_ns
-from penstock.kernels.cache cimport Cache
+from penstock.kernels.cache cimport Cache, Reply, give_reply, key_bytes, reply_bytes, split_reply
 from penstock.kernels.calls cimport (
     RELEASE_GIL_BYTES, STATUS_INTERNAL, STATUS_OK, STATUS_RESOURCE_EXHAUSTED, Call, deliver, fail_all, set_answer,
 )
@@ -60,7 +60,9 @@ cdef class Batch:
         source: uint8 [rows, n_columns], 1 where the caller sent the value and 0 where nobody did; None without matrix.
         entities: the entity id of each row as bytes, None where the caller sent none; None where nothing is looked up.
         taken_ns: when it was taken, CLOCK_MONOTONIC.
-        degraded: set by the worker where something was left out of the answers, which are then not kept in the cache.
+        degraded: set by the worker where something was left out of the answers, which are then not kept anywhere.
+        copies: (key, reply) of each call that was run since `recall` and answered with OK; shared with the batches this
+            one is split into; None before.
 
     `complete`, `fail` or `split` is called once, and ends it.
     """
@@ -73,7 +75,7 @@ cdef class Batch:
             fail_all(self.calls, STATUS_INTERNAL, b"the batch was abandoned", 23)
             if self.ledger is not None:
                 self.leave()
-                self.ledger.note_failures(self.calls, self.taken_ns, monotonic_ns())
+                self.ledger.note_ended(self.calls, self.taken_ns, monotonic_ns())
             deliver(self.calls)
 
     cdef int check_open(self) except -1:
@@ -195,24 +197,28 @@ cdef class Batch:
         self.answer(blocks, lookup_ns, compute_ns)
 
     cdef int answer(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) except -1:
+        cdef Call* calls
+        lookup_ns += self.recall_ns
         if output_bytes(self.plan, blocks, self.rows) > RELEASE_GIL_BYTES:
             with nogil:
                 self.write_answers(blocks, lookup_ns, compute_ns)
         else:
             self.write_answers(blocks, lookup_ns, compute_ns)
+        if self.copies is not None and not self.degraded:
+            self.copy_answers()
+        calls = self.calls
+        self.calls = NULL
+        deliver(calls)
         self.give_back()
         return 0
 
     cdef void write_answers(self, Blocks blocks, int64_t lookup_ns, int64_t compute_ns) noexcept nogil:
-        """Write the reply of every call that has no status yet, count the batch and deliver it."""
-        cdef Call* calls = self.calls
-        answer_calls(self.plan, self.ledger, blocks.blocks, calls, self.rows, self.taken_ns, self.began_ns, lookup_ns,
-                     compute_ns)
+        """Write the reply of every call that has no status yet, count the batch and keep what the cache wants of it."""
+        answer_calls(self.plan, self.ledger, blocks.blocks, self.calls, self.rows, self.taken_ns, self.began_ns,
+                     lookup_ns, compute_ns)
         self.leave()
         if self.cache is not None and not self.degraded:
-            keep_answers(self.cache, calls, self.taken_ns)
-        self.calls = NULL
-        deliver(calls)
+            keep_answers(self.cache, self.calls, self.taken_ns)
 
     def refuse(self, int64_t row, int status, str message not None):
         """Give the call that row belongs to a status instead of an answer; the others of the batch go on."""
@@ -232,10 +238,127 @@ cdef class Batch:
         text = message.encode()
         fail_all(calls, status, PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text))
         self.leave()
-        self.ledger.note_failures(calls, self.taken_ns, monotonic_ns())
         self.calls = NULL
-        deliver(calls)
+        self.end_unrun(calls)
         self.give_back()
+
+    # Answers that were given before, by this server or another: `server/shared.py` -----------------------------------
+
+    cdef int check_cache(self) except -1:
+        if self.cache is None:
+            raise ValueError("the batch is of a version that keeps no answers")
+        return 0
+
+    def keys(self):
+        """What makes each call's request the one it is, in order, as bytes; None where its answer is its own."""
+        cdef Call* call = self.calls
+        keys = []
+        self.check_cache()
+        while call != NULL:
+            keys.append(key_bytes(&call.request) if self.cache.takes(&call.request) else None)
+            call = call.next
+        return keys
+
+    def recall(self, list replies not None, made_ns not None, int64_t took_ns=0):
+        """Answer the calls that `replies` has one for, and have the answers of the others copied, see `copies`.
+
+        Args:
+            replies: for every call, in order, what was kept of a reply to the same request, or None.
+            made_ns: int64, for every call: since when its reply held, CLOCK_MONOTONIC; the version's own cache keeps it
+                from then on.
+            took_ns: how long finding them took: a part of the batch's look-up.
+
+        Returns:
+            Whether any call is left. If not the batch has ended, else its rows are those of the others.
+        """
+        cdef const int64_t[::1] made = made_ns
+        cdef Call* recalled = self.calls
+        cdef Py_ssize_t calls = 0
+        self.check_open()
+        self.check_cache()
+        while recalled != NULL:
+            recalled = recalled.next
+            calls += 1
+        if len(replies) != calls or made.shape[0] != calls:
+            raise ValueError("a batch is told of every call what was found, no less and no more")
+        for reply in replies:
+            if reply is not None and type(reply) is not bytes:
+                raise TypeError(f"a reply is bytes or None, not {type(reply).__name__}")
+        self.recall_ns = took_ns
+        self.copies = []
+        recalled = self.take_recalled(replies, made)
+        if recalled == NULL:
+            return True
+        self.end_unrun(recalled)
+        if self.calls != NULL:
+            self.refill()
+            return self.calls != NULL
+        self.leave()
+        self.give_back()
+        return False
+
+    cdef Call* take_recalled(self, list replies, const int64_t[::1] made_ns) noexcept:
+        """Give calls their replies and take them out of the batch; where there is no memory for one it is to be run."""
+        cdef Call* recalled = NULL
+        cdef Call** end = &recalled
+        cdef Call** link = &self.calls
+        cdef Call* call
+        cdef Reply reply
+        cdef Py_ssize_t index = 0
+        while link[0] != NULL:
+            call = link[0]
+            found = replies[index]
+            if found is not None:
+                reply.head.data = <const uint8_t*>PyBytes_AS_STRING(found)
+                reply.head.size = PyBytes_GET_SIZE(found)
+                reply.rest.size = 0
+                call.answer = give_reply(reply.head.data, reply.head.size, &call.request.id, &call.answer_size)
+            if found is None or call.answer == NULL:
+                link = &call.next
+            else:
+                if call.token:
+                    self.cache.keep(&call.request, call.token, &reply, made_ns[index])
+                link[0] = call.next
+                call.next = NULL
+                end[0] = call
+                end = &call.next
+            index += 1
+        return recalled
+
+    cdef int refill(self) except -1:
+        """Copy the rows of the calls that are left once more, as if no others had been taken."""
+        cdef Call* call = self.calls
+        self.rows = 0
+        while call != NULL:
+            call.first_row = self.rows
+            self.rows += call.request.rows
+            call = call.next
+        self.leave()
+        self.due_ns = self.ledger.note_taken(self.rows, monotonic_ns())
+        self.give_back()
+        try:
+            fill_batch(self)
+        except MemoryError:
+            self.fail(STATUS_RESOURCE_EXHAUSTED, f"no memory for a batch of {self.rows} rows")
+        return 0
+
+    cdef void copy_answers(self) noexcept:
+        """Copy what may be kept elsewhere of the answers that are written."""
+        cdef Call* call = self.calls
+        cdef Reply reply
+        try:
+            while call != NULL:
+                if call.status == STATUS_OK and self.cache.takes(&call.request) and split_reply(
+                        self.plan, &call.request, call.answer, call.answer_size, &reply):
+                    self.copies.append((key_bytes(&call.request), reply_bytes(&reply)))
+                call = call.next
+        except MemoryError:
+            self.copies.clear()
+
+    cdef void end_unrun(self, Call* calls) noexcept nogil:
+        """Deliver calls that got what they get without a run."""
+        self.ledger.note_ended(calls, self.taken_ns, monotonic_ns())
+        deliver(calls)
 
     cdef void leave(self) noexcept nogil:
         """Tell the ledger that the run is over."""
@@ -263,6 +386,7 @@ cdef class Batch:
         while self.calls != NULL:       # each call has an owner at any moment, so that no error on the way loses one
             part = Batch.__new__(Batch)
             part.plan, part.ledger, part.cache, part.spare = self.plan, self.ledger, self.cache, self.spare
+            part.copies, part.recall_ns = self.copies, self.recall_ns
             call = part.calls = self.calls
             self.calls = call.next
             call.next = NULL
@@ -297,9 +421,11 @@ cdef Batch new_batch(Plan plan, Ledger ledger, Cache cache, list spare, Call* ca
 
 cdef void keep_answers(Cache cache, const Call* call, int64_t now) noexcept nogil:
     """Have the cache keep what it wants of the answers of a batch, taken at `now`: as old as what they are made of."""
+    cdef Reply reply
     while call != NULL:
-        if call.token and call.status == STATUS_OK:
-            cache.keep(&call.request, call.token, call.answer, call.answer_size, now)
+        if call.token and call.status == STATUS_OK and split_reply(
+                cache.plan, &call.request, call.answer, call.answer_size, &reply):
+            cache.keep(&call.request, call.token, &reply, now)
         call = call.next
 
 

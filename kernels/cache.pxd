@@ -1,12 +1,14 @@
 """The face of the cache of answers: what a lane looks up and a batch keeps, from any thread, without the GIL.
 
 `find` is given a request that fits the plan; where it gives nothing, `token` is what `keep` is to be called with once
-the answer is written, or 0 where that answer is not to be kept.
+the answer is written, or 0 where that answer is not to be kept. What is kept of an answer, here and in a cache that
+servers share, is its reply without the id; `give_reply` makes the reply of another caller of it.
 """
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from penstock.kernels._hashing cimport Secrets
+from penstock.kernels._protobuf cimport Slice
 from penstock.kernels.wire cimport Plan, Request
 
 cdef enum:
@@ -29,6 +31,10 @@ cdef struct Entry:           # key and reply come after it
     uint32_t reply_size
     uint8_t live             # a slot points at it
     uint8_t asked            # 0: never, 1: before it was moved, 2: since
+
+cdef struct Reply:           # what is kept of a reply: what comes before its id and what comes after it
+    Slice head
+    Slice rest
 
 cdef struct Counts:
     uint64_t hits
@@ -63,9 +69,9 @@ cdef class Cache:
     cdef int64_t skipped     # requests that were not
     cdef Counts counts
     cdef void* lock
+    cdef bint takes(self, const Request* request) noexcept nogil
     cdef uint8_t* find(self, const Request* request, int64_t now, size_t* size, uint64_t* token) noexcept nogil
-    cdef bint keep(self, const Request* request, uint64_t token, const uint8_t* reply, size_t reply_size,
-                   int64_t now) noexcept nogil
+    cdef bint keep(self, const Request* request, uint64_t token, const Reply* reply, int64_t now) noexcept nogil
     cdef uint8_t* recall(self, const Request* request, uint64_t hash, int64_t now, size_t* size,
                          uint64_t* token) noexcept nogil
     cdef Slot* locate(self, const Request* request, uint64_t hash) noexcept nogil
@@ -78,3 +84,9 @@ cdef class Cache:
     cdef Entry* make_room(self, size_t size, int64_t now) noexcept nogil
     cdef bint retire(self, int64_t now) noexcept nogil
     cdef void count_time(self, uint64_t hits, int64_t ns) noexcept nogil
+
+
+cdef bytes key_bytes(const Request* request)
+cdef bint split_reply(Plan plan, const Request* request, const uint8_t* data, size_t size, Reply* out) noexcept nogil
+cdef bytes reply_bytes(const Reply* reply)
+cdef uint8_t* give_reply(const uint8_t* kept, size_t kept_size, const Slice* id, size_t* size) noexcept nogil

@@ -40,7 +40,7 @@ class Cache:
 
         Raises:
             WireError: the request is malformed or does not fit the plan.
-            ValueError: the token is that of another request.
+            ValueError: the token is that of another request, or the reply is too short to be one.
         """
     def key(self, body: bytes) -> bytes:
         """What makes a request the one it is: equal for two requests exactly where they may share an answer.

@@ -19,16 +19,17 @@ import os
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcpy, memmove, memset
 
-from penstock.kernels._hashing cimport absorb, finish, prefetch
-from penstock.kernels._protobuf cimport Slice, Writer, put, put_field
+from penstock.kernels._hashing cimport prefetch
+from penstock.kernels._protobuf cimport Slice, Writer, put, put_field, varint_size
 from penstock.kernels._system cimport (
     aligned_new, atomic_add, atomic_get, flag_lower, flag_raise, flag_raised, lock_acquire, lock_free, lock_new,
     lock_release, monotonic_ns,
 )
+from penstock.kernels.cache_keys cimport hash_key, key_size, same_key, write_key
 from penstock.kernels.wire cimport (
-    MAX_DIMS, OK, Fault, InputRef, Plan, Request, explain, free_request, init_request, match_request, parse_request,
+    OK, Fault, Plan, Request, explain, free_request, init_request, match_request, parse_request,
 )
 
 from penstock.kernels.wire import WireError
@@ -48,108 +49,11 @@ cdef enum:
 
 cdef size_t MAX_ENTRY = 1 << 20  # bytes; copied under the lock
 
-# The response parameter `cached`: true, as a field of ModelInferResponse.
+# Fields of ModelInferResponse: the tag of `id`, and the response parameter `cached`, true.
+cdef uint8_t ID_TAG = 0x1A
 cdef bytes _CACHED = b"\x22\x0c\x0a\x06cached\x12\x02\x08\x01"
 cdef const uint8_t* CACHED = <const uint8_t*>PyBytes_AS_STRING(_CACHED)
 cdef size_t CACHED_SIZE = PyBytes_GET_SIZE(_CACHED)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys: what makes two requests the same
-# ---------------------------------------------------------------------------------------------------------------------
-
-cdef enum:
-    HEAD_SIZE = 16
-    FORM_WORDS = 2 + MAX_DIMS
-
-
-cdef inline void put_head(const Request* request, uint64_t* words) noexcept nogil:
-    """Outputs wanted, as bits, for their order changes nothing; and how many inputs follow."""
-    words[0] = request.wanted
-    words[1] = <uint64_t>request.n_inputs
-
-
-cdef inline size_t put_form(const InputRef* ref, uint64_t* words) noexcept nogil:
-    """Everything about an input but its values; the bytes written. It says how many bytes of values follow."""
-    cdef int i
-    words[0] = (<uint64_t>ref.slot | <uint64_t>ref.code << 16 | <uint64_t>ref.is_raw << 24
-                | <uint64_t>ref.n_dims << 32)
-    words[1] = values_of(ref).size
-    for i in range(ref.n_dims):
-        words[2 + i] = <uint64_t>ref.dims[i]
-    return 16 + 8 * <size_t>ref.n_dims
-
-
-cdef inline const Slice* values_of(const InputRef* ref) noexcept nogil:
-    return &ref.data if ref.is_raw else &ref.contents
-
-
-cdef size_t key_size(const Request* request) noexcept nogil:
-    cdef size_t size = HEAD_SIZE
-    cdef int i
-    for i in range(request.n_inputs):
-        size += 16 + 8 * <size_t>request.inputs[i].n_dims + values_of(&request.inputs[i]).size
-    return size
-
-
-cdef uint64_t hash_key(const Secrets* secrets, const Request* request) noexcept nogil:
-    """Never 0."""
-    cdef uint64_t[FORM_WORDS] words
-    cdef uint64_t state
-    cdef const Slice* values
-    cdef size_t size
-    cdef int i
-    put_head(request, words)
-    state = absorb(secrets, 0, <const uint8_t*>words, HEAD_SIZE)
-    for i in range(request.n_inputs):
-        size = put_form(&request.inputs[i], words)
-        state = absorb(secrets, state, <const uint8_t*>words, size)
-        values = values_of(&request.inputs[i])
-        state = absorb(secrets, state, values.data, values.size)
-    state = finish(secrets, state)
-    return state if state else 1
-
-
-cdef void write_key(const Request* request, uint8_t* out) noexcept nogil:
-    cdef uint64_t[FORM_WORDS] words
-    cdef Writer writer
-    cdef const Slice* values
-    cdef size_t size
-    cdef int i
-    writer.at = out
-    writer.size = 0
-    put_head(request, words)
-    put(&writer, words, HEAD_SIZE)
-    for i in range(request.n_inputs):
-        size = put_form(&request.inputs[i], words)
-        put(&writer, words, size)
-        values = values_of(&request.inputs[i])
-        put(&writer, values.data, values.size)
-
-
-cdef bint same_key(const Request* request, const uint8_t* key, size_t size) noexcept nogil:
-    """Whether `key` is what `write_key` would write. A form equal to the key's says that as many values follow there,
-    and `size` bounds what a key of as many inputs may be."""
-    cdef uint64_t[FORM_WORDS] words
-    cdef const Slice* values
-    cdef size_t form
-    cdef int i
-    if size != key_size(request):
-        return False
-    put_head(request, words)
-    if memcmp(words, key, HEAD_SIZE) != 0:
-        return False
-    key += HEAD_SIZE
-    for i in range(request.n_inputs):
-        form = put_form(&request.inputs[i], words)
-        if memcmp(words, key, form) != 0:
-            return False
-        key += form
-        values = values_of(&request.inputs[i])
-        if values.size and memcmp(values.data, key, values.size) != 0:
-            return False
-        key += values.size
-    return True
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -216,6 +120,10 @@ cdef class Cache:
         free(self.arena)
         lock_free(self.lock)
 
+    cdef bint takes(self, const Request* request) noexcept nogil:
+        """Whether a request is looked up at all: not where its answer tells of its own run, or its key is too large."""
+        return not request.timing and key_size(request) <= min(MAX_ENTRY, self.room // ENTRY_SHARE)
+
     cdef uint8_t* find(self, const Request* request, int64_t now, size_t* size, uint64_t* token) noexcept nogil:
         """A reply to a request that fits the plan, for the caller to free; NULL where the model has to be run.
 
@@ -224,7 +132,7 @@ cdef class Cache:
         cdef uint64_t hash
         cdef uint8_t* reply
         token[0] = 0
-        if request.timing or key_size(request) > min(MAX_ENTRY, self.room // ENTRY_SHARE):
+        if not self.takes(request):
             lock_acquire(self.lock)
             self.counts.passed += 1
             lock_release(self.lock)
@@ -253,7 +161,7 @@ cdef class Cache:
         if slot != NULL:
             entry = self.entry_at(slot)
             if now < entry.expires_ns:
-                reply = copy_reply(entry, &request.id, size)
+                reply = give_reply(key_of(entry) + entry.key_size, entry.reply_size, &request.id, size)
                 entry.asked = 2
                 self.counts.hits += 1
             else:
@@ -287,25 +195,17 @@ cdef class Cache:
         else:
             self.counts.misses_ns += sum_ns
 
-    cdef bint keep(self, const Request* request, uint64_t token, const uint8_t* reply, size_t reply_size,
-                   int64_t now) noexcept nogil:
+    cdef bint keep(self, const Request* request, uint64_t token, const Reply* reply, int64_t now) noexcept nogil:
         """Keep the answer to a request; False where it is too large, or all that would make room was asked for lately.
 
         `now` is when what it was made of was read.
         """
         cdef size_t keyed = key_size(request)
-        cdef size_t head = self.plan.head.size
-        cdef size_t size
+        cdef size_t size = sizeof(Entry) + keyed + reply_size(reply)
         cdef Slot* slot
         cdef Entry* entry
-        cdef Writer id
-        id.at = NULL
-        id.size = 0
-        if request.id.size:
-            put_field(&id, 0x1A, request.id.data, request.id.size)
-        size = sizeof(Entry) + keyed + reply_size - id.size + CACHED_SIZE
         size = (size + GRAIN - 1) & ~<size_t>(GRAIN - 1)
-        if reply_size < head + id.size or size > min(MAX_ENTRY, self.room // ENTRY_SHARE):
+        if size > min(MAX_ENTRY, self.room // ENTRY_SHARE):
             return False
         lock_acquire(self.lock)
         slot = self.locate(request, token)
@@ -319,11 +219,11 @@ cdef class Cache:
         entry.expires_ns = now + self.ttl_ns
         entry.size = <uint32_t>size
         entry.key_size = <uint32_t>keyed
-        entry.reply_size = <uint32_t>(reply_size - id.size + CACHED_SIZE)
+        entry.reply_size = <uint32_t>reply_size(reply)
         entry.live = True
         entry.asked = 0
         write_key(request, <uint8_t*>key_of(entry))
-        write_reply(<uint8_t*>key_of(entry) + keyed, reply, reply_size, head, id.size)
+        write_reply(reply, <uint8_t*>key_of(entry) + keyed)
         slot = self.spare_slot(token)
         slot.tag = tag_of(token)
         slot.place = <uint32_t>((<uint8_t*>entry - self.arena) // GRAIN) + 1
@@ -459,11 +359,15 @@ cdef class Cache:
         """What `keep` does."""
         cdef Request request
         cdef bint kept
+        cdef Reply parts
         read_request(self.plan, body, &request)
         try:
             if token != hash_key(&self.secrets, &request):
                 raise ValueError("the token is not of this request")
-            kept = self.keep(&request, token, <const uint8_t*>PyBytes_AS_STRING(reply), PyBytes_GET_SIZE(reply), now_ns)
+            if not split_reply(self.plan, &request, <const uint8_t*>PyBytes_AS_STRING(reply), PyBytes_GET_SIZE(reply),
+                               &parts):
+                raise ValueError("the reply is not to this request")
+            kept = self.keep(&request, token, &parts, now_ns)
             return kept
         finally:
             free_request(&request)
@@ -471,12 +375,9 @@ cdef class Cache:
     def key(self, bytes body not None):
         """What makes a request the one it is, as bytes."""
         cdef Request request
-        cdef bytes out
         read_request(self.plan, body, &request)
         try:
-            out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>key_size(&request))
-            write_key(&request, <uint8_t*>PyBytes_AS_STRING(out))
-            return out
+            return key_bytes(&request)
         finally:
             free_request(&request)
 
@@ -497,30 +398,65 @@ cdef class Cache:
         }
 
 
-cdef uint8_t* copy_reply(const Entry* entry, const Slice* id, size_t* size) noexcept nogil:
-    """An entry's reply and the caller's id, which protobuf takes in any order; NULL where there is no memory."""
+cdef bytes key_bytes(const Request* request):
+    """A request's key as an object."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>key_size(request))
+    write_key(request, <uint8_t*>PyBytes_AS_STRING(out))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Replies: kept without their id, and given with that of the caller
+# ---------------------------------------------------------------------------------------------------------------------
+
+cdef bint split_reply(Plan plan, const Request* request, const uint8_t* data, size_t size, Reply* out) noexcept nogil:
+    """The parts of a reply to a request, whose id comes after the plan's head; False where it cannot be one."""
+    cdef size_t id = id_size(&request.id)
+    if size < plan.head.size + id:
+        return False
+    out.head = Slice(data, plan.head.size)
+    out.rest = Slice(data + plan.head.size + id, size - plan.head.size - id)
+    return True
+
+
+cdef bytes reply_bytes(const Reply* reply):
+    """What is kept of a reply as an object."""
+    cdef bytes out = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>reply_size(reply))
+    write_reply(reply, <uint8_t*>PyBytes_AS_STRING(out))
+    return out
+
+
+cdef uint8_t* give_reply(const uint8_t* kept, size_t kept_size, const Slice* id, size_t* size) noexcept nogil:
+    """A reply of what was kept of one, with the caller's id and `cached`, since protobuf takes fields in any order.
+
+    For the caller to free; NULL where there is no memory.
+    """
     cdef Writer writer
-    cdef uint8_t* reply
-    writer.at = NULL
-    writer.size = entry.reply_size
-    if id.size:
-        put_field(&writer, 0x1A, id.data, id.size)
-    reply = <uint8_t*>malloc(writer.size)
+    cdef uint8_t* reply = <uint8_t*>malloc(kept_size + CACHED_SIZE + id_size(id))
     if reply == NULL:
         return NULL
-    size[0] = writer.size
-    memcpy(reply, key_of(entry) + entry.key_size, entry.reply_size)
+    writer.at = reply
+    writer.size = 0
+    put(&writer, kept, kept_size)
+    put(&writer, CACHED, CACHED_SIZE)
     if id.size:
-        writer.at = reply + entry.reply_size
-        put_field(&writer, 0x1A, id.data, id.size)
+        put_field(&writer, ID_TAG, id.data, id.size)
+    size[0] = writer.size
     return reply
 
 
-cdef void write_reply(uint8_t* out, const uint8_t* reply, size_t size, size_t head, size_t id) noexcept nogil:
-    """A reply without the `id` bytes of its id, which come after its head, and with the parameter `cached`."""
-    memcpy(out, reply, head)
-    memcpy(out + head, reply + head + id, size - head - id)
-    memcpy(out + size - id, CACHED, CACHED_SIZE)
+cdef inline size_t id_size(const Slice* id) noexcept nogil:
+    """Bytes of an id in a reply."""
+    return 1 + varint_size(id.size) + id.size if id.size else 0
+
+
+cdef inline size_t reply_size(const Reply* reply) noexcept nogil:
+    return reply.head.size + reply.rest.size
+
+
+cdef inline void write_reply(const Reply* reply, uint8_t* out) noexcept nogil:
+    memcpy(out, reply.head.data, reply.head.size)
+    memcpy(out + reply.head.size, reply.rest.data, reply.rest.size)
 
 
 cdef int read_request(Plan plan, bytes body, Request* request) except -1:

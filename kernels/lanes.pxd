@@ -45,6 +45,7 @@ cdef class Lane:
     cdef Call* tail
     cdef int64_t rows
     cdef int64_t bytes
+    cdef int64_t due                 # when the first of what waits for company is to be answered; 0: to be looked for
     cdef int waiting
     cdef bint draining
     cdef bint told                   # what is queued is a worker's business
@@ -67,6 +68,7 @@ cdef class Lane:
     cdef void unlink(self) noexcept nogil
     cdef str reason(self, Call* call, Fault* fault, int status)
     cdef int64_t wait_ns(self, int64_t now) noexcept nogil
+    cdef int64_t latest_begin(self) noexcept nogil
     cdef Call* wait(self, bint block, int64_t* present, int64_t* rows) noexcept nogil
     cdef Call* run_inline(self, int64_t* budget_ns) noexcept nogil
     cdef bint runs_inline(self, int64_t budget_ns) noexcept nogil

@@ -22,7 +22,8 @@ class Lane:
         max_batch_rows: rows a worker takes at once. A call with more rows runs alone.
         max_queue_rows: bound of the rows that may wait.
         max_queue_bytes: bound of the request bytes that may wait.
-        max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+        max_queue_delay_us: how long a batch that is not full waits for company; 0 means never. It waits no longer than
+            its calls' deadlines leave time for, by what runs took so far where `foresee` is on.
         workers: how many threads take batches at once.
         foresee: whether calls that could not be answered in time are refused, by what runs took so far.
         cache: where answers are kept and looked up, of the same plan; None: nowhere.

@@ -43,6 +43,7 @@ cdef enum:
     SPARE = 10               # one part in so many of a call's time is left for what nobody foretells: the way back
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
+cdef int64_t NEVER = 1 << 62
 
 INLINE_NS = INLINE_BUDGET_NS
 
@@ -71,10 +72,6 @@ cdef inline int status_of_admission(Admission admission) noexcept nogil:
     return STATUS_RESOURCE_EXHAUSTED if admission == NEVER_FITS else STATUS_UNAVAILABLE
 
 
-cdef inline bint is_expired(int64_t deadline, int64_t now) noexcept nogil:
-    return deadline != 0 and now >= deadline
-
-
 cdef inline int64_t share_of(const Limits* limits, int64_t queued_rows, int idle) noexcept nogil:
     """How many rows a worker takes where `idle` others wait: what is queued is shared with them, so that one waits for
     the store while another computes; but not in batches so small that they cost more than they overlap."""
@@ -95,12 +92,20 @@ cdef inline int64_t too_late(const Forecast* forecast, const Limits* limits, int
     return finish if finish > (deadline - now) - (deadline - now) // SPARE else 0
 
 
+cdef inline int64_t spare_of(const Call* call) noexcept nogil:
+    return (call.deadline_ns - call.arrived_ns) // SPARE
+
+
 cdef inline bint would_expire(const Call* call, int64_t now, int64_t end) noexcept nogil:
     """Whether a call's deadline has passed, or a run that ends then leaves no time to answer it."""
-    cdef int64_t spare = (call.deadline_ns - call.arrived_ns) // SPARE
     if call.deadline_ns == 0:
         return False
-    return now >= call.deadline_ns or (end > now and end >= call.deadline_ns - spare)
+    return now >= call.deadline_ns or (end > now and end >= call.deadline_ns - spare_of(call))
+
+
+cdef inline int64_t due_of(const Call* call) noexcept nogil:
+    """When the run of a call that waits for company is to end: as much again is left for a worker to wake up."""
+    return call.deadline_ns - 2 * spare_of(call) if call.deadline_ns else NEVER
 
 
 cdef inline bint fits(int64_t most, int64_t batch_rows, int64_t rows) noexcept nogil:
@@ -115,13 +120,13 @@ cdef inline bint share(Plan plan, const Call* a, const Call* b) noexcept nogil:
     return plan.fixed_shapes or same_shapes(&a.request, &b.request)
 
 
-cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t now,
+cdef inline int64_t hold(const Limits* limits, int64_t queued_rows, int64_t oldest, int64_t latest, int64_t now,
                          bint draining) noexcept nogil:
-    """How many nanoseconds an idle worker still waits for company; 0: take now."""
+    """How many nanoseconds an idle worker still waits for company, at most until `latest`; 0: take now."""
     cdef int64_t rest
     if limits.delay_ns == 0 or draining or queued_rows >= limits.max_batch_rows:
         return 0
-    rest = oldest + limits.delay_ns - now
+    rest = min(oldest + limits.delay_ns, latest) - now
     return rest if rest > 0 else 0
 
 
@@ -144,7 +149,8 @@ cdef class Lane:
         plan: what the version takes and gives.
         max_batch_rows: rows a worker takes at once. A call with more rows runs alone.
         max_queue_rows, max_queue_bytes: bounds of what may wait; request bodies are what is counted.
-        max_queue_delay_us: how long a batch that is not full waits for company; 0 means never.
+        max_queue_delay_us: how long a batch that is not full waits for company; 0 means never. It waits no longer than
+            its calls' deadlines leave time for, by what runs took so far where `foresee` is on.
         cache: where answers are kept and looked up, of the same plan; None: nowhere.
         workers: how many threads take batches at once.
         foresee: whether calls that could not be answered in time are refused, by what runs took so far.
@@ -286,8 +292,10 @@ cdef class Lane:
             call.next = NULL
             if self.tail == NULL:
                 self.head = call
+                self.due = due_of(call)
             else:
                 self.tail.next = call
+                self.due = min(self.due, due_of(call))
             self.tail = call
             self.rows += call.request.rows
             self.bytes += <int64_t>call.size
@@ -331,9 +339,26 @@ cdef class Lane:
 
     cdef int64_t wait_ns(self, int64_t now) noexcept nogil:
         """-1: nothing is queued; 0: take now; else nanoseconds to wait for company. The lock is held."""
+        cdef int64_t latest = 0
         if self.head == NULL:
             return -1
-        return hold(&self.limits, self.rows, self.head.arrived_ns, now, self.draining)
+        if self.limits.delay_ns and self.rows < self.limits.max_batch_rows:
+            latest = self.latest_begin()
+        return hold(&self.limits, self.rows, self.head.arrived_ns, latest, now, self.draining)
+
+    cdef int64_t latest_begin(self) noexcept nogil:
+        """When a run of all that is queued is to begin, so that each of its calls is answered. The lock is held."""
+        cdef Forecast forecast
+        cdef Call* call = self.head
+        if self.due == 0:
+            self.due = NEVER
+            while call != NULL:
+                self.due = min(self.due, due_of(call))
+                call = call.next
+        if not self.limits.foresee:
+            return self.due
+        forecast = self.ledger.foretold()
+        return self.due - run_ns(&forecast, self.rows)
 
     cdef Call* form(self, int64_t now, int idle, Call** dropped, int64_t* rows) noexcept nogil:
         """Take one batch off the queue, to be shared with `idle` others, and what is to be dropped on the way. The lock
@@ -384,6 +409,7 @@ cdef class Lane:
             self.tail = NULL
             self.told = False
         call.next = NULL
+        self.due = 0
         self.rows -= call.request.rows
         self.bytes -= <int64_t>call.size
 
@@ -515,6 +541,7 @@ cdef class Lane:
             call = call.next
         last.next = self.head
         self.head = calls
+        self.due = 0
         if self.tail == NULL:
             self.tail = last
         self.tell()
@@ -558,7 +585,7 @@ cdef void drop(Call* call, int64_t now) noexcept nogil:
     """Give a call that is not run its status."""
     if flag_raised(&call.cancelled):
         set_answer(call, STATUS_CANCELLED, b"cancelled", 9)
-    elif is_expired(call.deadline_ns, now):
+    elif would_expire(call, now, now):
         set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline exceeded while queued; the model was not run", 53)
     else:
         set_answer(call, STATUS_DEADLINE_EXCEEDED, b"deadline too near to be met; the model was not run", 50)

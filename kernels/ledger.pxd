@@ -57,7 +57,7 @@ cdef class Ledger:
     cdef void note_invalid(self) noexcept nogil
     cdef void note_recalled(self, int64_t ns) noexcept nogil
     cdef void note_dropped(self, const Call* dropped) noexcept nogil
-    cdef void note_failures(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil
+    cdef void note_ended(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil
     cdef void note_answers(self, const Call* calls, int64_t rows, int64_t taken, int64_t lookup, int64_t compute,
                            int64_t started, int64_t now) noexcept nogil
     cdef uint64_t note_calls(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil

@@ -23,3 +23,10 @@ def bucket_bounds() -> list[float]:
 
 def decide_bucket(ns: int) -> int:
     """The histogram bucket of a duration in nanoseconds, for tests."""
+
+def decide_rest(ledger: Ledger, count: int, run: bool) -> int:
+    """Note `count` runs that begin and end at once, without the GIL; or else forecast `count` times. For tests.
+
+    Returns:
+        Nanoseconds that were left of runs under way by the forecasts, at most.
+    """

@@ -11,9 +11,9 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
 
 from penstock.kernels._costs cimport Cost, cost_learn, cost_seed
-from penstock.kernels._forecast cimport Forecast, run_ns
+from penstock.kernels._forecast cimport Forecast, rest_ns, run_ns
 from penstock.kernels._system cimport (
-    epoch_ms, lock_acquire, lock_free, lock_new, lock_release,
+    epoch_ms, lock_acquire, lock_free, lock_new, lock_release, monotonic_ns,
 )
 from penstock.kernels.calls cimport STATUS_CANCELLED, STATUS_OK, Call
 
@@ -133,8 +133,8 @@ cdef class Ledger:
             dropped = dropped.next
         lock_release(self.lock)
 
-    cdef void note_failures(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil:
-        """A batch got statuses instead of answers."""
+    cdef void note_ended(self, const Call* calls, int64_t taken, int64_t now) noexcept nogil:
+        """Calls that were taken are over without a run: they got statuses, or were answered from a shared cache."""
         lock_acquire(self.lock)
         self.note_calls(calls, taken, now)
         lock_release(self.lock)
@@ -251,3 +251,20 @@ def bucket_bounds():
 def decide_bucket(int64_t ns):
     """The histogram bucket of a duration in nanoseconds, for tests."""
     return bucket_of(ns)
+
+
+def decide_rest(Ledger ledger not None, int64_t count, bint run):
+    """Note `count` runs that begin and end at once, without the GIL; or else forecast `count` times, which gives the
+    longest rest of runs under way. For tests."""
+    cdef int64_t _turn, now
+    cdef int64_t longest = 0
+    cdef Forecast forecast
+    with nogil:
+        for _turn in range(count):
+            now = monotonic_ns()
+            if run:
+                ledger.note_left(ledger.note_taken(1, now))
+            else:
+                forecast = ledger.foretold()
+                longest = max(longest, rest_ns(&forecast, now))
+    return longest

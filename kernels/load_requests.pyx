@@ -11,7 +11,7 @@ from penstock.kernels._nghttp2 cimport (
 )
 from penstock.kernels._system cimport atomic_add, atomic_get, monotonic_ns, tally
 from penstock.kernels.load_calls cimport conclude, give_back, park
-from penstock.kernels.load_wires cimport leave
+from penstock.kernels.load_wires cimport flush, leave
 
 
 cdef ssize_t read_body(nghttp2_session* session, int32_t number, uint8_t* out, size_t room, uint32_t* flags,
@@ -94,7 +94,31 @@ cdef int on_close(nghttp2_session* session, int32_t number, uint32_t error, void
         conclude(thread, call, error, now)
     thread.in_flight -= 1
     if thread.shared.offsets == NULL:
-        ask_again(thread, call, wire.slot, now)
+        call.wire = NULL
+        call.next = wire.answered
+        wire.answered = call
     else:
         give_back(thread, call)
     return 0
+
+
+cdef void ask_next(Wire* wire) noexcept nogil:
+    """Callers that were answered ask again. Their time begins here: what was read meanwhile is none of the server's."""
+    cdef int64_t now
+    cdef Call* call
+    if wire.answered == NULL:
+        return
+    now = monotonic_ns()
+    while wire.answered != NULL:
+        call = wire.answered
+        wire.answered = call.next
+        ask_again(wire.thread, call, wire.slot, now)
+
+
+cdef void go_on(Wire* wire) noexcept nogil:
+    """Have callers ask again and write; writing may end calls, too."""
+    ask_next(wire)
+    flush(wire)
+    while wire.answered != NULL:
+        ask_next(wire)
+        flush(wire)

@@ -15,7 +15,7 @@ from penstock.kernels._samples cimport bucket_of
 from penstock.kernels._sockets cimport EPOLL_CTL_ADD, EPOLLIN, poll_new, poll_set, poll_wait
 from penstock.kernels._system cimport atomic_get, close, event_clear, flag_raised, monotonic_ns, tally
 from penstock.kernels.load_calls cimport count, give_back, say_text, take_call
-from penstock.kernels.load_requests cimport ask, ask_again
+from penstock.kernels.load_requests cimport ask, ask_again, go_on
 from penstock.kernels.load_wires cimport flush, free_wire, on_ready, open_wire, tidy
 
 cdef int64_t SPIN_NS = 20_000     # setting the alarm takes about as long, above all in virtual machines
@@ -124,7 +124,7 @@ cdef void write_all(Thread* thread) noexcept nogil:
     cdef Wire* wire = thread.wires
     while wire != NULL:
         if not wire.lost:
-            flush(wire)
+            go_on(wire)
         wire = wire.next
 
 
@@ -218,7 +218,10 @@ cdef void begin(Thread* thread) noexcept nogil:
 
 
 cdef void serve_events(Thread* thread, int found, bint scheduled) noexcept nogil:
-    """What epoll found; where there is a schedule, what is due goes out between two connections."""
+    """What epoll found: all that came is read, and then written to, so that no answer waits for another's request.
+
+    Where there is a schedule, what is due goes out between two connections.
+    """
     cdef void* tag
     cdef int i
     for i in range(found):
@@ -229,3 +232,7 @@ cdef void serve_events(Thread* thread, int found, bint scheduled) noexcept nogil
             if scheduled and i:
                 send_due(thread)
             on_ready(<Wire*>tag, thread.events[i].events)
+    for i in range(found):
+        tag = thread.events[i].data.ptr
+        if tag != &thread.wake and tag != &thread.alarm:
+            go_on(<Wire*>tag)

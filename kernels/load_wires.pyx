@@ -242,7 +242,7 @@ cdef void flush(Wire* wire) noexcept nogil:
 
 
 cdef void on_ready(Wire* wire, uint32_t events) noexcept nogil:
-    """What epoll says of a connection."""
+    """What epoll says of a connection: what came is read, what was left unsent is written."""
     cdef ssize_t got
     cdef ssize_t used
     cdef size_t room = READ_BYTES
@@ -271,5 +271,3 @@ cdef void on_ready(Wire* wire, uint32_t events) noexcept nogil:
             wire.unsent_size = 0
             wire.waits = False
             poll_set(wire.thread.poll, EPOLL_CTL_MOD, wire.fd, EPOLLIN, wire)
-    if not wire.lost:
-        flush(wire)

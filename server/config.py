@@ -12,12 +12,14 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from penstock.server.address import Address
-from penstock.server.cache import CacheSettings
+from penstock.server.cache import CacheSettings, explained
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 
 MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
+LEAST_URGENT = 19
+"""As nice(1) counts."""
 LONGEST_S = 1_000_000
 """Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
 
@@ -37,7 +39,7 @@ def _defaults(value: Any) -> Any:
 class Config(BaseModel):
     """Settings of one server."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     registry: Path = Field(default=Path("penstock-models"), description="folder of published models")
     features: str = Field(default="", description="URL of the feature store; needed by versions that join features")
@@ -62,8 +64,10 @@ class Config(BaseModel):
     max_queue_bytes: int = Field(default=256 * MIB, ge=1, description="request bytes that may wait, for each version")
     max_queue_delay_us: int = Field(default=0, ge=0, le=10_000_000, description="how long a batch waits for company")
     workers: int = Field(default=0, ge=0, le=64, description="threads for each version; 0 chooses by what a run takes")
-    worker_nice: int = Field(
-        default=0, ge=0, le=19, description="how much workers yield to other threads, as nice(1) counts"
+    worker_nice: str = Field(
+        default="auto",
+        coerce_numbers_to_str=True,
+        description="how much workers yield to others, as nice(1) counts: auto (10 where runs are long) or 0 to 19",
     )
     inline: Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)] = Field(
         default="auto", description="whether I/O threads run models: where that is cheap, always, or never; native"
@@ -101,7 +105,7 @@ class Config(BaseModel):
     drain_grace_s: float = Field(default=10.0, gt=0, description="how long calls in flight may take to finish")
 
     cache: Annotated[dict[str, CacheSettings], BeforeValidator(_defaults)] = Field(
-        default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s"
+        default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s, shared"
     )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
@@ -113,6 +117,13 @@ class Config(BaseModel):
         if value in {"auto", "off"} or (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_BATCH_ROWS):
             return value
         raise ValueError(f"it is auto, off or a number of rows from 1 to {MOST_BATCH_ROWS}, not {value[:40]!r}")
+
+    @field_validator("worker_nice")
+    @classmethod
+    def _known_niceness(cls, value: str) -> str:
+        if value == "auto" or (value.isascii() and value.isdigit() and int(value) <= LEAST_URGENT):
+            return value
+        raise ValueError(f"it is auto or a number from 0 to {LEAST_URGENT}, not {value[:40]!r}")
 
     @classmethod
     def read(cls, path: Path | None = None, **overrides: Any) -> Config:
@@ -136,10 +147,14 @@ class Config(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name, told = ".".join(map(str, first["loc"])), first["msg"]
+            name, told = ".".join(str(part) for part in first["loc"] if part != "[key]"), first["msg"]
             where = f" of {path}" if path is not None and name not in overrides else ""
             if first["type"] == "extra_forbidden":
                 told = "there is no such setting; penstock serve --help and docs/reference.md list them"
+            if first["loc"][:1] == ("cache",):
+                told = explained(first["type"], of_name=first["loc"][-1] == "[key]") or told.removeprefix(
+                    "Value error, "
+                )
             raise BadConfig(f"setting {name!r}{where}: {told}") from error
 
     def address(self, name: Literal["grpc", "metrics"]) -> Address | None:

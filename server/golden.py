@@ -8,6 +8,7 @@ float output, since a score on the border may rightly fall either way on another
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -26,27 +27,37 @@ class GoldenMismatch(PenstockError):  # noqa: N818  # as the registry's errors, 
     """The version does not compute here what it computed where it was published."""
 
 
-def check(golden: bytes, run: Run) -> None:
-    """Run the golden rows and compare.
+@dataclass(frozen=True)
+class Golden:
+    """Golden rows, by name [rows, ...].
 
-    Args:
-        golden: an npz of arrays `input/<name>` and `output/<name>`, never pickled.
-        run: from inputs as a caller sends them to outputs, by name.
-
-    Raises:
-        GoldenMismatch: naming the output and the greatest difference; or the file cannot be read.
+    Attributes:
+        inputs: as a caller sends them; texts are objects.
+        outputs: what they gave.
     """
-    inputs, expected = read(golden)
-    if not inputs or not expected:
-        return
-    got = run(inputs)
-    floats = {name for name, array in expected.items() if array.dtype.kind == "f"}
-    for name in floats or expected:
-        _compare(name, expected[name], np.asarray(got[name]))
+
+    inputs: Arrays
+    outputs: Arrays
+
+    def check(self, run: Run) -> None:
+        """Run the rows and compare.
+
+        Args:
+            run: from inputs as a caller sends them to outputs, by name.
+
+        Raises:
+            GoldenMismatch: naming the output and the greatest difference.
+        """
+        if not self.inputs or not self.outputs:
+            return
+        got = run(self.inputs)
+        floats = {name for name, array in self.outputs.items() if array.dtype.kind == "f"}
+        for name in floats or self.outputs:
+            _compare(name, self.outputs[name], np.asarray(got[name]))
 
 
-def read(golden: bytes) -> tuple[Arrays, Arrays]:
-    """Inputs as a caller sends them and the outputs they gave, each by name [rows, ...]; texts are objects.
+def read(golden: bytes) -> Golden:
+    """The rows of an npz of arrays `input/<name>` and `output/<name>`, never pickled.
 
     Raises:
         GoldenMismatch: the file cannot be read.
@@ -56,7 +67,7 @@ def read(golden: bytes) -> tuple[Arrays, Arrays]:
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise GoldenMismatch(f"golden.npz cannot be read: {error}; publish the version again") from error
     inputs = {n.removeprefix("input/"): _fed(a) for n, a in arrays.items() if n.startswith("input/")}
-    return inputs, {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")}
+    return Golden(inputs, {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")})
 
 
 def _unpacked(golden: bytes) -> Arrays:

@@ -38,14 +38,8 @@ def use_engine(lane: Lane, pipeline: Pipeline, config: Config, trial: Pipeline, 
     Returns:
         Why they cannot be; empty where they can.
     """
-    if config.inline == "off":
-        return "inline is off"
-    if config.transport == "grpcio" or find_spec("penstock.kernels.http2") is None:
-        return "the grpcio transport has no I/O threads of ours"
-    if config.max_queue_delay_us:
-        return "batches wait for company (max_queue_delay_us)"
-    if config.intra_op_threads > 1:
-        return "a run has several threads (intra_op_threads)"
+    if why_not := _forbidden(pipeline, config):
+        return why_not
     try:
         engine = engine_of(lane, pipeline)
         for rows, ns in _measured(trial, samples()):
@@ -53,6 +47,21 @@ def use_engine(lane: Lane, pipeline: Pipeline, config: Config, trial: Pipeline, 
     except ValueError as error:
         return str(error)
     lane.use(engine, always=config.inline == "on")
+    return ""
+
+
+def _forbidden(pipeline: Pipeline, config: Config) -> str:
+    """Why calls are not to be run inline, whatever the engine can do; empty where they may be."""
+    if config.inline == "off":
+        return "inline is off"
+    if pipeline.shared is not None:
+        return "its answers are shared through Redis"
+    if config.transport == "grpcio" or find_spec("penstock.kernels.http2") is None:
+        return "the grpcio transport has no I/O threads of ours"
+    if config.max_queue_delay_us:
+        return "batches wait for company (max_queue_delay_us)"
+    if config.intra_op_threads > 1:
+        return "a run has several threads (intra_op_threads)"
     return ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from penstock.kernels.wire import PlanInput, PlanOutput
@@ -10,6 +11,7 @@ from penstock.monitoring import FeatureDrift
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import penstock_pb2 as penstock_pb
 from penstock.server.config import Config
+from penstock.server.shared import Counts
 from penstock.server.version import Served
 from penstock.server.watch import Drift
 
@@ -109,16 +111,23 @@ def statistics(served: Served, config: Config) -> pb.ModelStatistics:
     _duration(stats.compute_input, shared["calls"], shared["lookup_ns"])
     _duration(stats.compute_infer, shared["calls"], shared["compute_ns"])
     _duration(stats.compute_output, shared["calls"], shared["encode_ns"])
-    if served.lane.cache is not None:
-        cached = served.lane.cache.snapshot()
-        _duration(stats.cache_hit, cached["hits"], cached["hit_ns"])
-        _duration(stats.cache_miss, cached["misses"], cached["miss_ns"])
+    _cache(stats, served)
     for rows, (count, ns) in seen["sizes"].items():
         if rows > (served.cap or config.max_batch_rows):  # calls larger than a batch, of many sizes
             continue
         entry = answer.batch_stats.add(batch_size=rows)
         _duration(entry.compute_infer, count, ns)
     return answer
+
+
+def _cache(stats: pb.InferStatistics, served: Served) -> None:
+    """Hits of either tier. What the shared one is asked for was a miss of the version's own before."""
+    if served.lane.cache is None:
+        return
+    shared = Counts() if served.pipeline.shared is None else replace(served.pipeline.shared.counts)
+    own = served.lane.cache.snapshot()  # after the others, so that there are no more hits than misses
+    _duration(stats.cache_hit, own["hits"] + shared.hits, own["hit_ns"] + shared.hit_ns)
+    _duration(stats.cache_miss, own["misses"] - shared.hits, own["miss_ns"] + shared.miss_ns)
 
 
 def _duration(target: pb.StatisticDuration, count: int, ns: int) -> None:

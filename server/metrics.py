@@ -153,6 +153,30 @@ def _caches(served: list[Served]) -> Iterator[Metric]:
         entries.add_metric(labels, counts["entries"])
         used.add_metric(labels, counts["bytes"])
     yield from (asked, gone, kept, entries, used)
+    yield from _shared(served)
+
+
+def _shared(served: list[Served]) -> Iterator[Metric]:
+    labels = [*MODEL, "result"]
+    asked = CounterMetricFamily("penstock_cache_shared_requests", "Requests, by what servers shared", labels=labels)
+    failed = CounterMetricFamily("penstock_cache_shared_errors", "Round trips that failed", labels=[*MODEL, "step"])
+    corrupt = CounterMetricFamily("penstock_cache_shared_corrupt", "Values that were no such answer", labels=MODEL)
+    written = CounterMetricFamily("penstock_cache_shared_written", "Answers written for others", labels=MODEL)
+    size = CounterMetricFamily("penstock_cache_shared_written_bytes", "Bytes of these answers", labels=MODEL)
+    left = CounterMetricFamily("penstock_cache_shared_unwritten", "Answers there was no time to write", labels=MODEL)
+    for version in served:
+        if version.pipeline.shared is None:
+            continue
+        counts, key = version.pipeline.shared.counts, [version.name, str(version.version)]
+        for result, count in (("hit", counts.hits), ("miss", counts.misses), ("unasked", counts.unasked)):
+            asked.add_metric([*key, result], count)
+        failed.add_metric([*key, "read"], counts.failed_reads)
+        failed.add_metric([*key, "write"], counts.failed_writes)
+        corrupt.add_metric(key, counts.corrupt)
+        written.add_metric(key, counts.written)
+        size.add_metric(key, counts.written_bytes)
+        left.add_metric(key, counts.unwritten)
+    yield from (asked, failed, corrupt, written, size, left)
 
 
 def _phases(

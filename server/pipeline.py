@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic_ns, thread_time_ns
 from typing import Any
 
@@ -24,6 +25,7 @@ from penstock.server.forests import Loaded
 from penstock.server.join import SOURCES, Join
 from penstock.server.plans import FEATURE_STATUS, FEATURES
 from penstock.server.session import Session
+from penstock.server.shared import Shared
 from penstock.server.splitting import in_parts
 from penstock.server.watch import Watch
 
@@ -37,6 +39,7 @@ class Pipeline:
     Attributes:
         forest: who runs the graph, where it is an ensemble of trees; None: the session does.
         cap: rows of one run at most, a larger batch being run in parts; 0 for no such bound.
+        shared: answers that servers share, which a worker asks for before `run`.
         cost: CPU time of the running thread, since waiting for the interpreter is no work.
     """
 
@@ -47,7 +50,13 @@ class Pipeline:
     watch: Watch | None = None
     forest: Loaded | None = None
     cap: int = 0
+    shared: Shared | None = None
     cost: Cost = field(default_factory=Cost)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a batch waits for somebody else: for features, or for what servers share."""
+        return self.join is not None or self.shared is not None
 
     def run(self, batch: Batch) -> None:
         """Run one batch and answer its calls.
@@ -137,6 +146,14 @@ def run_next(lane: Lane, pipeline: Pipeline, *, block: bool = True) -> bool:
 
 
 def run_safely(batch: Batch, pipeline: Pipeline) -> None:
+    """Answer a batch: what servers share from there, all else by a run."""
+    if pipeline.shared is None:
+        run_or_split(batch, pipeline)
+    else:
+        pipeline.shared.run(batch, partial(run_or_split, pipeline=pipeline))
+
+
+def run_or_split(batch: Batch, pipeline: Pipeline) -> None:
     """Run a batch; where that fails, run its members singly, once, so that one bad row spoils only its own call."""
     try:
         pipeline.run(batch)

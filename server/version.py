@@ -5,29 +5,26 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from math import inf
 from threading import Thread
-from typing import Any
-
-import numpy as np
 
 from penstock.errors import PenstockError
 from penstock.features.store import FeatureStore
-from penstock.features.transforms import Transforms
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
-from penstock.kernels.transforms import Program
-from penstock.kernels.wire import NUMPY, Plan
+from penstock.kernels.wire import Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
 from penstock.registry.manifest import Manifest
 from penstock.server import forests
-from penstock.server.cache import cache_of
+from penstock.server.cache import cache_of, shared_of
 from penstock.server.config import Config
+from penstock.server.contents import Contents, any_of, made_up
 from penstock.server.curve import Curve
-from penstock.server.golden import check, read
+from penstock.server.golden import Golden
 from penstock.server.inline import use_engine, way_of
 from penstock.server.join import Join
 from penstock.server.pipeline import Pipeline, run_next, serve
@@ -35,12 +32,13 @@ from penstock.server.plans import plan_of, views_of
 from penstock.server.samples import NothingToDraw, Samples
 from penstock.server.session import Session
 from penstock.server.warmup import curve_of
-from penstock.server.watch import Watch
 
 _log = logging.getLogger("penstock.server")
 
 LONG_RUN_NS = 500_000
-"""From which time of the largest batch on cores are worth a worker each."""
+"""From which time of a batch on cores are worth a worker each, and threads that read calls go before workers."""
+LONG_RUN_NICE = 10
+"""Of such workers. The scheduler lets who is less nice run at once when it wakes up, most of the time."""
 
 
 class Served:
@@ -60,14 +58,18 @@ class Served:
     """
 
     def __init__(self, version: Version, config: Config, store: FeatureStore | None) -> None:
+        contents = Contents.of(version)
         self.manifest: Manifest = version.manifest
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
-        self.pipeline = _pipeline(version, self.plan, config, store)
-        self._warm(version.files.get("golden.npz"))
-        self.curve = _measured(version, self.pipeline, config)
+        self.pipeline = _pipeline(contents, self.plan, config, store)
+        self._warm(contents.golden)
+        pool = contents.pool(self.plan, config.max_batch_rows)
+        self.curve = _measured(_trial(contents, self.pipeline, config), pool, config)
         self.cap = _cap(self.curve, self.plan, config)
-        self.pipeline = replace(self.pipeline, cap=self.cap)
+        cache = cache_of(self.name, self.plan, views_of(self.manifest), config.cache)
+        shared = shared_of(self.manifest, self.digest, cache, config.cache, config.features)
+        self.pipeline = replace(self.pipeline, cap=self.cap, shared=shared)
         self._max_batch_rows = self.cap or config.max_batch_rows
         workers = config.workers or _workers(self.pipeline, self.curve)
         self.lane = Lane(
@@ -78,20 +80,20 @@ class Served:
             max_queue_delay_us=config.max_queue_delay_us,
             workers=workers,
             foresee=config.foresee,
-            cache=cache_of(self.name, self.plan, views_of(self.manifest), config.cache),
+            cache=cache,
         )
         for rows, ns in zip(self.curve.rows, self.curve.ns, strict=True):
             self.lane.ledger.seed(rows, ns)
             self.pipeline.cost.seed(rows, ns)
-        trial = _trial(version, self.pipeline, config)
-        samples = partial(_any_samples, version, self.plan)
-        self._not_inline = use_engine(self.lane, self.pipeline, config, trial, samples)
-        self._inline = _known_by_rows(self.plan, config) and self.pipeline.join is None
+        trial = _trial(contents, self.pipeline, config)
+        self._not_inline = use_engine(self.lane, self.pipeline, config, trial, partial(any_of, pool, self.plan))
+        self._inline = _known_by_rows(self.plan, config) and not self.pipeline.waits
+        nice = _nice(self.lane, self.curve, config)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
         self._workers = [
             Thread(
                 target=serve,
-                args=(self.lane, self.pipeline, config.worker_nice),
+                args=(self.lane, self.pipeline, nice),
                 name=f"worker {name} {i}",
                 daemon=True,
             )
@@ -120,17 +122,17 @@ class Served:
         """What runs the model, and why: one line."""
         return "onnxruntime" if self.pipeline.forest is None else self.pipeline.forest.told
 
-    def _warm(self, golden: bytes | None) -> None:
+    def _warm(self, golden: Golden | None) -> None:
         """Run once, so that the first caller does not pay for ONNX Runtime's first allocation.
 
         On the golden rows, which must come out as they did when the version was published. Without any, on made-up
         values, which a graph may rightly refuse; that is told and does not keep the version from serving.
         """
         if golden is not None:
-            check(golden, self.pipeline.compute)
+            golden.check(self.pipeline.compute)
             return
         try:
-            self.pipeline.compute(_made_up(self.plan))
+            self.pipeline.compute(made_up(self.plan))
         except Exception as error:  # noqa: BLE001  # ONNX Runtime has a class of exception for every cause
             line = " ".join(str(error).split())[:300]
             _log.warning("%s version %d was not warmed up: %s", self.name, self.version, line)
@@ -163,91 +165,75 @@ class Served:
         until = None if timeout_s is None else time.monotonic() + timeout_s
         for worker in self._workers:
             worker.join(None if until is None else max(0.0, until - time.monotonic()))
-        return not any(worker.is_alive() for worker in self._workers)
+        ended = not any(worker.is_alive() for worker in self._workers)
+        if ended and self.pipeline.shared is not None:
+            self.pipeline.shared.close()
+        return ended
 
 
-def _pipeline(version: Version, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
-    manifest, files = version.manifest, version.files
+def _pipeline(contents: Contents, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
+    manifest = contents.manifest
     outputs = [spec.name for spec in manifest.signature.outputs]
-    session = Session(files[manifest.artifact_path], outputs, threads=config.intra_op_threads)
-    if (reference := _reference(version)) is not None:
-        _check_profile(reference, manifest)
-    watch = _watch(version, reference, config)
-    join, transforms, forest = _join(manifest, config, store), _transforms(version), _forest(version, session, config)
+    session = Session(contents.onnx, outputs, threads=config.intra_op_threads)
+    if contents.reference is not None:
+        _check_profile(contents.reference, manifest)
+    join, watch = _join(manifest, config, store), contents.watch(config.drift_window_s)
+    forest = _forest(contents, session, config)
     if forest.alone:
         session.release()
-    return Pipeline(plan, session, join, transforms, watch, forest)
+    return Pipeline(plan, session, join, contents.transforms, watch, forest)
 
 
-def _forest(version: Version, session: Session, config: Config) -> forests.Loaded:
+def _forest(contents: Contents, session: Session, config: Config) -> forests.Loaded:
     """Who runs the graph, where it is an ensemble of trees."""
-    golden = version.files.get("golden.npz")
     return forests.load(
-        version.files[version.manifest.artifact_path],
+        contents.onnx,
         session,
         mode=config.forests,
-        golden=[] if golden is None else [read(golden)[0]],
+        golden=[] if contents.golden is None else [contents.golden.inputs],
         max_rows=config.max_batch_rows,
         threads=config.intra_op_threads,
     )
 
 
-def _reference(version: Version) -> Reference | None:
-    profile = version.files.get("profile.json")
-    return None if profile is None else Reference.from_json(profile)
-
-
-def _watch(version: Version, reference: Reference | None, config: Config) -> Watch | None:
-    if reference is None:
-        return None
-    return Watch(reference, version.manifest.score, config.drift_window_s, time.time())
-
-
-def _measured(version: Version, pipeline: Pipeline, config: Config) -> Curve:
-    """The version's curve, measured with counters that are thrown away; without points where it cannot be."""
-    if not pipeline.plan.batched:
+def _measured(trial: Pipeline, pool: Callable[[], Samples], config: Config) -> Curve:
+    """The version's curve; without points where it cannot be measured."""
+    if not trial.plan.batched:
         return Curve(reason="the graph takes no batches")
     if not config.warmup_ms:
         return Curve(reason="warmup_ms is 0")
     try:
-        samples = _samples(version, pipeline.plan, config.max_batch_rows)
+        samples = pool()
     except NothingToDraw as error:
         return Curve(reason=str(error))
-    trial, alone = _trial(version, pipeline, config), config.intra_op_threads == 1
+    alone = config.intra_op_threads == 1
     return curve_of(trial, samples, config.max_batch_rows, config.warmup_ms * 1_000_000, alone=alone)
 
 
 def _workers(pipeline: Pipeline, curve: Curve) -> int:
     """How many threads run batches where the operator does not say.
 
-    Two where one may wait for the store while the other computes, else one; for what takes long without the GIL as many
+    Two where one may wait for Redis while the other computes, else one; for what takes long without the GIL as many
     as there are cores that the threads of a transport leave.
     """
     cores = len(os.sched_getaffinity(0))
-    usual = 2 if pipeline.join else 1
+    usual = 2 if pipeline.waits else 1
     if not curve.ns or curve.ns[-1] < LONG_RUN_NS:
         return usual
     return max(usual, min(cores - max(cores // 4, 1), 16))
 
 
-def _trial(version: Version, pipeline: Pipeline, config: Config) -> Pipeline:
-    """The same pipeline with counters of its own."""
-    return replace(pipeline, watch=_watch(version, _reference(version), config), cost=Cost())
+def _nice(lane: Lane, curve: Curve, config: Config) -> int:
+    """How much workers yield: where a run is long, so that cheap calls need not wait for it on few cores."""
+    if config.worker_nice != "auto":
+        return int(config.worker_nice)
+    known = curve.ns[-1] if curve.ns else lane.engine.predicted_ns(1) if lane.engine else 0
+    return LONG_RUN_NICE if known >= LONG_RUN_NS else 0
 
 
-def _samples(version: Version, plan: Plan, most: int) -> Samples:
-    reference, golden = _reference(version), version.files.get("golden.npz")
-    return Samples(
-        plan, None if reference is None else reference.features, {} if golden is None else read(golden)[0], most
-    )
-
-
-def _any_samples(version: Version, plan: Plan) -> Samples:
-    """Rows like those the version was trained on, or ones where nothing is known of them."""
-    try:
-        return _samples(version, plan, 1)
-    except NothingToDraw:
-        return Samples(plan, None, _made_up(plan), 1)
+def _trial(contents: Contents, pipeline: Pipeline, config: Config) -> Pipeline:
+    """The same pipeline with counters of its own, which are thrown away."""
+    return replace(pipeline, watch=contents.watch(config.drift_window_s), cost=Cost())
 
 
 def _cap(curve: Curve, plan: Plan, config: Config) -> int:
@@ -285,23 +271,3 @@ def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Joi
             "start the server with --features URL"
         )
     return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
-
-
-def _transforms(version: Version) -> Program | None:
-    if "transforms.json" not in version.files:
-        return None
-    transforms = Transforms.model_validate_json(version.files["transforms.json"])
-    return transforms.program(version.manifest.signature.columns)
-
-
-def _made_up(plan: Plan) -> dict[str, Any]:
-    """One row of ones for every input, since zeros are what graphs most often divide by; texts are empty."""
-    feeds: dict[str, Any] = {}
-    for entry in plan.inputs:
-        if entry.kind == "entity":
-            continue
-        shape = tuple(max(size, 1) for size in entry.shape)
-        shape = (1, *shape) if plan.batched else shape
-        made = np.full(shape, "", object) if entry.datatype == "BYTES" else np.ones(shape, NUMPY[entry.datatype])
-        feeds[entry.name] = made
-    return feeds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-MOST_DOUBTS = 8
 KEEP, KEEP_LITTLE, SEED_WEIGHT, CLIP, RIDGE, ERROR_SHARE = 63 / 64, 0.25, 0.25, 4.0, 1e-3, 1 / 32
 
 
@@ -13,7 +12,7 @@ class Cost:
 
     def __init__(self) -> None:
         self._points: list[tuple[float, float, float]] = []  # rows, ns, weight; the curve's first
-        self._seeds = self._doubts = 0
+        self._seeds = 0
         self.runs = 0
         self.error = self.fixed_ns = self.row_ns = 0.0
 
@@ -35,8 +34,7 @@ class Cost:
             self.error += (error - self.error) * (ERROR_SHARE if self.runs else 1)
             taken = min(taken, CLIP * predicted)
             wrong = CLIP * taken < predicted
-            first = 0 if wrong and self._doubts < MOST_DOUBTS else self._seeds
-            self._doubts += wrong and first == 0
+            first = 0 if wrong and CLIP * taken < self._said_by_curve(rows) else self._seeds
             kept = [(n, t, weight * (KEEP_LITTLE if wrong else KEEP)) for n, t, weight in self._points[first:]]
             self._points[first:] = kept
         self.runs += 1
@@ -47,16 +45,26 @@ class Cost:
         """Nanoseconds that a run of `rows` will take; 0 where nothing is known."""
         return int(min(max(self.fixed_ns + self.row_ns * rows, 1), 1e18)) if self._points else 0
 
+    def _said_by_curve(self, rows: int) -> float:
+        """What the curve alone predicts; 0 without one."""
+        if not self._seeds:
+            return 0.0
+        a, b = self._line(self._points[: self._seeds])
+        return a + b * rows
+
     def _fit(self) -> None:
-        n, t, weight = np.array(self._points).T
+        self.fixed_ns, self.row_ns = self._line(self._points)
+
+    def _line(self, points: list[tuple[float, float, float]]) -> tuple[float, float]:
+        n, t, weight = np.array(points).T
         root = np.sqrt(weight) / (n + 1)
         ridge = np.sqrt(RIDGE * np.square(root).sum())  # one more equation: a = 0
         a, b = self._solve(np.append(root, ridge), np.append(n * root, 0), np.append(t * root, 0))
         if a < 0:
-            a, b = 0.0, float((n * t * root**2).sum() / (n * n * root**2).sum())
-        elif b < 0:
-            a, b = float((t * root**2).sum() / (root**2).sum() / (1 + RIDGE)), 0.0
-        self.fixed_ns, self.row_ns = a, b
+            return 0.0, float((n * t * root**2).sum() / (n * n * root**2).sum())
+        if b < 0:
+            return float((t * root**2).sum() / (root**2).sum() / (1 + RIDGE)), 0.0
+        return a, b
 
     @staticmethod
     def _solve(*columns: np.ndarray) -> tuple[float, float]:

@@ -1,14 +1,18 @@
 """What `kernels.lanes` must decide: a queue and its batches as plain data, with no clock, thread, body or answer.
 
-`admit`, `is_expired`, `fits` and `hold` are pure functions of the state and of `now`; `Lane` carries them out on rows
-and bytes alone. Times are nanoseconds. Of what waits, a call that cannot join its predecessors ends a batch; calls
+`admit`, `is_expired`, `due`, `fits` and `hold` are pure functions of the state and of `now`; `Lane` carries them out on
+rows and bytes alone. Times are nanoseconds. Of what waits, a call that cannot join its predecessors ends a batch; calls
 behind it are not looked at, so that nobody is overtaken.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
+
+SPARE = 10
+"""One part in so many of a call's time is left for what nobody foretells."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,16 @@ def fits(limits: Limits, batch_rows: int, rows: int) -> bool:
     return batch_rows == 0 or batch_rows + rows <= limits.max_batch_rows
 
 
-def hold(limits: Limits, queued_rows: int, oldest: int, now: int, *, draining: bool) -> int:
-    """How long an idle worker still waits for company of a call that arrived at `oldest`; 0: not at all."""
+def due(call: Call) -> float:
+    """When the run of a call that waits for company is to end: with a fifth of its time left."""
+    return call.deadline - 2 * int((call.deadline - call.arrived) / SPARE) if call.deadline else inf
+
+
+def hold(limits: Limits, queued_rows: int, oldest: int, latest: float, now: int, *, draining: bool) -> float:
+    """How long an idle worker still waits for company of a call that arrived at `oldest`, until `latest` at most."""
     if limits.delay_ns == 0 or draining or queued_rows >= limits.max_batch_rows:
         return 0
-    return max(0, oldest + limits.delay_ns - now)
+    return max(0, min(oldest + limits.delay_ns, latest) - now)
 
 
 def run_ns(fixed_ns: int, row_ns: int, rows: int) -> int:
@@ -168,8 +177,9 @@ class Lane:
             self._form(now, taken)
         return taken
 
-    def _hold(self, now: int) -> int:
-        return hold(self.limits, self.rows, self.queue[0].arrived, now, draining=self.draining)
+    def _hold(self, now: int) -> float:
+        latest = min(due(call) for call in self.queue)
+        return hold(self.limits, self.rows, self.queue[0].arrived, latest, now, draining=self.draining)
 
     def _form(self, now: int, taken: Taken) -> None:
         """Move calls off the queue until one does not join."""

@@ -59,11 +59,11 @@ class Meter:
 
     def read(self, *, cpu: bool = True) -> Reading:
         counts: Any = self._load.counts()
+        now = time.monotonic_ns()
         latencies, lags = empty(), empty()
         self._load.read_latencies(latencies)
         self._load.read_lags(lags)
         return Reading(
-            time.monotonic_ns(),
             Histogram(latencies),
             Histogram(lags),
             tuple(counts["outcomes"]),
@@ -72,6 +72,7 @@ class Meter:
             local.family_cpu_s(self._pids) if cpu and self._pids else None,
             time.process_time(),
             local.busy_s(self._cores) if cpu and self._cores else None,
+            at_ns=now,
         )
 
 

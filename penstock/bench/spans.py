@@ -19,12 +19,10 @@ INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """What happened in a stretch of time.
+class Counters:
+    """What is counted of a load, since it began or in a stretch of time.
 
     Attributes:
-        start_s: since measuring began.
-        seconds: how long it was.
         latencies: of calls answered as they should be, in ns.
         lags: how late requests of a schedule were sent, in ns.
         outcomes: how many calls came to what; see OUTCOMES.
@@ -35,8 +33,6 @@ class Span:
         busy_s: CPU of whatever ran on the cores that the server may use; None where they are not known.
     """
 
-    start_s: float
-    seconds: float
     latencies: Histogram
     lags: Histogram
     outcomes: tuple[int, ...]
@@ -45,6 +41,19 @@ class Span:
     cpu_s: float | None
     own_s: float = 0.0
     busy_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span(Counters):
+    """What happened in a stretch of time.
+
+    Attributes:
+        start_s: since measuring began.
+        seconds: how long it was.
+    """
+
+    start_s: float
+    seconds: float
 
     @property
     def answered(self) -> int:
@@ -75,25 +84,15 @@ class Span:
         return self.cpu_s / ended * 1e6 if self.cpu_s is not None and ended else None
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading(Counters):
     """All counters at one time (CLOCK_MONOTONIC, ns)."""
 
     at_ns: int
-    latencies: Histogram
-    lags: Histogram
-    outcomes: tuple[int, ...]
-    rows: int
-    latency_ns: int
-    cpu_s: float | None
-    own_s: float = 0.0
-    busy_s: float | None = None
 
     def since(self, earlier: Reading, origin_ns: int) -> Span:
         """What happened since an earlier reading; `origin_ns` is when measuring began."""
         return Span(
-            (earlier.at_ns - origin_ns) / 1e9,
-            (self.at_ns - earlier.at_ns) / 1e9,
             self.latencies - earlier.latencies,
             self.lags - earlier.lags,
             tuple(now - then for now, then in zip(self.outcomes, earlier.outcomes, strict=True)),
@@ -102,6 +101,8 @@ class Reading:
             _grown(self.cpu_s, earlier.cpu_s),
             self.own_s - earlier.own_s,
             _grown(self.busy_s, earlier.busy_s),
+            start_s=(earlier.at_ns - origin_ns) / 1e9,
+            seconds=(self.at_ns - earlier.at_ns) / 1e9,
         )
 
 

@@ -129,7 +129,16 @@ def test_nobody_to_ask_is_told(model):
         drive("127.0.0.1:1", question, 1, 0.1, [lambda: 0.0])
 
 
-def test_an_interruption_waits_for_the_end_of_a_run():
+@pytest.fixture
+def handled():
+    """Sets how SIGINT is handled, which a shell that runs the tests in the background has ignored."""
+    before = signal.getsignal(signal.SIGINT)
+    yield lambda handler: signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interruption_waits_for_the_end_of_a_run(handled):
+    handled(signal.default_int_handler)
     done = []
 
     def interrupted():
@@ -141,6 +150,14 @@ def test_an_interruption_waits_for_the_end_of_a_run():
         interrupted()
     assert done
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_ignored_interrupts_nothing(handled):
+    handled(signal.SIG_IGN)
+    with uninterrupted() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert came == []
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 # ---- Rivals that cannot be had ---------------------------------------------------------------------------------------

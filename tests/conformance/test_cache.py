@@ -5,6 +5,7 @@ from __future__ import annotations
 import grpc
 import numpy as np
 import pytest
+import redis
 
 from penstock.proto import inference_pb2 as pb
 from penstock.registry import Registry
@@ -100,6 +101,59 @@ def test_a_new_version_answers_for_itself(serving, calling, graphs, eventually, 
     for _ in range(3):
         answer = caller.send("m", [[1.0, 2.0]]).result()
         assert np.frombuffer(answer.raw_output_contents[0], "f4").tolist() == [1, 2]
+
+
+@pytest.fixture
+def fleet(serving, calling, redis_url):
+    """Starts servers that share their answers."""
+    shared = {"*": {"shared": redis_url, "shared_timeout_ms": 2000}}
+    return lambda **settings: calling(serving(cache=shared, **settings))
+
+
+@pytest.fixture
+def written(redis_url, eventually):
+    """Waits until so many answers lie in Redis."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield lambda count: eventually(lambda: client.dbsize() == count)
+
+
+def test_what_another_server_ran_is_answered_without_a_run_and_says_so(fleet, written):
+    first, second = fleet(), fleet(inline="on")
+    rows = [[float(i), -1.0] for i in range(20)]
+    ran = [call.result() for call in [first.send("double", [row], id=f"a{i}") for i, row in enumerate(rows)]]
+    written(20)
+    found = [call.result() for call in [second.send("double", [row], id=f"b{i}") for i, row in enumerate(rows)]]
+    assert [answer.id for answer in found] == [f"b{i}" for i in range(20)]
+    assert not any(map(is_cached, ran))
+    assert all(map(is_cached, found))
+    for one, other in zip(ran, found, strict=True):
+        assert one.raw_output_contents == other.raw_output_contents
+        assert one.parameters["digest"] == other.parameters["digest"]
+    counts = second.counts("double")
+    assert (counts.execution_count, counts.phases["success"].count, counts.phases["queue"].count) == (0, 20, 20)
+    assert (counts.phases["cache_hit"].count, counts.phases["cache_miss"].count) == (20, 0)
+
+
+def test_a_stream_shares_with_other_servers(fleet, written):
+    first, second = fleet(), fleet()
+    requests = [first.request("double", [[float(i), 0.0]], id=f"{i}") for i in range(10)]
+    for caller, cached in ((first, False), (second, True)):
+        answers = list(caller.stub.ModelStreamInfer(iter(requests), timeout=20))
+        assert not any(answer.error_message for answer in answers)
+        found = {answer.infer_response.id: answer.infer_response for answer in answers}
+        for i in range(10):
+            values = np.frombuffer(found[f"{i}"].raw_output_contents[0], "f4").tolist()
+            assert (values, is_cached(found[f"{i}"])) == ([2.0 * i, 0.0], cached)
+        written(10)
+
+
+def test_a_refusal_is_not_shared(fleet, written):
+    first, second = fleet(), fleet()
+    for caller in (first, second):
+        with pytest.raises(grpc.RpcError):
+            caller.send("reciprocal", [[0]]).result()
+    first.send("reciprocal", [[5]]).result()
+    written(1)
 
 
 def test_many_callers_get_their_own_answers(caller):

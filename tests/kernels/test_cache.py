@@ -250,6 +250,21 @@ def test_where_nothing_comes_again_few_are_looked_up_until_something_does():
     assert cache.snapshot()["misses"] > 8000 + 64 * 10 - 1
 
 
+def test_the_times_told_never_go_back():
+    """They are sums of a sample; a mean times a count would shrink with every fast look-up that is timed."""
+    cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND * 3600)
+    bodies = [body_of(np.zeros(1 << size)) for size in (12, 0, 6)]
+    told = [(0, 0)]
+    for turn in range(600):
+        ask(cache, bodies[0] if turn < 60 else bodies[turn % 3], 0, 1.0)
+        ask(cache, body_of([turn, turn]), 0, 1.0)
+        counts = cache.snapshot()
+        told.append((counts["hit_ns"], counts["miss_ns"]))
+    for times in zip(*told, strict=True):
+        assert list(times) == sorted(times)
+        assert times[-1] > 0
+
+
 def test_what_is_asked_for_stays_while_the_rest_goes():
     cache = Cache(ROWS, size=1 << 16, ttl_ns=SECOND)
     lost = 0
@@ -443,3 +458,148 @@ def test_members_that_are_run_singly_are_kept():
 def test_a_lane_refuses_the_cache_of_another_version():
     with pytest.raises(ValueError, match="plan"):
         Lane(ROWS, cache=Cache(PLAN, size=1 << 16, ttl_ns=1))
+
+
+# ---- Answers from elsewhere -----------------------------------------------------------------------------------------
+
+
+def kept_of(plan: Plan, body: bytes, values) -> bytes:
+    """What another server would have kept of an answer: the reply without its id."""
+    message = pb.ModelInferRequest.FromString(body)
+    message.id = ""
+    return reply_of(plan, message.SerializeToString(), values)
+
+
+def answers(future: Future) -> tuple[str, list[float], bool]:
+    """(id, values, whether it was cached) of a call that went well."""
+    message = pb.ModelInferResponse.FromString(future.result)
+    return message.id, np.frombuffer(message.raw_output_contents[0], "f4").tolist(), "cached" in message.parameters
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=1, max_size=6), st.integers(0, SECOND))
+def test_calls_that_are_recalled_leave_the_others_their_rows(calls, made):
+    """Each is answered once and under its own id: those that are recalled at once, the others by the run."""
+    served = Served()
+    values = [np.arange(2 * rows).reshape(rows, 2) + 10 * i for i, (rows, _) in enumerate(calls)]
+    bodies = [body_of(rows, id=f"call {i}") for i, rows in enumerate(values)]
+    futures = [served.submit(body) for body in bodies]
+    batch = served.lane.take(block=False, now_ns=1)
+    assert batch.keys() == [served.cache.key(body) for body in bodies]
+    assert batch.copies is None
+    found = [
+        kept_of(ROWS, body, -np.ones(rows)) if had else None for body, (rows, had) in zip(bodies, calls, strict=True)
+    ]
+    left = batch.recall(found, np.full(len(calls), made - SECOND + 1))
+    served.sink.drain()
+    assert [future.done() for future in futures] == [had for _, had in calls]
+    assert left == (not all(had for _, had in calls))
+    if left:
+        assert batch.rows == sum(rows for rows, had in calls if not had)
+        batch.complete({"y": batch.inputs["x"].sum(axis=1)})
+        served.sink.drain()
+    else:
+        with pytest.raises(ValueError, match="answered already"):
+            batch.complete({})
+    for i, (future, (rows, had)) in enumerate(zip(futures, calls, strict=True)):
+        sums = [20.0 * i + 4 * row + 1 for row in range(rows)]
+        assert answers(future) == (f"call {i}", [-1.0] * rows if had else sums, had)
+    assert batch.copies == [
+        (served.cache.key(body), kept_of(ROWS, body, [20.0 * i + 4 * row + 1 for row in range(rows)]))
+        for i, (body, (rows, had)) in enumerate(zip(bodies, calls, strict=True))
+        if not had
+    ]
+    counts = served.lane.snapshot()
+    assert (counts["succeeded"], counts["rows"]) == (len(calls), sum(rows for rows, had in calls if not had))
+    assert counts["total"]["count"] == counts["queue"]["count"] == len(calls)
+
+
+def test_what_is_recalled_is_kept_for_as_long_as_it_still_holds():
+    served = Served()
+    body = body_of([1, 2])
+    served.submit(body, now=SECOND)
+    batch = served.lane.take(block=False, now_ns=SECOND)
+    assert not batch.recall([kept_of(ROWS, body, -1.0)], np.array([SECOND // 2]))
+    served.sink.drain()
+    assert answers(served.submit(body, now=SECOND + SECOND // 2 - 1)) == ("", [-1.0], True)
+    assert not served.submit(body, now=SECOND + SECOND // 2).done()
+
+
+def test_only_answers_that_others_may_have_are_copied():
+    """No refusal, nothing degraded, no answer that tells of its own run."""
+    served = Served()
+    timed = pb.ModelInferRequest.FromString(body_of([3]))
+    timed.parameters["timing"].bool_param = True
+    bodies = [body_of([1]), body_of([2]), timed.SerializeToString()]
+    for degraded in (False, True):
+        for body in bodies:
+            served.submit(body, now=5 * SECOND)
+        batch = served.lane.take(block=False, now_ns=5 * SECOND)
+        keys = batch.keys()
+        assert keys[2] is None
+        assert batch.recall([None] * len(keys), np.zeros(len(keys), np.int64))
+        batch.refuse(0, 5, "no")
+        batch.degraded = degraded
+        batch.complete({"y": batch.inputs["x"].sum(axis=1)})
+        served.sink.drain()
+        assert [key for key, _ in batch.copies] == ([] if degraded else [keys[1]])
+        bodies = [body_of([6]), body_of([7]), bodies[2]]
+
+
+def test_members_of_a_failed_batch_copy_into_one_list():
+    served = Served()
+    bodies = [body_of([1]), body_of([2])]
+    for body in bodies:
+        served.submit(body)
+    batch = served.lane.take(block=False, now_ns=1)
+    assert batch.recall([None, None], np.zeros(2, np.int64))
+    for member in batch.split():
+        member.complete({"y": member.inputs["x"].sum(axis=1)})
+    served.sink.drain()
+    assert [key for key, _ in batch.copies] == [served.cache.key(body) for body in bodies]
+
+
+def test_what_was_found_must_fit_the_batch():
+    served = Served()
+    future = served.submit(body_of([1]))
+    batch = served.lane.take(block=False, now_ns=1)
+    for replies, made, error in (([], 0, ValueError), ([None], 2, ValueError), (["text"], 1, TypeError)):
+        with pytest.raises(error):
+            batch.recall(replies, np.zeros(made, np.int64))
+    batch.complete({"y": np.ones(1, "f4")})
+    served.sink.drain()
+    assert answers(future)[1] == [1.0]
+    with pytest.raises(ValueError, match="answered already"):
+        batch.recall([None], np.zeros(1, np.int64))
+
+
+def test_a_batch_of_a_version_without_a_cache_has_no_keys():
+    lane, sink = Lane(ROWS), EventSink()
+    lane.submit(body_of([1]), sink, Future())
+    batch = lane.take(block=False)
+    with pytest.raises(ValueError, match="keeps no answers"):
+        batch.keys()
+    with pytest.raises(ValueError, match="keeps no answers"):
+        batch.recall([None], np.zeros(1, np.int64))
+    batch.fail(13, "over")
+    sink.drain()
+
+
+def test_texts_and_entities_are_those_of_the_calls_that_are_left():
+    cache = Cache(MATRIX, size=1 << 16, ttl_ns=SECOND)
+    lane, sink = Lane(MATRIX, cache=cache), EventSink()
+    futures = []
+    for name in (b"ada", b"bob", b"eve"):
+        message = pb.ModelInferRequest(model_name="m")
+        message.inputs.add(name="card", datatype="BYTES", shape=[1]).contents.bytes_contents.append(name)
+        message.inputs.add(name="a", datatype="FP32", shape=[1]).contents.fp32_contents.append(len(futures))
+        futures.append(Future())
+        lane.submit(message.SerializeToString(), sink, futures[-1])
+    batch = lane.take(block=False)
+    reply = pb.ModelInferResponse(model_name="m", model_version="1").SerializeToString()
+    assert batch.recall([None, reply, None], np.full(3, batch.taken_ns))
+    assert (batch.entities, batch.matrix[:, 0].tolist(), batch.spans()) == ([b"ada", b"eve"], [0, 2], [(0, 1), (1, 1)])
+    assert batch.unique_entities()[0] == [b"ada", b"eve"]
+    batch.complete({"y": np.ones(2, "f4")})
+    sink.drain()
+    assert all(future.result for future in futures)

@@ -121,6 +121,23 @@ def test_a_cold_start_is_forgotten_within_a_few_runs(made):
 
 
 @TWINS
+def test_many_slow_spells_do_not_wear_the_curve_away(made):
+    """Each recovery forgets most of the curve; some of it must stay, or one size alone tells no fixed cost."""
+    cost = made()
+    for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        cost.seed(rows, 100_000 + 100 * rows)
+    for _ in range(200):
+        for _ in range(8):
+            cost.learn(4, 10**8)
+        for _ in range(8):
+            cost.learn(4, 100_400)
+    for _ in range(300):
+        cost.learn(4, 100_400)
+    assert cost.predict(4) == pytest.approx(100_400, rel=0.05)
+    assert cost.predict(256) < 1_000_000  # 125,600; without the curve it would be 64 times that of 4 rows
+
+
+@TWINS
 def test_the_error_is_the_mean_of_relative_errors(made):
     cost = made()
     for _ in range(100):

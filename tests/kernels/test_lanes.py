@@ -245,6 +245,36 @@ def test_a_worker_waits_for_company_only_as_long_as_it_was_told_to():
     assert lane.take(block=False, now_ns=8000).rows == 1  # nobody else will come
 
 
+def test_a_delay_ends_while_its_calls_can_still_be_answered():
+    lane, sink = Lane(FIXED, max_queue_delay_us=10_000), EventSink()
+    lane.submit(columns_of([1, 1]), sink, Future(), now_ns=1000)
+    lane.submit(columns_of([1, 1]), sink, Future(), 11_000, now_ns=1000)
+    lane.submit(columns_of([1, 1]), sink, Future(), 13_000, now_ns=2000)
+    assert lane.take(block=False, now_ns=8999) is None
+    assert lane.take(block=False, now_ns=9000).rows == 3  # a fifth of the most hurried one's time is left
+    lane.submit(columns_of([1, 1]), sink, Future(), now_ns=20_000)
+    assert lane.take(block=False, now_ns=29_000) is None  # its hurry went with it
+
+
+def test_a_delay_leaves_time_for_the_run_that_is_foretold():
+    lane, sink, now = taught(row_ns=MS, max_queue_delay_us=1_000_000), EventSink(), time.monotonic_ns()
+    lane.submit(columns_of([1, 1], [1, 1]), sink, Future(), now + 100 * MS, now)
+    assert lane.take(block=False, now_ns=now + 77 * MS) is None
+    assert lane.take(block=False, now_ns=now + 78 * MS).rows == 2
+
+
+def test_an_idle_server_answers_in_time_whatever_the_delay():
+    lane, sink, future = Lane(FIXED, max_queue_delay_us=10_000_000, foresee=True), EventSink(), Future()
+    thread = threading.Thread(target=worker_of, args=(lane,))
+    thread.start()
+    lane.submit(columns_of([1, 2]), sink, future, time.monotonic_ns() + 500 * MS)
+    assert select.select([sink], [], [], 20)[0]
+    sink.drain()
+    lane.drain()
+    thread.join(20)
+    assert answered(future) == [3]
+
+
 @pytest.mark.parametrize(
     ("timeout_us", "deadline", "taken"), [(3, 0, True), (2, 0, False), (3, 2999, False), (9, 3001, True)]
 )
@@ -266,7 +296,7 @@ def test_the_longest_timeout_overflows_nothing():
     message.parameters["timeout"].int64_param = 2**63 - 1
     lane = Lane(FIXED)
     lane.submit(message.SerializeToString(), EventSink(), Future())
-    assert lane.take(block=False).deadline_ns > time.monotonic_ns() + 10**17
+    assert lane.take(block=False).latest_deadline_ns > time.monotonic_ns() + 10**17
 
 
 def test_refusals_say_what_to_do():
@@ -378,7 +408,7 @@ def test_a_batch_holds_the_rows_of_its_calls_and_knows_who_sent_what():
     assert (ids, row_of.tolist()) == ([b"c1"], [-1, -1, 0, 0])
     assert [batch.wants(output) for output in (0, 1)] == [True, True]
     assert batch.open_rows() is None
-    assert batch.deadline_ns == 0
+    assert batch.latest_deadline_ns == 0
 
 
 def test_texts_of_many_calls_are_one_list():
@@ -826,6 +856,19 @@ def test_while_a_run_is_under_way_its_rest_counts_and_after_it_no_more():
         lane.submit(columns_of([1, 1]), sink, Future(), now + 20 * MS, now)
     batch.fail(INTERNAL, "lost")
     lane.submit(columns_of([1, 1]), sink, Future(), now + 20 * MS, now)
+
+
+def test_a_forecast_never_sees_a_run_half_noted():
+    """The count of one moment with the ends of another would say that what is under way lasts for years."""
+    counted = ledger.Ledger(1)
+    counted.seed(1, 10 * MS)
+    runs = [threading.Thread(target=ledger.decide_rest, args=(counted, 1_000_000, True)) for _ in range(3)]
+    for thread in runs:
+        thread.start()
+    longest = 0
+    while any(thread.is_alive() for thread in runs):
+        longest = max(longest, ledger.decide_rest(counted, 1000, False))
+    assert longest < 1000 * MS
 
 
 @pytest.mark.parametrize("end", ["complete", "fail", "split", "abandon"])

@@ -210,6 +210,13 @@ def test_a_run_that_fails_says_why_and_the_next_one_is_well():
     assert session.run({"x": np.array([4, 5])})["y"].tolist() == [25, 20]
 
 
+def test_a_run_that_fails_writes_nothing_to_stderr(capfd):
+    """The thread that runs it may be one that reads calls, and would wait for whoever reads stderr."""
+    session = ort.Session(reciprocal())
+    refused("division by zero", lambda: session.run({"x": np.array([1, 0])}))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_many_threads_share_a_session():
     session = SESSIONS["int64"][0]
 

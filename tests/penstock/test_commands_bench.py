@@ -108,7 +108,7 @@ class Steps:
         self.more *= self.growth
         outcomes = (self.answered, *[0] * (len(spans.OUTCOMES) - 1))
         sums = (self.answered, self.answered * 1000)
-        return spans.Reading(self.at_ns, Histogram(), Histogram(), outcomes, *sums, None)
+        return spans.Reading(Histogram(), Histogram(), outcomes, *sums, None, at_ns=self.at_ns)
 
 
 @pytest.mark.parametrize(("growth", "windows"), [(1.0, 3), (1.5, 6)])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import shutil
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -12,8 +15,10 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+import redis
 
 from penstock.client import Client
+from penstock.features.embedded import find_executable
 from penstock.kernels.lanes import Lane
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import inference_pb2_grpc
@@ -50,6 +55,47 @@ def proxy(redis_url):
     proxy = _load(Path(__file__).parents[1] / "features" / "proxy.py").Proxy(redis_url.removeprefix("unix://"))
     yield proxy
     proxy.close()
+
+
+class OwnRedis:
+    """A Redis on a unix socket that a test may kill, stop and start again; keeps nothing on disk."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.mkdtemp(prefix="penstock-test-")  # short, for socket paths are
+        self.url = f"unix://{self._folder}/redis.sock"
+        self.client = redis.Redis.from_url(self.url)
+        self.start()
+
+    def start(self, *options: str) -> None:
+        words = ["--port", "0", "--unixsocket", "redis.sock", "--dir", self._folder, "--save", "", *options]
+        self._process = subprocess.Popen([find_executable(), *words], stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 20
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.ConnectionError:
+                assert time.monotonic() < until, "redis-server does not answer"
+                time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(20)
+
+    def close(self) -> None:
+        self.kill()
+        self.client.close()
+        shutil.rmtree(self._folder)
+
+
+@pytest.fixture
+def own_redis():
+    found = OwnRedis()
+    yield found
+    found.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from penstock.features import Column, FeatureView, open_store
 from penstock.kernels.wire import Plan
-from penstock.server.cache import CacheSettings, cache_of
+from penstock.server.cache import CacheSettings, _place_of, cache_of
 from penstock.server.config import Config
 from penstock.server.errors import BadConfig
 
@@ -61,6 +61,58 @@ def test_every_field_is_listed_with_its_default():
 def test_a_wrong_setting_is_named(wrong):
     with pytest.raises(BadConfig, match=rf"cache\.m\.{next(iter(wrong))}"):
         Config.read(cache={"m": wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (
+            {"m": {"size": 1}},
+            "'cache.m.size': a model's cache has bytes, ttl_s, joined_ttl_s, shared, shared_timeout_ms,",
+        ),
+        ({"m": 5}, "'cache.m': a model's cache is a mapping with some of bytes, ttl_s, .*; {} takes the defaults"),
+        ({"m": ["ttl_s"]}, "'cache.m': a model's cache is a mapping with some of"),
+        (["m"], "'cache': it is a mapping of models to settings, as cache: {MODEL: {ttl_s: 60}}"),
+        ("m", "'cache': it is a mapping of models"),
+        ({1: {}}, "'cache.1': a model's name is a text; put it in quotes"),
+        ({"m": {"ttl_s": "soon"}}, "'cache.m.ttl_s': Input should be a valid number"),
+        ({"m": {"bytes": 1}}, "'cache.m.bytes': Input should be greater than or equal to 65536"),
+        ({"m": {"shared": 7}}, "'cache.m.shared': it is the URL of a Redis"),
+        ({"m": {"shared": "http://u:geheim@h"}}, "'cache.m.shared': a Redis URL is redis://"),
+        (
+            {"m": {"shared": "redis://u:geheim@h:1?hue=7"}},
+            "'cache.m.shared': the URL of the shared cache at h:1 has an",
+        ),
+        ({"m": {"shared_timeout_ms": 0}}, "'cache.m.shared_timeout_ms': Input should be greater than 0"),
+    ],
+)
+def test_one_line_says_what_is_wrong_and_what_is_allowed(wrong, told):
+    with pytest.raises(BadConfig, match=rf"^setting {told}") as caught:
+        Config.read(cache=wrong)
+    assert "\n" not in str(caught.value)
+    assert "geheim" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_model_that_is_named_and_nothing_more_gets_what_is_usual(nothing):
+    assert Config.read(cache={"m": nothing}).cache == {"m": CacheSettings()}
+
+
+def test_the_password_of_a_url_is_not_shown():
+    config = Config(cache={"m": {"shared": "redis://u:geheim@h:1"}})
+    assert "geheim" not in repr(config)
+    assert "geheim" not in str(config.cache)
+
+
+@pytest.mark.parametrize("one", ["redis://ada:pw@h:1/0", "unix:///run/redis.sock", "embedded:///srv/rows"])
+def test_a_place_of_features_is_the_same_whoever_asks(one):
+    assert _place_of(one) == _place_of(one.replace("ada:pw@", "bob:other@"))
+    assert _place_of(one) != _place_of(one.replace("h:1", "h:2").replace("/run", "/tmp").replace("/srv", "/tmp"))
+
+
+@pytest.mark.parametrize("private", ["", "memory://", "memory://name", "embedded://"])
+def test_a_store_of_one_process_is_no_place_to_share(private):
+    assert not _place_of(private)
 
 
 @pytest.fixture

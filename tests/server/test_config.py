@@ -23,6 +23,17 @@ def test_an_empty_file_is_the_defaults(write):
     assert Config.read(write("")) == Config.read() == Config()
 
 
+@pytest.mark.parametrize(("text", "cap"), [("off", "off"), ("'off'", "off"), ("auto", "auto"), ("16", "16")])
+def test_a_cap_may_be_switched_off_as_yaml_writes_it(write, text, cap):
+    assert Config.read(write(f"batch_cap: {text}\n")).batch_cap == cap
+
+
+@pytest.mark.parametrize("bad", ["on", "-1", "20", "1.5", "lots"])
+def test_a_niceness_that_is_none_is_refused(write, bad):
+    with pytest.raises(BadConfig, match="'worker_nice'"):
+        Config.read(write(f"worker_nice: {bad}\n"))
+
+
 def test_what_is_given_beside_the_file_wins_and_none_is_not_given(write):
     config = Config.read(write("workers: 3\npoll_s: 9\n"), workers=None, poll_s=1)
     assert (config.workers, config.poll_s) == (3, 1)

@@ -238,10 +238,51 @@ def test_a_cheap_versions_tail_is_hardly_longer_beside_a_dear_one(registry, grap
     assert beside < 10 * alone + 0.02
 
 
-def test_workers_can_be_told_to_yield_and_nobody_else_does(registry, graphs, serving, calling):
+@pytest.fixture
+def nicer(registry, graphs, serving, calling):
+    """Serves a version by workers; the threads that are less urgent than this one, and by how much."""
     graphs.publish(registry, "double", graphs.double())
-    caller = calling(serving(transport="native", inline="off", worker_nice=7))
-    caller.answer(caller.send("double", [[1.0, 2.0]]))
-    nice = {t.name: os.getpriority(os.PRIO_PROCESS, t.native_id) for t in threading.enumerate() if t.native_id}
-    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-    assert {name: value for name, value in nice.items() if value != own} == {"worker double/1 0": 7}
+
+    def serve(**settings):
+        caller = calling(serving(transport="native", **settings))
+        assert caller.answer(caller.send("double", [[1.0, 2.0]])).tolist() == [[2, 4]]
+        nice = {t.name: os.getpriority(os.PRIO_PROCESS, t.native_id) for t in threading.enumerate() if t.native_id}
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        return {name: value - own for name, value in nice.items() if value != own}
+
+    return serve
+
+
+def test_workers_can_be_told_to_yield_and_nobody_else_does(nicer):
+    assert nicer(inline="off", worker_nice=7) == {"worker double/1 0": 7}
+
+
+@pytest.mark.parametrize(("long_ns", "nice", "expected"), [(0, "auto", 10), (0, 0, 0), (10**12, "auto", 0)])
+def test_workers_yield_where_runs_are_long_unless_they_are_told_otherwise(nicer, monkeypatch, long_ns, nice, expected):
+    monkeypatch.setattr("penstock.server.version.LONG_RUN_NS", long_ns)
+    assert nicer(worker_nice=nice) == ({"worker double/1 0": expected} if expected else {})
+
+
+def test_workers_that_may_not_yield_say_so_and_work(nicer, monkeypatch, caplog):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("penstock.server.pipeline.os.setpriority", refused)
+    assert nicer(inline="off", worker_nice=7) == {}
+    assert "workers do not yield (worker_nice): [Errno 1]" in caplog.text
+
+
+def test_counted_as_inlined_is_what_was_run(registry, graphs, serving, calling):
+    """A call that is dropped at the end of a pass was read by that thread, and not run by anybody."""
+    graphs.publish(registry, "double", graphs.double())
+    addresses = serving(transport="native", inline="on", metrics="127.0.0.1:0")
+    caller = calling(addresses)
+    for _ in range(3):
+        caller.answer(caller.send("double", [[1.0, 2.0]]))
+    request = caller.request("double", [[1.0, 2.0]])
+    request.parameters["timeout"].int64_param = 1  # microsecond: over before the pass is
+    for _ in range(5):
+        with pytest.raises(grpc.RpcError) as refused:
+            caller.stub.ModelInfer(request, timeout=20)
+        assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert inlined(addresses) == 3

@@ -9,6 +9,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 from scipy.special import rel_entr
 
@@ -71,6 +72,32 @@ def test_a_cache_is_counted_where_there_is_one(registry, graphs, serving, callin
     assert value(samples, "penstock_rows_total") == 2
     assert types["penstock_cache_bytes"] == "gauge"
     assert ("penstock_cache_entries", frozenset({"model": "other", "version": "1"}.items())) not in samples
+
+
+def test_what_servers_share_is_counted_where_they_do(registry, graphs, serving, calling, redis_url, eventually):
+    for name in ("copy", "other"):
+        graphs.publish(registry, name, graphs.copy(2))
+    settings = {"copy": {"shared": redis_url, "shared_timeout_ms": 2000}, "other": {}}
+    first, second = (serving(metrics="127.0.0.1:0", cache=settings) for _ in range(2))
+
+    def told(metric, addresses=first, **labels):
+        return value(scrape(addresses.metrics)[0], f"penstock_cache_shared_{metric}_total", **labels)
+
+    with redis.Redis.from_url(redis_url) as client:
+        calling(first).client.predict("copy", [[1.0, 2.0]])
+        eventually(lambda: told("written") == 1)
+        assert told("written_bytes") == client.strlen(client.keys()[0])
+        calling(second).client.predict("copy", [[1.0, 2.0]])
+    samples, types = scrape(second.metrics)
+    for result, count in {"hit": 1, "miss": 0, "unasked": 0}.items():
+        assert told("requests", second, result=result) == count
+    for step in ("read", "write"):
+        assert told("errors", second, step=step) == 0
+    assert told("corrupt", second) == told("unwritten", second) == 0
+    assert told("requests", result="miss") == 1
+    assert types["penstock_cache_shared_requests"] == "counter"
+    labels = frozenset({"model": "other", "version": "1", "result": "hit"}.items())
+    assert ("penstock_cache_shared_requests_total", labels) not in samples
 
 
 def test_counters_are_exact(served, caplog):

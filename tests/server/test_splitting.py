@@ -27,6 +27,11 @@ def test_parts_come_out_as_one(rows, most):
     assert max(sizes) <= most
 
 
+def test_parts_of_other_widths_are_no_whole():
+    with pytest.raises(ValueError, match="output 'y' is of another shape in one part than in another"):
+        in_parts(lambda feeds: {"y": feeds["x"][:, : int(feeds["x"].max())]}, {"x": np.diag([1.0, 2, 3])}, 1)
+
+
 def test_an_output_of_other_rows_is_no_part():
     with pytest.raises(ValueError, match="output 'y' has 1 rows for 2 rows of input"):
         in_parts(lambda _: {"y": np.zeros(1)}, {"x": np.zeros((5, 1))}, 2)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import socket
 import time
+from pathlib import Path
 from urllib.request import urlopen
 
 import grpc
@@ -18,7 +20,10 @@ from penstock.errors import PenstockError
 from penstock.monitoring import Profile, Reference
 from penstock.registry import Registry, Score
 from penstock.server.config import Config
+from penstock.server.inline import InlineTrial
+from penstock.server.samples import Samples
 from penstock.server.version import Served
+from penstock.server.warmup import RunFailed, Trial
 
 
 def golden(**arrays) -> bytes:
@@ -96,6 +101,43 @@ def test_made_up_rows_that_do_not_run_leave_a_version_without_a_curve(loaded, gr
 def test_an_operator_may_fix_the_cap(loaded, graphs, cap, most):
     served = loaded(graphs.double(), {"batch_cap": cap}, files={"golden.npz": DOUBLED})
     assert served.cap == most
+
+
+def test_outputs_of_free_width_are_never_made_of_parts(loaded, graphs):
+    served = loaded(graphs.same("FP32", "n", "k"), {"batch_cap": "3"})
+    assert served.cap == 0
+
+
+def test_calls_larger_than_the_cap_have_no_size_of_their_own(registry, graphs, serving, calling):
+    graphs.publish(registry, "double", graphs.double())
+    caller = calling(serving(batch_cap="4", max_batch_rows=64))
+    for rows in (2, 4, 5, 40):
+        caller.answer(caller.send("double", [[1.0, 2.0]] * rows))
+    assert caller.counts("double").batches == {2: 1, 4: 1}
+
+
+@pytest.mark.parametrize("way", [Trial, InlineTrial])
+def test_trials_that_fail_leave_no_descriptors(loaded, graphs, way):
+    served = loaded(graphs.reciprocal(), {"inline": "off"})
+    samples = Samples(served.plan, None, {"x": np.zeros((4, 1), np.int64)}, 4)
+    settings = {"alone": True} if way is Trial else {}
+
+    def descriptors():
+        return len([*Path("/proc/self/fd").iterdir()])
+
+    def fail():
+        with pytest.raises(RunFailed):
+            way(served.pipeline, samples, **settings).run(2)
+
+    fail()
+    before = descriptors()
+    gc.disable()  # what is not in a circle goes at once
+    try:
+        for _ in range(20):
+            fail()
+        assert descriptors() == before
+    finally:
+        gc.enable()
 
 
 def test_a_request_of_more_rows_is_run_in_parts_and_answered_as_one(registry, graphs, gate, serving, calling):
@@ -188,6 +230,17 @@ def test_models_show_refuses_a_server_that_is_not_there_or_serves_something_else
     graphs.publish(other, "double", graphs.double(), created_by="somebody else")
     with pytest.raises(PenstockError, match="serves another double version 1"):
         show("--server", address, "--registry", str(other.root))
+
+
+def test_a_server_that_only_the_environment_names_may_be_gone(registry, graphs, monkeypatch):
+    graphs.publish(registry, "double", graphs.double())
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PENSTOCK_SERVER", f"127.0.0.1:{closed.getsockname()[1]}")
+        result = CliRunner().invoke(app, ["show", "double", "--registry", str(registry.root), "--json"])
+    assert result.exit_code == 0
+    assert "serving" not in json.loads(result.stdout)
+    assert result.stderr.startswith("PENSTOCK_SERVER: no server answers at 127.0.0.1:")
 
 
 # ---- Refused early -------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ def make_span(latencies_us, *, start_s=0.0, seconds=1.0, errors=None, lags_us=()
     latencies = [int(us * 1000) for us in latencies_us]
     lags = Histogram.of([int(us * 1000) for us in lags_us])
     count = len(latencies) * rows
-    return Span(start_s, seconds, Histogram.of(latencies), lags, outcomes, count, sum(latencies), cpu_s, **cpu)
+    sums = (outcomes, count, sum(latencies), cpu_s)
+    return Span(Histogram.of(latencies), lags, *sums, start_s=start_s, seconds=seconds, **cpu)
 
 
 def make_level(latencies_us=(100,) * 100, *, callers=8, rate=0.0, late=(), slices=(), **settings):

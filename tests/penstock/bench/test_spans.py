@@ -27,7 +27,7 @@ def test_the_rule_is_largest_over_smallest_within_a_tenth(pairs):
     from penstock.bench.spans import Span
 
     windows = [
-        Span(0, 1.0, Histogram(), Histogram(), (n, *[0] * (len(OUTCOMES) - 1)), n, n * us * 1000, None)
+        Span(Histogram(), Histogram(), (n, *[0] * (len(OUTCOMES) - 1)), n, n * us * 1000, None, start_s=0, seconds=1.0)
         for n, us in pairs
     ]
     counts, latencies = zip(*pairs[-3:], strict=True)
@@ -38,7 +38,8 @@ def test_the_rule_is_largest_over_smallest_within_a_tenth(pairs):
 def test_a_span_is_the_difference_of_its_readings():
     def reading(at_s, latencies, failed, cpu):
         outcomes = (len(latencies), *[0] * (len(OUTCOMES) - 2), failed)
-        return Reading(int(at_s * 1e9), Histogram.of(latencies), Histogram(), outcomes, 7, sum(latencies), cpu)
+        sums = (7, sum(latencies), cpu)
+        return Reading(Histogram.of(latencies), Histogram(), outcomes, *sums, at_ns=int(at_s * 1e9))
 
     first, second = reading(1, [1000] * 3, 1, 1.0), reading(3, [1000] * 3 + [5000] * 4, 3, 1.5)
     span = second.since(first, int(0.5e9))
