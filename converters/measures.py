@@ -105,9 +105,13 @@ def golden_rows(count: int) -> NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, GOLDEN_ROWS)).astype(np.int64)
 
 
-def golden(inputs: Arrays, outputs: Arrays) -> bytes:
-    """`golden.npz`: arrays `input/<name>` as a caller sends them and `output/<name>` as answered; text as unicode."""
-    arrays = {f"input/{name}": _plain(array) for name, array in inputs.items()}
+def golden(inputs: Arrays, outputs: Arrays, now: NDArray[np.float64] | None = None) -> bytes:
+    """`golden.npz`: arrays `input/<name>` as a caller sends them and `output/<name>` as answered; text as unicode.
+
+    `now`, milliseconds since 1970, one or for each row, is kept as `clock`.
+    """
+    arrays = {} if now is None else {"clock": now}
+    arrays |= {f"input/{name}": _plain(array) for name, array in inputs.items()}
     arrays |= {f"output/{name}": _plain(array) for name, array in outputs.items()}
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)

@@ -4,7 +4,7 @@ The order is: load, decide the inputs, apply the transforms, convert and pass th
 written before the gate has passed, and publishing itself is all or nothing (`penstock.registry`). A version gets
 
 - `model.onnx`, the bytes that passed the gate;
-- `golden.npz`, up to 64 sample rows as a caller sends them (before transforms), with the answers;
+- `golden.npz`, up to 64 sample rows as a caller sends them (before transforms), with the answers and the clock;
 - `profile.json`, the drift reference of every float feature (before transforms) and of the score;
 - `transforms.json`, where given.
 """
@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version as installed
@@ -23,17 +23,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from penstock.converters import measures, onnx, sources
-from penstock.converters.errors import ConvertError
+from penstock.converters.errors import BadSample, ConvertError
 from penstock.converters.gate import Passed, Progress, through_gate
-from penstock.converters.inputs import MATRIX_INPUT, Inputs, as_frame, inputs_of
+from penstock.converters.inputs import MATRIX_INPUT, Inputs, as_frame, inputs_of, matrix_of
 from penstock.converters.parity import Tolerance, graph_answers_raw
 from penstock.converters.sklearn import label_classes, split_rule
 from penstock.converters.views import Joined, join_views
+from penstock.features.functions import Function
 from penstock.features.schema import FeatureView
-from penstock.features.transforms import Transforms
+from penstock.features.transforms import TransformError, Transforms, clock
 from penstock.registry import Draft, Manifest, Registry
 
 LIBRARIES = ("scikit-learn", "skl2onnx", "onnx", "onnxruntime", "numpy")
@@ -65,34 +66,85 @@ class Converted:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """Transforms, with what is needed to run them."""
+
+    transforms: Transforms
+    functions: Mapping[str, Function]
+    now: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class Sample:
-    """The sample in the three forms that are needed: as brought, as the source model and the graph get it."""
+    """The sample in the three forms that are needed: as brought, as callers send it, and as the graph gets it.
+
+    Attributes:
+        frame: as brought.
+        sent: the form in which callers send rows.
+        inputs: the form in which the graph takes them: `sent`, unless transforms stand between.
+        served: what the model gets.
+        prepared: the transforms.
+    """
 
     frame: pd.DataFrame
+    sent: Inputs
     inputs: Inputs
-    transforms: Transforms | None
+    served: pd.DataFrame
+    prepared: Prepared | None = None
 
     @cached_property
     def matrix(self) -> NDArray[np.float32]:
         """What callers send, float32 [n, k]: the features that drift is counted on."""
-        names = self.watched
-        return np.ascontiguousarray(self.frame[list(names)].to_numpy(np.float32, na_value=np.nan))
+        return matrix_of(self.frame, self.watched)
 
     @property
     def watched(self) -> tuple[str, ...]:
         """Names of the float features."""
-        pairs = zip(self.inputs.columns, self.inputs.datatypes, strict=True)
+        pairs = zip(self.sent.columns, self.sent.datatypes, strict=True)
         return tuple(name for name, datatype in pairs if datatype == "FP32")
 
-    @cached_property
-    def served(self) -> pd.DataFrame:
-        """What the model gets, after the transforms."""
-        if self.transforms is None:
-            return self.inputs.served(self.frame)
-        out = np.empty_like(self.matrix)
-        self.transforms.program(self.inputs.columns).run(self.matrix, out)
-        made = pd.DataFrame(out, columns=list(self.inputs.columns), index=self.frame.index)
-        return made if self.inputs.single else made.astype(np.float64)
+
+def _sample(estimator: Any, frame: pd.DataFrame, prepared: Prepared | None) -> Sample:
+    """The forms of a sample; transforms need the matrix form, and a model of the columns that they give."""
+    if prepared is None:
+        inputs = inputs_of(estimator, frame)
+        return Sample(frame, inputs, inputs, inputs.served(frame))
+    transforms = prepared.transforms
+    columns = transforms.columns or _copied(estimator, frame, transforms)
+    lacking = [name for name in columns if name not in frame.columns]
+    if lacking:
+        raise BadSample(f"the sample lacks columns of the transforms: {', '.join(lacking)}")
+    rows = transforms.model_copy(update={"columns": columns}).run(frame, prepared.functions, prepared.now)
+    single = all(frame[name].dtype == np.float32 for name in columns)
+    names = list(transforms.output_columns(columns))
+    made = pd.DataFrame(rows if single else rows.astype(np.float64), columns=names, index=frame.index)
+    inputs = _matrix_inputs(estimator, made)
+    if inputs.columns != tuple(names):
+        raise ConvertError(
+            f"the transforms give the columns {', '.join(names[:20])}, and the model was fitted on "
+            f"{', '.join(inputs.columns[:20])}: end the transforms with a select step of the model's columns"
+        )
+    sent = replace(inputs, columns=columns, datatypes=("FP32",) * len(columns))
+    return Sample(frame, sent, inputs, made, prepared)
+
+
+def _copied(estimator: Any, frame: pd.DataFrame, transforms: Transforms) -> tuple[str, ...]:
+    """The columns of transforms that do not say which: the model's own where they keep these, else the sample's."""
+    own = tuple(map(str, getattr(estimator, "feature_names_in_", ())))
+    try:
+        keep = bool(own) and transforms.output_columns(own) == own
+    except TransformError:
+        keep = False
+    return _matrix_inputs(estimator, frame).columns if keep else tuple(map(str, frame.columns))
+
+
+def _matrix_inputs(estimator: Any, frame: pd.DataFrame) -> Inputs:
+    inputs = inputs_of(estimator, frame)
+    if inputs.kind != "matrix":
+        raise ConvertError(
+            "transforms need a model that reads one matrix of numbers; this one takes its columns singly"
+        )
+    return inputs
 
 
 def convert(
@@ -103,6 +155,8 @@ def convert(
     registry: Registry | Path | str,
     labels: Any = None,
     transforms: Transforms | None = None,
+    functions: Mapping[str, Function] | None = None,
+    now: ArrayLike | None = None,
     views: Sequence[FeatureView] = (),
     entity: str = "",
     tolerance: Tolerance | None = None,
@@ -124,6 +178,8 @@ def convert(
         registry: where to publish.
         labels: the true labels or values [n], or the name of the sample's column that has them; for the metrics.
         transforms: run before the model; the source then gets the transformed matrix.
+        functions: those that the transforms call, by name.
+        now: where they count from the clock: milliseconds since 1970, one or [n]; the present if left out.
         views: feature views that hold the model's columns.
         entity: name of the entity id input; the views' own by default.
         tolerance: how far answers may part (`parity.py`).
@@ -138,17 +194,18 @@ def convert(
     Raises:
         GateFailed: ONNX and source answer differently; nothing was published.
         UntrustedModel, BadSample, UnsupportedModel, ConvertError: see `errors.py`.
+        TransformError: the transforms do not run over the sample.
         RegistryError: it could not be published.
     """
     origin = _origin(source, sample)
     estimator = sources.load_model(source, trust=trust, allow_types=allow_types) if _is_path(source) else source
     frame = sources.load_table(sample) if _is_path(sample) else as_frame(sample)
     frame, truth = _split_labels(frame, labels)
-    rows = Sample(frame, inputs_of(estimator, frame), transforms)
-    _require_fitting(rows)
-    joined = join_views(rows.inputs, views, entity)
+    prepared = None if transforms is None else Prepared(transforms, functions or {}, clock(now))
+    rows = _sample(estimator, frame, prepared)
+    joined = join_views(rows.sent, views, entity)
     passed = through_gate(estimator, rows.inputs, rows.served, tolerance=tolerance, fuzz=fuzz, progress=progress)
-    passed.sample.notes += rows.inputs.notes(frame)
+    passed.sample.notes += rows.sent.notes(frame)
     outputs = graph_answers_raw(passed.model, rows.inputs, rows.served)
     draft, files = _version(estimator, rows, passed, outputs, joined, truth)
     update = {
@@ -197,18 +254,6 @@ def _split_labels(frame: pd.DataFrame, labels: Any) -> tuple[pd.DataFrame, NDArr
     return frame.drop(columns=labels), frame[labels].to_numpy()
 
 
-def _require_fitting(rows: Sample) -> None:
-    """Transforms need the matrix form, and a graph that reads their columns under the same names."""
-    if rows.transforms is None:
-        return
-    if rows.inputs.kind != "matrix":
-        raise ConvertError(
-            "transforms need a model that reads one matrix of numbers; this one takes its columns singly"
-        )
-    if rows.transforms.output_columns(rows.inputs.columns) != rows.inputs.columns:
-        raise ConvertError("transforms that change the columns are not supported yet: keep their number and names")
-
-
 def _version(
     estimator: Any,
     rows: Sample,
@@ -223,7 +268,7 @@ def _version(
     found = {} if truth is None else measures.metrics_of(outputs, truth, classes)
     score, values = measures.score_of(outputs, 1 if rule is None else rule.positive)
     model = onnx.parse(passed.model, "the converted model")
-    columns = rows.inputs.columns if rows.inputs.kind == "matrix" else ()
+    columns = rows.sent.columns if rows.sent.kind == "matrix" else ()
     draft = Draft(
         model_name="",
         accuracy=found.get("accuracy"),
@@ -245,17 +290,19 @@ def _version(
         "golden.npz": _golden(rows, outputs, names),
         "profile.json": measures.reference_of(rows.matrix, rows.watched, values).to_json(),
     }
-    if rows.transforms is not None:
-        files["transforms.json"] = rows.transforms.to_json().encode()
+    if rows.prepared is not None:
+        files["transforms.json"] = rows.prepared.transforms.to_json().encode()
     return draft, files
 
 
 def _golden(rows: Sample, outputs: dict[str, NDArray[Any]], names: set[str]) -> bytes:
     kept = measures.golden_rows(len(rows.frame))
-    sent = {MATRIX_INPUT: rows.matrix} if rows.inputs.kind == "matrix" else rows.inputs.feed(rows.frame)
+    sent = {MATRIX_INPUT: rows.matrix} if rows.sent.kind == "matrix" else rows.sent.feed(rows.frame)
+    now = None if rows.prepared is None else rows.prepared.now
     return measures.golden(
         {name: array[kept] for name, array in sent.items() if name in names},
         {name: array[kept] for name, array in outputs.items()},
+        now if now is None or len(now) == 1 else now[kept],
     )
 
 

@@ -6,7 +6,8 @@
     ├── InvalidView          a definition of a view that cannot be used
     ├── UnknownView          a name that nobody applied
     ├── SchemaChanged        a view applied again with other columns
-    └── InvalidData          values that do not fit the view
+    ├── InvalidData          values that do not fit the view
+    └── TransformError       transforms that cannot be read, or do not fit the columns or functions they should run on
 
 Messages name the host of a store, never its password.
 """
@@ -42,3 +43,7 @@ class SchemaChanged(FeatureError):  # noqa: N818
 
 class InvalidData(FeatureError):  # noqa: N818
     """Entities or values that do not fit the view."""
+
+
+class TransformError(FeatureError):
+    """Transforms that cannot be read, that do not fit the columns they should run on, or whose function failed."""

@@ -1,144 +1,88 @@
 """Fitted transforms as data: what was learnt in training, stored in a version as JSON, run over every batch.
 
-Each step names its columns and holds the numbers fitted for each of them, in the same order. `Transforms.program`
-compiles the steps for a batch whose columns have given names; from there on it is `kernels.transforms`. Nothing here is
-code: a file of transforms can be read by anybody and can do no harm. Missing (NaN) stays missing but for `impute`.
-
-Steps now keep number and names of the columns. A step that changes them later (one-hot, ratio) says so in `outputs`;
-whoever sizes a batch after the transforms asks `Transforms.output_columns` and will not notice.
+`Transforms` is a list of steps (`features/steps.py`), each naming its columns. `compile` makes of it, for a batch whose
+columns have given names, what runs: one program of `kernels.transforms`, or programs with registered functions between
+them. `run` does the same to a frame, offline, to the bit. Nothing here is code: a file of transforms can be read by
+anybody and can do no harm. Missing (NaN) stays missing but for impute, one-hot and hashing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from time import time
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from penstock.features.errors import FeatureError
-from penstock.kernels.transforms import Operation, Program
+from penstock.features.errors import TransformError
+from penstock.features.functions import Call, Chain, Compiled, Function
+from penstock.features.layout import Layout
+from penstock.features.steps import (
+    Bucketize,
+    Clip,
+    Cyclical,
+    Difference,
+    FunctionStep,
+    Hash,
+    Impute,
+    Interactions,
+    Log1p,
+    MinMax,
+    Name,
+    OneHot,
+    Ordinal,
+    Ratio,
+    Select,
+    Standardize,
+    Step,
+    Time,
+    TimeSince,
+    TransformSpec,
+)
+from penstock.kernels.transforms import Program
 
-Name = Annotated[str, StringConstraints(min_length=1)]
-Numbers = tuple[float, ...]
-
-
-class TransformError(FeatureError):
-    """Transforms that cannot be read, or that do not fit the columns they should run on."""
-
-
-class Step(BaseModel):
-    """One fitted step over some columns; every other field has one entry for each of them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    op: str
-    columns: tuple[Name, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _check(self) -> Step:
-        if len(set(self.columns)) != len(self.columns):
-            raise ValueError("a column is named twice")
-        for name in type(self).model_fields:
-            field = getattr(self, name)
-            if isinstance(field, tuple) and len(field) != len(self.columns):
-                raise ValueError(f"{name} has {len(field)} entries for {len(self.columns)} columns")
-        for column, numbers in zip(self.columns, self.parameters(), strict=True):
-            check(self.op, column, numbers)
-        return self
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        """For each column, the numbers that its kernel operation takes."""
-        raise NotImplementedError
-
-    def outputs(self, columns: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the columns after this step, given those before it."""
-        return columns
-
-    def operations(self, columns: tuple[str, ...]) -> Iterator[Operation]:
-        """The kernel operations of this step over a batch with these columns."""
-        for name, numbers in zip(self.columns, self.parameters(), strict=True):
-            yield self.op, columns.index(name), numbers
-
-
-def check(op: str, column: str, numbers: Sequence[float]) -> None:
-    """Let the kernel judge the numbers of one column, in the words of the column's name."""
-    try:
-        Program(1, [(op, 0, numbers)])
-    except ValueError as error:
-        raise ValueError(str(error).replace("column 0", f"column {column!r}")) from None
-
-
-class Impute(Step):
-    """Missing values become `fill`."""
-
-    op: Literal["impute"] = "impute"
-    fill: Numbers
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        return zip(self.fill, strict=True)
-
-
-class Clip(Step):
-    """Values beyond `low` or `high` become these."""
-
-    op: Literal["clip"] = "clip"
-    low: Numbers
-    high: Numbers
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        return zip(self.low, self.high, strict=True)
-
-
-class Log1p(Step):
-    """ln(1 + x); missing below -1."""
-
-    op: Literal["log1p"] = "log1p"
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        return [()] * len(self.columns)
-
-
-class Standardize(Step):
-    """(x - mean) / scale."""
-
-    op: Literal["standardize"] = "standardize"
-    mean: Numbers
-    scale: Numbers
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        return zip(self.mean, self.scale, strict=True)
-
-
-class Bucketize(Step):
-    """The number of `edges` (ascending) that are <= x, from 0 to the number of edges."""
-
-    op: Literal["bucketize"] = "bucketize"
-    edges: tuple[Numbers, ...]
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        return self.edges
-
-
-class Ordinal(Step):
-    """The index of x among `categories` (ascending), `unknown` for a value that training never saw."""
-
-    op: Literal["ordinal"] = "ordinal"
-    categories: tuple[Numbers, ...]
-    unknown: float = -1.0
-
-    def parameters(self) -> Iterable[Sequence[float]]:
-        return ((self.unknown, *categories) for categories in self.categories)
-
-
-TransformSpec = Annotated[Impute | Clip | Log1p | Standardize | Bucketize | Ordinal, Field(discriminator="op")]
+__all__ = [
+    "Bucketize",
+    "Clip",
+    "Cyclical",
+    "Difference",
+    "FunctionStep",
+    "Hash",
+    "Impute",
+    "Interactions",
+    "Log1p",
+    "MinMax",
+    "OneHot",
+    "Ordinal",
+    "Ratio",
+    "Select",
+    "Standardize",
+    "Step",
+    "Time",
+    "TimeSince",
+    "TransformError",
+    "TransformSpec",
+    "Transforms",
+    "clock",
+    "first_of",
+]
 
 
 class Transforms(BaseModel):
-    """All steps of a version, in the order they run. As JSON this is the version's `transforms.json`."""
+    """All steps of a version, in the order they run. As JSON this is the version's `transforms.json`.
+
+    Attributes:
+        format: 2; a file of format 1 has no `columns` and fewer kinds of steps.
+        columns: names of the batch that they were fitted on, in order; empty where nobody said.
+        steps: run in order.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
+    columns: tuple[Name, ...] = ()
     steps: tuple[TransformSpec, ...] = ()
 
     @classmethod
@@ -157,37 +101,139 @@ class Transforms(BaseModel):
         """The text that `from_json` reads back to an equal object, every float exactly."""
         return self.model_dump_json(indent=1)
 
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of the functions that must be registered."""
+        return tuple(dict.fromkeys(step.name for step in self.steps if isinstance(step, FunctionStep)))
+
     def output_columns(self, columns: Sequence[str]) -> tuple[str, ...]:
         """Names of the columns after all steps, given those of the batch.
 
         Raises:
-            TransformError: a step needs a column that is not there at that point.
+            TransformError: a step needs a column that is not there at that point, or makes one that is.
         """
-        names = tuple(columns)
+        layout = Layout(columns)
         for step in self.steps:
-            require(step, names)
-            names = step.outputs(names)
-        return names
+            _add(step, layout)
+        return layout.names
 
     def program(self, columns: Sequence[str]) -> Program:
+        """Compile steps without functions; see `compile`."""
+        compiled = self.compile(columns)
+        assert isinstance(compiled, Program)
+        return compiled
+
+    def compile(self, columns: Sequence[str], functions: Mapping[str, Function] | None = None) -> Compiled:
         """Compile the steps for batches of these columns; columns that no step names are copied.
 
+        Args:
+            columns: names of the batch.
+            functions: those that are registered, by name.
+
+        Returns:
+            A program of the kernel, or a chain with the same face where functions are called.
+
         Raises:
-            TransformError: a step needs a column that is not there, or a name stands for two columns.
+            TransformError: a step needs a column that is not there or a function that is not registered, or a name
+                stands for two columns.
         """
         names = tuple(columns)
         if not names or len(set(names)) != len(names):
             raise TransformError(f"transforms need columns with names of their own, not {list(names)}")
-        operations: list[Operation] = []
+        stages: list[Program | Call] = []
+        layout = Layout(names)
         for step in self.steps:
-            require(step, names)
-            operations += step.operations(names)
-        return Program(len(names), operations)
+            if isinstance(step, FunctionStep):
+                call, layout = _call(step, layout, functions or {}, stages)
+                stages.append(call)
+            else:
+                _add(step, layout)
+        if not stages:
+            return _program(layout)
+        if layout.changed:
+            stages.append(_program(layout))
+        return Chain(len(names), len(layout.names), stages)
+
+    def run(
+        self,
+        frame: Any,
+        functions: Mapping[str, Function] | None = None,
+        now: ArrayLike | None = None,
+    ) -> NDArray[np.float32]:
+        """The same offline: what a server gives the model for these rows, to the bit.
+
+        Args:
+            frame: columns by name, [n] numbers each: a pandas frame, or a mapping. Rounded to float32 first, as served.
+                Those named in `columns` are taken, or all where nobody said.
+            functions: those that are registered, by name.
+            now: where time is counted since the clock: milliseconds since 1970, one or [n]; the present if left out.
+
+        Returns:
+            (n, outputs) float32; `output_columns` has the names.
+
+        Raises:
+            TransformError: a column is not there or no numbers, or as `compile`.
+        """
+        names = self.columns or tuple(map(str, frame))
+        matrix = _matrix(frame, names)
+        compiled = self.compile(names, functions)
+        out = np.empty((len(matrix), compiled.n_outputs), np.float32)
+        compiled.run(matrix, out, clock(now))
+        return out
 
 
-def require(step: Step, names: tuple[str, ...]) -> None:
+def clock(now: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Times as a program takes them: milliseconds since 1970, [1] or [n]; the present where none are given."""
+    return np.atleast_1d(np.array(time() * 1000 if now is None else now, np.float64))
+
+
+def _call(
+    step: FunctionStep, layout: Layout, functions: Mapping[str, Function], stages: list[Program | Call]
+) -> tuple[Call, Layout]:
+    """End the program that goes before a function, and begin the one that goes on behind it."""
+    if step.name not in functions:
+        raise TransformError(
+            f"the transforms call the function {step.name!r}, which is not registered; functions are code, so whoever "
+            f"runs them names them: functions: {{{step.name}: package.module:function}} in the settings of the server"
+        )
+    require(step, layout.names)
+    if layout.changed:
+        stages.append(_program(layout))
+    names = layout.names
+    places = tuple((name, names.index(name)) for name in step.columns)
+    step.compile(layout)
+    return Call(step.name, functions[step.name], places, step.outputs), Layout(layout.names)
+
+
+def _add(step: Step, layout: Layout) -> None:
+    require(step, layout.names)
+    step.compile(layout)
+
+
+def _program(layout: Layout) -> Program:
+    try:
+        return layout.program()
+    except ValueError as error:
+        raise TransformError(f"the transforms cannot be compiled: {error}") from error
+
+
+def _matrix(frame: Any, names: Sequence[str]) -> NDArray[np.float32]:
+    """The columns side by side, as the values that a served batch would hold."""
+    missing = [name for name in names if name not in frame]
+    if missing:
+        raise TransformError(f"the frame has no column {missing[0]!r}, which the transforms run over")
+    try:
+        with np.errstate(over="ignore"):
+            columns = [np.asarray(frame[name]).astype(np.float32) for name in names]
+            return np.ascontiguousarray(np.stack(columns, axis=1))
+    except (TypeError, ValueError) as error:
+        raise TransformError(f"the frame holds what are not [n] numbers: {error}") from error
+
+
+def require(step: Step, names: Sequence[str]) -> None:
     """Refuse a step over columns that are not among `names`."""
-    unknown = [name for name in step.columns if name not in names]
+    there = set(names)
+    unknown = [name for name in step.needs if name not in there]
     if unknown:
         raise TransformError(
             f"the {step.op} step needs {', '.join(map(repr, unknown))}, which is not among the columns "

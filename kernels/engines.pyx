@@ -93,6 +93,7 @@ cdef class GraphEngine(Engine):
     cdef Ledger ledger
     cdef Session session
     cdef Program transforms
+    cdef int64_t width               # columns of the graph's matrix, behind the transforms
     cdef Forest forest
     cdef bint[MAX_OUTPUTS] is_score  # of the forest; else its label
     cdef int64_t[MAX_TURNS] turns
@@ -131,7 +132,7 @@ cdef class GraphEngine(Engine):
             self.set_columns(list(watched))
         if scores is not None:
             self.set_score(score, score_column)
-        self.row_size += <size_t>(plan.n_columns + 4 * plan.n_columns + 4 * self.n_columns + 4)
+        self.row_size += <size_t>(plan.n_columns + 4 * self.n_columns + 4)
         self.lock = lock_new()
         if self.lock == NULL:
             raise MemoryError("no memory for an engine")
@@ -199,14 +200,17 @@ cdef class GraphEngine(Engine):
             return 0
         if self.n_feeds != 1 or self.plan.matrix_slot != 0:
             raise ValueError("its transforms run over no matrix")
-        if self.transforms.n_inputs != self.plan.n_columns or self.transforms.n_outputs != self.plan.n_columns:
+        if self.transforms.n_inputs != self.plan.n_columns:
             raise ValueError("its transforms have another width than its matrix")
+        self.width = self.transforms.n_outputs
+        self.row_size += <size_t>(4 * self.width)
         return 0
 
     cdef int set_forest(self, Forest forest, set scores, list turns) except -1:
         cdef Slot* slot = &self.plan.slots[0]
         cdef int i
-        if self.n_feeds != 1 or slot.code != DT_FP32 or slot.n_dims != 1 or slot.item_elements != forest.n_features:
+        cdef int64_t width = slot.item_elements if self.transforms is None else self.width
+        if self.n_feeds != 1 or slot.code != DT_FP32 or slot.n_dims != 1 or width != forest.n_features:
             raise ValueError("its forest reads no input as it is")
         if not 1 <= len(turns) <= MAX_TURNS:
             raise ValueError("its forest and ONNX Runtime take turns too often")
@@ -359,17 +363,22 @@ cdef class GraphEngine(Engine):
 
         `rest` is where the scratch goes on, before and afterwards.
         """
-        cdef void* matrix = feeds[0].data
+        cdef Tensor sent = feeds[0]
         cdef bint done = True
+        cdef double now = 0
         if self.transforms is not None:
-            self.transforms.run_rows(<const float*>matrix, <float*>rest[0], <Py_ssize_t>rows)
+            if self.transforms.timed:
+                now = <double>epoch_ms()
+            self.transforms.run_rows(<const float*>sent.data, <float*>rest[0], <Py_ssize_t>rows, now)
             feeds[0].data = rest[0]
-            rest[0] += round_up(rows * self.plan.n_columns * 4)
+            feeds[0].dims[1] = self.width
+            feeds[0].size = <size_t>(rows * self.width * 4)
+            rest[0] += round_up(rows * self.width * 4)
         if self.forest is not None and self.is_forests(rows):
             self.walk(<const float*>feeds[0].data, rows, rest, results)
         else:
             done = self.session.run_rows(feeds, results)
-        feeds[0].data = matrix
+        feeds[0] = sent
         return done
 
     cdef bint is_forests(self, int64_t rows) noexcept nogil:

@@ -2,19 +2,19 @@
 
 cimport cython
 
-cdef struct Step:
-    int code
-    Py_ssize_t count             # parameters
-    const double* parameters     # into the program's pool
+from penstock.kernels._transforms cimport Step
 
 
 @cython.final
 cdef class Program:
     cdef readonly Py_ssize_t n_inputs
     cdef readonly Py_ssize_t n_outputs
-    cdef Step* steps             # grouped by column, in order within it
-    cdef Py_ssize_t* starts      # steps of column j: starts[j] up to starts[j + 1]
-    cdef double* pool
-    cdef int fill(self, list operations) except -1
-    cdef int check_shapes(self, Py_ssize_t n, Py_ssize_t k, Py_ssize_t n_out, Py_ssize_t k_out) except -1
-    cdef void run_rows(self, const float* x, float* out, Py_ssize_t n) noexcept nogil
+    cdef readonly bint timed     # whether it reads the clock
+    cdef Py_ssize_t n_steps
+    cdef Py_ssize_t block        # rows at a time
+    cdef Step* steps
+    cdef double* pool            # parameters of all steps
+    cdef int fill(self, list steps) except -1
+    cdef int check(self, const void* x, Py_ssize_t n, Py_ssize_t k, const void* out, Py_ssize_t n_out,
+                   Py_ssize_t k_out, Py_ssize_t item, const double[::1] now) except -1
+    cdef void run_rows(self, const float* x, float* out, Py_ssize_t n, double now_ms) noexcept nogil

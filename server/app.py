@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from penstock.features.errors import FeatureError
+from penstock.features.functions import load_functions
 from penstock.features.opening import open_store
 from penstock.features.store import FeatureStore
 from penstock.registry import Registry
@@ -115,6 +116,7 @@ async def serve(
         raise BadConfig(
             f"registry: {config.registry} is not a folder; publish a model there first (penstock convert --help)"
         )
+    load_functions(config.functions)  # what cannot be imported is told now, not when a version asks for it
     grpc_address = config.address("grpc")
     metrics_address = config.address("metrics")
     assert grpc_address is not None

@@ -107,6 +107,9 @@ class Config(BaseModel):
     cache: Annotated[dict[str, CacheSettings], BeforeValidator(_defaults)] = Field(
         default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s, shared"
     )
+    functions: dict[str, str] = Field(
+        default={}, description="Python functions that transforms may call, by name: package.module:function"
+    )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")

@@ -7,15 +7,15 @@ version serves.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 
-from penstock.features.transforms import Transforms
-from penstock.kernels.transforms import Program
+from penstock.features.functions import Compiled, load_functions
+from penstock.features.transforms import TransformError, Transforms
 from penstock.kernels.wire import NUMPY, Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
@@ -41,24 +41,23 @@ class Contents:
     onnx: bytes
     reference: Reference | None
     golden: Golden | None
-    transforms: Program | None
+    transforms: Compiled | None
 
     @classmethod
-    def of(cls, version: Version) -> Contents:
-        """Read the files of a verified version.
+    def of(cls, version: Version, functions: Mapping[str, str]) -> Contents:
+        """Read the files of a verified version; `functions` are those that the operator registered.
 
         Raises:
             PenstockError: one cannot be read, and why.
         """
         manifest, files = version.manifest, version.files
         profile, golden, transforms = (files.get(name) for name in ("profile.json", "golden.npz", "transforms.json"))
-        columns = manifest.signature.columns
         return cls(
             manifest,
             files[manifest.artifact_path],
             None if profile is None else Reference.from_json(profile),
             None if golden is None else read(golden),
-            None if transforms is None else Transforms.model_validate_json(transforms).program(columns),
+            None if transforms is None else _compiled(transforms, manifest, functions),
         )
 
     def watch(self, window_s: float) -> Watch | None:
@@ -70,6 +69,20 @@ class Contents:
         profile = None if self.reference is None else self.reference.features
         golden = {} if self.golden is None else self.golden.inputs
         return cache(lambda: Samples(plan, profile, golden, most))
+
+
+def _compiled(text: bytes, manifest: Manifest, functions: Mapping[str, str]) -> Compiled:
+    """What the version's rows go through; functions are those that the operator named, never what a version says."""
+    transforms = Transforms.from_json(text)
+    registered = {name: functions[name] for name in transforms.functions if name in functions}
+    compiled = transforms.compile(manifest.signature.columns, load_functions(registered))
+    widths = [spec.shape[-1:] for spec in manifest.signature.inputs]
+    if widths not in ([(-1,)], [(compiled.n_outputs,)]):
+        raise TransformError(
+            f"the transforms of {manifest.model_name} version {manifest.version} give {compiled.n_outputs} columns, "
+            "which is not what its graph reads; publish it again with the transforms that the model was trained on"
+        )
+    return compiled
 
 
 def any_of(pool: Callable[[], Samples], plan: Plan) -> Samples:

@@ -34,16 +34,18 @@ class Golden:
     Attributes:
         inputs: as a caller sends them; texts are objects.
         outputs: what they gave.
+        now: the clock by which they did, milliseconds since 1970, [1] or [rows]; None where it did not matter.
     """
 
     inputs: Arrays
     outputs: Arrays
+    now: np.ndarray[Any, Any] | None = None
 
     def check(self, run: Run) -> None:
         """Run the rows and compare.
 
         Args:
-            run: from inputs as a caller sends them to outputs, by name.
+            run: from inputs as a caller sends them to outputs, by name, at the time `now`.
 
         Raises:
             GoldenMismatch: naming the output and the greatest difference.
@@ -57,7 +59,7 @@ class Golden:
 
 
 def read(golden: bytes) -> Golden:
-    """The rows of an npz of arrays `input/<name>` and `output/<name>`, never pickled.
+    """The rows of an npz of arrays `input/<name>` and `output/<name>`, and `clock` where it matters, never pickled.
 
     Raises:
         GoldenMismatch: the file cannot be read.
@@ -67,7 +69,16 @@ def read(golden: bytes) -> Golden:
     except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
         raise GoldenMismatch(f"golden.npz cannot be read: {error}; publish the version again") from error
     inputs = {n.removeprefix("input/"): _fed(a) for n, a in arrays.items() if n.startswith("input/")}
-    return Golden(inputs, {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")})
+    outputs = {n.removeprefix("output/"): a for n, a in arrays.items() if n.startswith("output/")}
+    return Golden(inputs, outputs, _clock(arrays))
+
+
+def _clock(arrays: Arrays) -> np.ndarray[Any, Any] | None:
+    """The times of the rows, where they matter."""
+    now = arrays.get("clock")
+    if now is not None and not (now.dtype == np.float64 and now.ndim == 1):
+        raise GoldenMismatch(f"golden.npz has a clock of {now.dtype} {now.shape}; publish the version again")
+    return now
 
 
 def _unpacked(golden: bytes) -> Arrays:

@@ -15,6 +15,7 @@ from typing import Any
 from penstock.kernels.calls import INTERNAL, EventSink
 from penstock.kernels.engines import GraphEngine
 from penstock.kernels.lanes import INLINE_NS, Lane
+from penstock.kernels.transforms import Program
 from penstock.server.config import Config
 from penstock.server.curve import measure
 from penstock.server.pipeline import Pipeline
@@ -71,6 +72,8 @@ def engine_of(lane: Lane, pipeline: Pipeline) -> GraphEngine:
     Raises:
         ValueError: there is no such thing, and why.
     """
+    if pipeline.transforms is not None and not isinstance(pipeline.transforms, Program):
+        raise ValueError("its transforms call Python functions")
     watch = pipeline.watch.counters() if pipeline.watch is not None else {}
     return GraphEngine(
         lane.plan, lane.ledger, pipeline.session.graph, transforms=pipeline.transforms, **watch, **_forest(pipeline)

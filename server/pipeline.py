@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from penstock.features.functions import Compiled
+from penstock.features.transforms import clock
 from penstock.kernels.batches import Batch
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
-from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
 from penstock.server.errors import InvalidRequest, OurFault, ServerError
 from penstock.server.forests import Loaded
@@ -46,7 +47,7 @@ class Pipeline:
     plan: Plan
     session: Session
     join: Join | None = None
-    transforms: Program | None = None
+    transforms: Compiled | None = None
     watch: Watch | None = None
     forest: Loaded | None = None
     cap: int = 0
@@ -76,15 +77,23 @@ class Pipeline:
         batch.complete(outputs | self._on_request(batch), looked_up - started, computed - looked_up)
         self.cost.learn(rows, thread_time_ns() - spent)
 
-    def compute(self, feeds: dict[str, Any]) -> dict[str, Any]:
-        """Outputs of the graph, behind the transforms, for inputs as callers send them; these stay as they are."""
-        if self.transforms is not None:  # then there is one input, the matrix
-            ((name, matrix),) = feeds.items()
-            transformed = np.empty_like(matrix)
-            self.transforms.run(matrix, transformed)
-            feeds = {name: transformed}
+    def compute(self, feeds: dict[str, Any], now: Any = None) -> dict[str, Any]:
+        """Outputs of the graph, behind the transforms, for inputs as callers send them; these stay as they are.
+
+        Transforms that count from the clock take it once for all rows, or from `now` (see `features.transforms.clock`).
+        """
+        feeds = self.transformed(feeds, now)
         run = self.session.run if self.forest is None else self.forest.session.run
         return in_parts(run, feeds, self.cap) if self.cap else run(feeds)
+
+    def transformed(self, feeds: dict[str, Any], now: Any = None) -> dict[str, Any]:
+        """Inputs of the graph for inputs as callers send them."""
+        if self.transforms is None:
+            return feeds
+        ((name, matrix),) = feeds.items()  # there is one input, the matrix
+        out = np.empty((len(matrix), self.transforms.n_outputs), np.float32)
+        self.transforms.run(matrix, out, clock(now) if self.transforms.timed else None)
+        return {name: out}
 
     def _feeds(self, batch: Batch) -> dict[str, Any]:
         """What callers sent, as ONNX Runtime takes it."""

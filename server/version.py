@@ -58,7 +58,7 @@ class Served:
     """
 
     def __init__(self, version: Version, config: Config, store: FeatureStore | None) -> None:
-        contents = Contents.of(version)
+        contents = Contents.of(version, config.functions)
         self.manifest: Manifest = version.manifest
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
@@ -129,7 +129,7 @@ class Served:
         values, which a graph may rightly refuse; that is told and does not keep the version from serving.
         """
         if golden is not None:
-            golden.check(self.pipeline.compute)
+            golden.check(partial(self.pipeline.compute, now=golden.now))
             return
         try:
             self.pipeline.compute(made_up(self.plan))
@@ -178,19 +178,21 @@ def _pipeline(contents: Contents, plan: Plan, config: Config, store: FeatureStor
     if contents.reference is not None:
         _check_profile(contents.reference, manifest)
     join, watch = _join(manifest, config, store), contents.watch(config.drift_window_s)
-    forest = _forest(contents, session, config)
+    pipeline = Pipeline(plan, session, join, contents.transforms, watch)
+    forest = _forest(contents, pipeline, config)
     if forest.alone:
         session.release()
-    return Pipeline(plan, session, join, contents.transforms, watch, forest)
+    return replace(pipeline, forest=forest)
 
 
-def _forest(contents: Contents, session: Session, config: Config) -> forests.Loaded:
+def _forest(contents: Contents, pipeline: Pipeline, config: Config) -> forests.Loaded:
     """Who runs the graph, where it is an ensemble of trees."""
+    golden = contents.golden
     return forests.load(
         contents.onnx,
-        session,
+        pipeline.session,
         mode=config.forests,
-        golden=[] if contents.golden is None else [contents.golden.inputs],
+        golden=[] if golden is None else [pipeline.transformed(golden.inputs, golden.now)],
         max_rows=config.max_batch_rows,
         threads=config.intra_op_threads,
     )

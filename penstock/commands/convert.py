@@ -14,6 +14,7 @@ from penstock.errors import PenstockError
 if TYPE_CHECKING:
     from penstock.converters import Converted, Parity
     from penstock.features import FeatureView
+    from penstock.features.functions import Function
     from penstock.features.transforms import Transforms
 
 DEFAULT_REGISTRY = Path("penstock-models")
@@ -29,6 +30,10 @@ def convert(
         list[str] | None, typer.Option("--allow-type", metavar="TYPE", help="Allow a type in a .skops file.")
     ] = None,
     transforms: Annotated[Path | None, typer.Option(metavar="FILE", help="Fitted transforms, .json.")] = None,
+    function: Annotated[
+        list[str] | None,
+        typer.Option("--function", metavar="NAME=MODULE:FUNCTION", help="Run this Python function in transforms."),
+    ] = None,
     view: Annotated[
         list[Path] | None, typer.Option("--view", metavar="FILE", help="YAML of feature views the columns come from.")
     ] = None,
@@ -54,7 +59,7 @@ def convert(
     from penstock.converters import Tolerance
     from penstock.converters import convert as run
 
-    fitted = _read_transforms(transforms)
+    fitted, functions = _read_transforms(transforms), _read_functions(function or [])
     views = _read_views(view or [])
     with _bars(f"converting {model.name}") as progress:
         converted = run(
@@ -64,6 +69,7 @@ def convert(
             registry=registry,
             labels=label,
             transforms=fitted,
+            functions=functions,
             views=views,
             entity=entity,
             tolerance=Tolerance(probability=tolerance),
@@ -163,6 +169,18 @@ def _read_transforms(path: Path | None) -> Transforms | None:
         raise PenstockError(f"cannot read {path}: {error.strerror}") from error
     except TransformError as error:
         raise TransformError(f"{path}: {error}") from error
+
+
+def _read_functions(given: list[str]) -> dict[str, Function]:
+    from penstock.features.functions import load_functions
+
+    named = {}
+    for one in given:
+        name, equals, place = one.partition("=")
+        if not equals:
+            raise PenstockError(f"--function: {one!r} is not NAME=package.module:function")
+        named[name] = place
+    return load_functions(named)
 
 
 def _read_views(paths: list[Path]) -> list[FeatureView]:

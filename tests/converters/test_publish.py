@@ -18,9 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from penstock.converters import BadSample, ConvertError, GateFailed, convert
 from penstock.converters import gate as gate_module
 from penstock.features import FeatureView
-from penstock.features.transforms import Transforms
+from penstock.features.transforms import Select, TransformError, Transforms
 from penstock.monitoring import Reference
 from penstock.registry import Registry, Score
+from penstock.training import fit
 
 
 def published(registry, name="m"):
@@ -134,10 +135,7 @@ def transformed(rows: pd.DataFrame) -> tuple[Transforms, np.ndarray]:
             ]
         }
     )
-    matrix = np.ascontiguousarray(rows.to_numpy(np.float32))
-    out = np.empty_like(matrix)
-    transforms.program(names).run(matrix, out)
-    return transforms, out
+    return transforms, transforms.run(rows)
 
 
 def test_with_transforms_the_model_sees_transformed_rows_and_drift_the_raw_ones(cancer, tmp_path):
@@ -156,6 +154,60 @@ def test_with_transforms_the_model_sees_transformed_rows_and_drift_the_raw_ones(
     assert np.array_equal(run(version, {"input": out})["probabilities"], kept["output/probabilities"])
     profile = Reference.from_json(version.files["profile.json"]).features
     assert profile.columns[0].edges[-1] > 10  # a raw radius, whose logarithm is below 4
+
+
+WIDE = [
+    {"op": "one_hot", "columns": ["kind"]},
+    {"op": "function", "name": "spread", "columns": ["mean radius"], "outputs": ["half"]},
+    {"op": "time_since", "columns": ["seen"], "of": "d", "unit": "d"},
+    {"op": "interactions", "columns": ["mean radius", "half"]},
+]
+NOW = 20_000 * 86_400_000.0
+FUNCTIONS = {"spread": lambda columns: {"half": columns["mean radius"] / 2}}
+
+
+def wide(cancer):
+    """Rows of other columns than the model's, and a model that was fitted on what transforms make of them."""
+    rows, labels = cancer
+    rows = rows[["mean radius", "mean texture"]].assign(
+        kind=(labels + np.arange(len(labels)) % 3).astype(float), seen=19_000.0 + np.arange(len(labels)) % 50
+    )
+    transforms = fit(WIDE, rows.to_numpy(), list(rows), functions=FUNCTIONS, now=NOW)
+    made = pd.DataFrame(transforms.run(rows, FUNCTIONS, NOW), columns=transforms.output_columns(list(rows)))
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(made, labels)
+    return rows, labels, transforms, model
+
+
+def test_the_model_may_read_other_columns_than_callers_send(cancer, tmp_path):
+    rows, labels, transforms, model = wide(cancer)
+    brought = rows.assign(unread="text")[["unread", *rows]]
+    convert(model, "m", brought, labels=labels, registry=tmp_path, transforms=transforms, functions=FUNCTIONS, now=NOW)
+    version = published(tmp_path)
+    assert version.manifest.signature.columns == tuple(rows)
+    assert version.manifest.signature.inputs[0].shape == (-1, 9)
+    kept = golden(version)
+    assert kept["input/input"].shape[1] == 4
+    assert kept["clock"].tolist() == [NOW]
+    again = transforms.run(dict(zip(rows, kept["input/input"].T, strict=True)), FUNCTIONS, kept["clock"])
+    assert np.array_equal(run(version, {"input": again})["probabilities"], kept["output/probabilities"])
+    profile = Reference.from_json(version.files["profile.json"]).features
+    assert tuple(profile.names) == tuple(rows)
+
+
+def test_transforms_that_do_not_fit_the_model_or_the_sample_are_refused(cancer, tmp_path):
+    rows, _labels, transforms, model = wide(cancer)
+    more = {"registry": tmp_path, "functions": FUNCTIONS, "now": NOW}
+    turned = transforms.model_copy(update={"steps": (*transforms.steps, Select(columns=("half", "mean radius")))})
+    with pytest.raises(BadSample, match="lacks these columns of the model"):
+        convert(model, "m", rows, transforms=turned, **more)
+    order = tuple(reversed(transforms.output_columns(list(rows))))
+    turned = transforms.model_copy(update={"steps": (*transforms.steps, Select(columns=order))})
+    with pytest.raises(ConvertError, match="end the transforms with a select step"):
+        convert(model, "m", rows, transforms=turned, **more)
+    with pytest.raises(BadSample, match="lacks columns of the transforms: kind"):
+        convert(model, "m", rows.drop(columns="kind"), transforms=transforms, **more)
+    with pytest.raises(TransformError, match="'spread', which is not registered"):
+        convert(model, "m", rows, registry=tmp_path, transforms=transforms)
 
 
 def test_views_become_feature_sets_and_the_rest_is_named_for_the_caller(logistic, tmp_path):

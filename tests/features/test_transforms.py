@@ -32,9 +32,10 @@ EVERY_OP = Transforms(
 
 
 def run(transforms, columns, rows):
-    x = np.array(rows, np.float32)
-    transforms.program(columns).run(x, x)
-    return x
+    x, program = np.array(rows, np.float32), transforms.program(columns)
+    out = np.empty((len(x), program.n_outputs), np.float32)
+    program.run(x, out)
+    return out
 
 
 def test_transforms_come_back_from_json_equal_to_the_bit():
@@ -102,7 +103,7 @@ def test_a_step_that_cannot_be_is_refused_in_one_line(step, message):
         "",
         "{",
         "[]",
-        '{"format": 2}',
+        '{"format": 3}',
         '{"stages": []}',
         b"\xff",
         '{"steps": [{"op": "impute", "columns": ["a"], "fill": [NaN]}]}',
@@ -111,6 +112,11 @@ def test_a_step_that_cannot_be_is_refused_in_one_line(step, message):
 def test_text_that_is_no_transforms_is_refused(text):
     with pytest.raises(TransformError, match="transforms cannot be read"):
         Transforms.from_json(text)
+
+
+def test_files_of_format_1_are_read():
+    text = '{"format": 1, "steps": [{"op": "impute", "columns": ["a"], "fill": [2.5]}]}'
+    assert Transforms.from_json(text).steps == (Impute(columns=("a",), fill=(2.5,)),)
 
 
 def test_fitted_steps_cannot_be_changed():

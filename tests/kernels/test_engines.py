@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,10 +111,24 @@ class Future:
         self.status, self.answer = error.status, error.message
 
 
-def matrix_version(**bounds):
+SAME_WIDTH = Program(3, [("impute", 0, [0.5]), ("standardize", 1, [0.1, 2.0]), ("clip", 2, [-1.0, 1.0])])
+WIDER = Program(
+    3,
+    [
+        ("cyclical", 0, [0.5, 3.0]),
+        ("one_hot", 1, [3, 3, 0, -1.0, 0.5, 1, 2]),
+        ("product", (0, 2), []),
+        ("hash", (1, 2), [4, 1, 7, 8]),
+    ],
+)
+NARROWER = Program(3, [("ratio", (0, 2), [])], [3])
+
+
+def matrix_version(transforms=SAME_WIDTH, **bounds):
     """Three columns behind transforms, two outputs, a profile and a score."""
-    rng = np.random.default_rng(0)
-    weights = helper.make_tensor("w", TensorProto.FLOAT, [3, 2], rng.standard_normal(6).astype(np.float32))
+    rng, width = np.random.default_rng(0), transforms.n_outputs
+    values = rng.standard_normal(2 * width).astype(np.float32)
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [width, 2], values)
     nodes = [
         ("MatMul", ["x", "w"], ["z"], {}),
         ("Softmax", ["z"], ["shares"], {"axis": 1}),
@@ -132,8 +147,7 @@ def matrix_version(**bounds):
         features=Profile.of(columns, ["a", "b", "c"]),
         score=Profile.of(rng.random((100, 1)).astype(np.float32), ["score"]),
     )
-    transforms = Program(3, [("impute", 0, [0.5]), ("standardize", 1, [0.1, 2.0]), ("clip", 2, [-1.0, 1.0])])
-    onnx = graph(nodes, [("x", "FP32", ["n", 3])], outputs, [weights])
+    onnx = graph(nodes, [("x", "FP32", ["n", width])], outputs, [weights])
     score = Score(output="shares", column=1)
     return Version(plan, onnx, transforms=transforms, reference=reference, score=score, **bounds)
 
@@ -258,8 +272,13 @@ def compare(make, calls, bound):
 
 @pytest.mark.parametrize(
     ("make", "bodies"),
-    [(matrix_version, matrix_bodies()), (tensors_version, tensor_bodies())],
-    ids=["matrix", "tensors"],
+    [
+        (matrix_version, matrix_bodies()),
+        (partial(matrix_version, WIDER), matrix_bodies()),
+        (partial(matrix_version, NARROWER), matrix_bodies()),
+        (tensors_version, tensor_bodies()),
+    ],
+    ids=["matrix", "wider", "narrower", "tensors"],
 )
 @given(data=st.data())
 @settings(max_examples=40, deadline=None)
@@ -267,6 +286,22 @@ def test_inline_runs_answer_and_count_to_the_bit_what_workers_do(make, bodies, d
     calls = data.draw(st.lists(st.tuples(bodies, FATES), max_size=8))
     counts, inline_counts = compare(make, calls, data.draw(st.sampled_from([1, 4, 64])))
     assert inline_counts == counts
+
+
+def test_the_clock_is_read_inline_as_by_a_worker():
+    """Both count days from now, a few milliseconds apart."""
+    answers = []
+    for way in (Version.by_worker, Version.inline):
+        version = matrix_version(Program(3, [("time_since", 0, [86_400_000, 1, 86_400_000])], [0]))
+        request = pb.ModelInferRequest(model_name="m")
+        add(request, "x", "FP32", np.array([[time.time() / 86_400 - 2, 0, 0]], np.float32))
+        request.outputs.add(name="shares")
+        future = version.submit(request.SerializeToString())
+        way(version)
+        raw = pb.ModelInferResponse.FromString(future.answer).raw_output_contents[0]
+        answers.append(np.frombuffer(raw, np.float32))
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-4)
+    assert 0.05 < answers[0][0] < 0.95  # two days, not twenty thousand
 
 
 @given(calls=st.lists(st.tuples(whole_bodies(), FATES), max_size=8), bound=st.sampled_from([1, 4, 64]))

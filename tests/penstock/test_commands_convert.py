@@ -87,6 +87,20 @@ def test_views_and_transforms_are_read_from_files(files):
     assert "transforms.json" in Registry(files / "registry").manifest("tumour", 2).files
 
 
+def test_functions_of_transforms_are_named_by_the_command_line(files, monkeypatch):
+    (files / "ours_for_convert.py").write_text("def nothing(columns):\n    return {'x': columns['mean area'] * 0}\n")
+    monkeypatch.syspath_prepend(files)
+    names = json.dumps(load_breast_cancer().feature_names.tolist())
+    call = '{"op": "function", "name": "nothing", "columns": ["mean area"], "outputs": ["x"]}'
+    select = f'{{"op": "select", "columns": {names}}}'
+    (files / "steps.json").write_text(f'{{"columns": {names}, "steps": [{call}, {select}]}}')
+    args = arguments(files, "--transforms", str(files / "steps.json"))
+    assert "'nothing', which is not registered" in str(invoke(*args).exception)
+    assert "'nothing' is not NAME=package.module:function" in str(invoke(*args, "--function", "nothing").exception)
+    done = invoke(*args, "--function", "nothing=ours_for_convert:nothing")
+    assert done.exit_code == 0, done.exception
+
+
 def test_a_failed_gate_shows_the_worst_row_and_publishes_nothing(files):
     failed = invoke(*arguments(files, "--tolerance", "0"))
     assert isinstance(failed.exception, GateFailed)

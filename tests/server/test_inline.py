@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from penstock.features.transforms import Transforms
+from penstock.features.transforms import FunctionStep, Transforms
 from penstock.monitoring import Profile, Reference
 from penstock.proto import inference_pb2 as pb
 from penstock.registry.manifest import Score
@@ -113,6 +113,14 @@ def test_a_version_whose_graph_fails_on_made_up_rows_is_left_to_workers(registry
 def test_a_bare_on_in_yaml_is_the_switch_and_no_truth_value(tmp_path, value):
     (tmp_path / "serve.yaml").write_text(f"inline: {value}\n")
     assert Config.read(tmp_path / "serve.yaml").inline == value.strip("'")
+
+
+def test_a_version_that_calls_functions_is_not_run_inline(registry, graphs):
+    step = FunctionStep(name="own", columns=("a",), outputs=("b",))
+    files = {"transforms.json": Transforms(steps=(step,)).to_json().encode()}
+    graphs.publish(registry, "calls", graphs.copy(2), columns=("a",), files=files)
+    functions = {"own": "numpy:negative"}
+    assert way(registry, "calls", functions=functions) == "lane: its transforms call Python functions"
 
 
 # ---- Callers cannot tell --------------------------------------------------------------------------------------------

@@ -6,14 +6,24 @@ import inspect
 
 import numpy as np
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_breast_cancer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, KBinsDiscretizer, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PolynomialFeatures,
+    StandardScaler,
+)
+from sklearn.utils import murmurhash3_32
 
 from penstock.features.transforms import Transforms
 from penstock.training import FitError, fit
-from penstock.training.transforms import ImputeRecipe
+from penstock.training.recipes import ImputeRecipe
 
 NAMES = ("a", "b", "c")
 
@@ -32,9 +42,7 @@ def only(recipe, x, names=NAMES):
 
 
 def served(transforms, x):
-    out = np.empty(x.shape, np.float32)
-    transforms.program(NAMES).run(x.astype(np.float32), out)
-    return out
+    return transforms.run(dict(zip(NAMES, x.T, strict=True)))
 
 
 @pytest.mark.parametrize("strategy", ["mean", "median"])
@@ -93,6 +101,105 @@ def test_categories_are_ordinal_encoders():
     for ours, theirs in zip(step.categories, OrdinalEncoder().fit(x).categories_, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert served(Transforms(steps=(step,)), np.array([[99.0, 3, -1]])).tolist() == [[-1, 2, 0]]
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_min_and_max_are_min_max_scalers(clip):
+    x = samples()
+    x[:, 2] = 4  # constant
+    scaler = MinMaxScaler((-1, 3), clip=clip).fit(x)
+    step = only({"op": "min_max", "range": [-1, 3], "clip": clip}, x)
+    np.testing.assert_array_equal(step.scale, scaler.scale_)
+    np.testing.assert_array_equal(step.shift, scaler.min_)
+    later = x * 1.5 - 1
+    expected = scaler.transform(later.astype(np.float32).astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(served(Transforms(steps=(step,)), later), expected)
+
+
+def categories(missing, n=400):
+    """Few and many values, some of them rare, as float32."""
+    rng = np.random.default_rng(5)
+    x = np.column_stack([rng.integers(0, 4, n), rng.geometric(0.3, n) - 3.5, rng.choice([7.0, 8.0], n)])
+    x[rng.random(x.shape) < missing] = np.nan
+    return x
+
+
+@pytest.mark.parametrize("missing", [0, 0.01, 0.2])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {},
+        {"min_frequency": 12},
+        {"min_frequency": 0.05},
+        {"max_categories": 3},
+        {"max_categories": 1},
+        {"max_categories": 5, "min_frequency": 4},
+    ],
+)
+@pytest.mark.parametrize(("unknown", "theirs"), [("ignore", "ignore"), ("infrequent", "infrequent_if_exist")])
+def test_one_hot_is_one_hot_encoders(missing, limits, unknown, theirs):
+    x = categories(missing)
+    encoder = OneHotEncoder(handle_unknown=theirs, sparse_output=False, **limits).fit(x)
+    transforms = fit([{"op": "one_hot", "unknown": unknown, **limits}], x, NAMES)
+    assert transforms.output_columns(NAMES) == tuple(encoder.get_feature_names_out(NAMES))
+    later = np.vstack([x, [[99, 99, 99], [0, -2.5, np.nan]]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("warnings.warn", lambda *_, **__: None)  # unknown categories are what is asked about
+        expected = encoder.transform(later)
+    np.testing.assert_array_equal(served(transforms, later), expected)
+
+
+def test_missing_values_may_be_left_without_a_column():
+    x = categories(0.2)
+    [step] = fit([{"op": "one_hot", "missing": "ignore"}], x, NAMES).steps
+    assert step.missing == ("ignore",) * 3
+
+
+def test_columns_hash_with_seeds_of_their_names():
+    step = only({"op": "hash", "columns": ["a", "c"], "buckets": 8}, samples())
+    assert step.seeds == tuple(murmurhash3_32(name.encode(), positive=True) for name in ("a", "c"))
+    assert only({"op": "hash", "columns": ["a"], "buckets": 8, "seeds": [3]}, samples()).seeds == (3,)
+
+
+def test_what_learns_nothing_is_its_own_recipe():
+    x = samples(missing=0)
+    steps = [
+        {"op": "ratio", "columns": ["a"], "by": ["b"]},
+        {"op": "time_since", "columns": ["c"], "unit": "d"},
+        {"op": "cyclical", "columns": ["b"], "period": 2.5, "keep": True},
+        {"op": "standardize", "columns": ["a/b", "c"]},
+        {"op": "function", "name": "twice", "columns": ["b"], "outputs": ["b2"]},
+        {"op": "select", "columns": ["b2", "c", "a/b", "b_sin"]},
+    ]
+    functions = {"twice": lambda columns: {"b2": columns["b"] * 2}}
+    transforms = fit(steps, x, NAMES, functions=functions, now=1e9)
+    assert transforms.columns == NAMES
+    assert transforms.output_columns(NAMES) == ("b2", "c", "a/b", "b_sin")
+    out = transforms.run(dict(zip(NAMES, x.T, strict=True)), functions, now=1e9)
+    np.testing.assert_allclose(out[:, 1:3].mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(out[:, 1:3].std(axis=0), 1, atol=1e-4)
+    np.testing.assert_array_equal(out[:, 0], (x[:, 1] * 2).astype(np.float32))
+
+
+def test_a_column_transformer_is_equalled_by_names_and_to_the_bit():
+    rng = np.random.default_rng(1)
+    x = np.column_stack([rng.normal(size=300), rng.integers(0, 5, 300), rng.lognormal(size=300)])
+    x = x.astype(np.float32).astype(np.float64)
+    theirs = ColumnTransformer(
+        [
+            ("scaled", make_pipeline(SimpleImputer(), MinMaxScaler()), [0, 2]),
+            ("kinds", OneHotEncoder(sparse_output=False, handle_unknown="ignore"), [1]),
+        ]
+    ).fit(x)
+    theirs = make_pipeline(theirs, PolynomialFeatures(interaction_only=True, include_bias=False)).fit(x)
+    wide = ["b_0.0", "b_1.0", "b_2.0", "b_3.0", "b_4.0"]
+    recipe = [
+        {"op": "impute", "columns": ["a", "c"], "strategy": "mean"},
+        {"op": "min_max", "columns": ["a", "c"]},
+        {"op": "one_hot", "columns": ["b"]},
+        {"op": "interactions", "columns": ["a", "c", *wide]},
+    ]
+    np.testing.assert_array_equal(served(fit(recipe, x, NAMES), x), theirs.transform(x).astype(np.float32))
 
 
 def test_a_whole_recipe_equals_the_pipeline_of_scikit_learn():
@@ -154,6 +261,14 @@ def test_float32_and_recipe_objects_are_taken_too():
         ({"op": "bucketize", "bins": 1}, "bins"),
         ({"op": "log1p", "columns": ["z"]}, r"step 1 \(log1p\) names 'z'.*'a', 'b', 'c'"),
         ({"op": "log1p", "columns": []}, r"step 1 \(log1p\).*columns"),
+        ({"op": "min_max", "range": [1, 1]}, "the first must be the smaller"),
+        ({"op": "one_hot", "min_frequency": 1.5}, "min_frequency"),
+        ({"op": "one_hot", "max_categories": 0}, "max_categories"),
+        ({"op": "hash", "buckets": 0}, "buckets"),
+        ({"op": "hash", "buckets": 3, "seeds": [1]}, r"step 1 \(hash\).*seeds has 1 entries for 3"),
+        ({"op": "cyclical", "period": -1}, r"step 1 \(cyclical\).*period"),
+        ({"op": "ratio", "columns": ["a"], "by": ["z"]}, r"step 1 \(ratio\) names 'z'"),
+        ({"op": "ratio", "columns": ["a"]}, "by"),
     ],
 )
 def test_a_recipe_that_cannot_be_fitted_is_refused_in_one_line(recipe, message):
