@@ -33,8 +33,9 @@ ROOT = Path(__file__).parent.resolve()
 ROOMS = ("proto", "kernels", "registry", "features", "monitoring", "converters", "training", "server", "benchmarks")
 PACKAGES = {"penstock": "penstock", "penstock.bench": "penstock/bench", "penstock.commands": "penstock/commands"}
 PACKAGES |= {f"penstock.{room}": room for room in ROOMS}
-PACKAGES |= {"penstock.server.transports": "server/transports", "penstock.examples": "examples"}
-PACKAGES |= {"penstock.examples.fraud": "examples/fraud", "penstock.kernels.reference": "kernels/reference"}
+PACKAGES |= {"penstock.server.transports": "server/transports", "penstock.features.offline": "features/offline"}
+PACKAGES |= {"penstock.examples": "examples", "penstock.examples.fraud": "examples/fraud"}
+PACKAGES |= {"penstock.kernels.reference": "kernels/reference"}
 
 
 class Kernel(NamedTuple):
@@ -60,6 +61,7 @@ KERNELS = {
     "engines": Kernel(("pthread",)),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
+    "joins": Kernel(),
     "ort": Kernel(("dl",)),
     "transforms": Kernel(("m",)),
     "drift": Kernel(("m",)),

@@ -45,17 +45,18 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
         raise ConvertError(
             "feature views need a model that reads one matrix of numbers; this one takes its columns singly"
         )
-    entities = {view.entity for view in views}
+    entities = {view.entity_name for view in views}
     if len(entities) > 1:
         raise ConvertError(f"the views are of several entities ({', '.join(sorted(entities))}): a model joins one")
     _require_one_home(inputs.columns, views)
-    held = {name for view in views for name in view.column_names}
+    _require_numbers(inputs.columns, views)
+    held = {name for view in views for name in view.feature_names}
     chosen = entity or entities.pop()
     if chosen in inputs.columns:
         raise ConvertError(
             f"the entity id input {chosen!r} has the name of a feature column: choose another by --entity"
         )
-    useless = [view.name for view in views if not held.intersection(inputs.columns).intersection(view.column_names)]
+    useless = [view.name for view in views if set(inputs.columns).isdisjoint(view.feature_names)]
     if useless:
         raise ConvertError(
             f"no column of the model is in view {', '.join(useless)}: leave it out, or compare the names"
@@ -66,9 +67,19 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
 
 def _require_one_home(columns: Sequence[str], views: Sequence[FeatureView]) -> None:
     for name in columns:
-        homes = [view.name for view in views if name in view.column_names]
+        homes = [view.name for view in views if name in view.feature_names]
         if len(homes) > 1:
             raise ConvertError(f"column {name!r} is in views {' and '.join(homes)}: it must come from one")
+
+
+def _require_numbers(columns: Sequence[str], views: Sequence[FeatureView]) -> None:
+    """Refuse what has the name of a column in a view, and is no number there."""
+    for view in views:
+        for column in view.columns:
+            if column.name in columns and column.name not in column.feature_names:
+                names = column.feature_names
+                how = f"it reads as {names[0]} to {names[-1]}" if names else "a model that reads numbers cannot take it"
+                raise ConvertError(f"column {column.name!r} of view {view.name!r} is a {column.dtype}: {how}")
 
 
 def _feature_set(view: FeatureView) -> FeatureSet:

@@ -4,22 +4,30 @@ Pure decisions: every method takes `now` (seconds of a monotonic clock), so test
 
     closed --5 failures in a row, or half of >= 20 calls within 1 s--> open --one probe every 500 ms--> closed
 
+Probes come a quarter earlier or later by chance, so that the servers of a fleet do not come all at once.
+
 Each admitted call carries the generation it was admitted in; a result of an earlier generation changes nothing, so a
 straggler that was sent before the breaker opened cannot close it. Not thread-safe: the store holds a lock around it.
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+
 CONSECUTIVE = 5  # failures in a row that open it
 WINDOW_S = 1.0
 WINDOW_CALLS = 20  # fewer calls in a window say nothing about a rate
 PROBE_S = 0.5  # while open, one call is let through this often
+SPREAD = 0.25  # of that, to either side
 
 
 class Breaker:
     """Admits calls and learns from their results."""
 
-    def __init__(self) -> None:
+    def __init__(self, chance: Callable[[], float] = random.random) -> None:
+        self._chance = chance  # in [0, 1)
+        self.opened = 0
         self._generation = 1
         self._in_a_row = 0
         self._window = 0.0
@@ -37,7 +45,7 @@ class Breaker:
         if self._probe_at is not None:
             if now < self._probe_at:
                 return None
-            self._probe_at = now + PROBE_S
+            self._probe_at = self._next_probe(now)
             self._generation += 1
         return self._generation
 
@@ -52,7 +60,11 @@ class Breaker:
         self._count(now, ok=ok)
         if self._in_a_row >= CONSECUTIVE or (self._calls >= WINDOW_CALLS and 2 * self._failures >= self._calls):
             self._generation += 1
-            self._probe_at = now + PROBE_S
+            self._probe_at = self._next_probe(now)
+            self.opened += 1
+
+    def _next_probe(self, now: float) -> float:
+        return now + PROBE_S * (1 - SPREAD + 2 * SPREAD * self._chance())
 
     def _count(self, now: float, *, ok: bool) -> None:
         if now - self._window >= WINDOW_S:

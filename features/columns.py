@@ -1,7 +1,9 @@
 """Columns on their way into a store: each array brought to its declared dtype without losing anything in silence.
 
-NaN, and a masked element of a `numpy.ma` array, is null. A value that the dtype cannot hold (0.5 in an int64, 3e9 in
-an int32, 1e300 in a float32, 2 in a bool) is refused with its place. float64 to float32 rounds, as everywhere.
+NaN, None, and a masked element of a `numpy.ma` array, is null. A value that the dtype cannot hold (0.5 in an int64, 3e9
+in an int32, 1e300 in a float32, 2 in a bool, a text longer than `max_bytes`, a vector of another size) is refused with
+its place. float64 to float32 rounds, as everywhere. Categories are given as words; one that the vocabulary does not
+have is unknown (-1). Cost: 0.2 µs a word or text, less for numbers.
 """
 
 from __future__ import annotations
@@ -12,21 +14,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
 
-MAX_ENTITY = 1024  # bytes of one entity id
+UNKNOWN = -1  # index of a word that the vocabulary does not have
+
+Values = NDArray[Any] | list[bytes]
+Nulls = NDArray[np.uint8] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Checked values of n entities: column j is [n] of the view's dtype, `nulls[j]` uint8 [n] (1 = null) or None."""
+    """Checked values of n entities, as `RowLayout.pack` takes them; `nulls[j]` is uint8 [n] (1 = null) or None.
+
+    Column j is [n] of the view's dtype; a category int32 indices, a vector float32 [n, size], a string a list of bytes.
+    """
 
     entities: Sequence[bytes]
-    values: list[NDArray[Any]]
-    nulls: list[NDArray[np.uint8] | None]
+    values: list[Values]
+    nulls: list[Nulls]
     event_times: NDArray[np.int64]
 
 
@@ -54,16 +63,58 @@ def check_table(
     return Table(entities, [values for values, _ in fitted], [nulls for _, nulls in fitted], times)
 
 
-def fit(
-    column: Column, array: NDArray[Any], rows: int, *, first_row: int = 0
-) -> tuple[NDArray[Any], NDArray[np.uint8] | None]:
-    """One column as its own dtype, and which of its values are null; messages count rows from `first_row`."""
+def as_array(values: ArrayLike) -> NDArray[Any]:
+    """Values as one array, a masked one as it is; lists of text, or of what does not fit together, as objects."""
+    if isinstance(values, np.ndarray):
+        return values
+    if isinstance(values, list | tuple) and any(isinstance(value, str | bytes) for value in values):
+        return _objects(values)  # numpy's own texts lose zero bytes at their end
+    try:
+        return np.asarray(values)
+    except ValueError:
+        return _objects(values)  # type: ignore[arg-type]  # what numpy complains about is a sequence
+
+
+def _objects(values: Sequence[Any]) -> NDArray[np.object_]:
+    array = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        array[i] = value
+    return array
+
+
+def as_times(times: ArrayLike) -> NDArray[np.int64]:
+    """Times as ms since 1970 (UTC), from datetimes or such numbers."""
+    array = np.asarray(times)
+    if array.dtype.kind == "M":
+        if np.isnat(array).any():
+            raise InvalidData(f"row {int(np.isnat(array).argmax())}: an event time is missing")
+        return array.astype("datetime64[ms]").astype(np.int64)
+    if array.dtype.kind not in "iu" and len(array):
+        raise InvalidData(f"event times are {array.dtype}; they are datetime64, or integers in ms since 1970")
+    return array.astype(np.int64)
+
+
+def fit(column: Column, array: NDArray[Any], rows: int, *, first_row: int = 0) -> tuple[Values, Nulls]:
+    """One column as it is stored, and which of its values are null; messages count rows from `first_row`."""
     data = np.ma.getdata(array)
-    if data.shape != (rows,):
+    vectors = column.dtype == "vector" and data.ndim == 2
+    if data.shape != ((rows, column.size) if vectors else (rows,)):
         raise InvalidData(f"column {column.name!r} has shape {data.shape}; there are {rows} entities")
+    null = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else np.zeros_like(data, bool)
+    ways = {"category": _fit_words, "string": _fit_texts, "vector": _fit_vectors}
+    values, null = ways.get(column.dtype, _fit_numbers)(column, data, null, first_row)
+    return values, null.astype(np.uint8) if null.any() else None
+
+
+Mask = NDArray[np.bool_]
+
+
+def _fit_numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
+    if data.dtype == object:
+        null = null | np.array([_is_null(value) for value in data], bool)
+        data = np.array([0 if n else value for value, n in zip(data.tolist(), null, strict=True)])
     if data.dtype.kind not in "biuf":
         raise InvalidData(f"column {column.name!r} is {data.dtype}; it must be numeric to become {column.dtype}")
-    null = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else np.zeros(rows, bool)
     if data.dtype.kind == "f":
         null = null | np.isnan(data)
     data = np.where(null, data.dtype.type(0), data) if null.any() else data
@@ -73,10 +124,90 @@ def fit(
     if lost.any():
         i = int(lost.argmax())
         raise InvalidData(f"column {column.name!r}, row {first_row + i}: {data[i]} does not fit {column.dtype}")
-    return values, null.astype(np.uint8) if null.any() else None
+    return values, null
 
 
-def _lost(data: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
+def _fit_vectors(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
+    """Vectors in a matrix, or each as a list or array of its own; one without a single number is null."""
+    size = column.size or 0
+    if data.dtype == object:
+        data = _numbers(column, data, null, first_row)
+    if data.dtype.kind not in "biuf" or data.ndim == 1:
+        raise InvalidData(f"column {column.name!r} is {data.dtype} {data.shape}; it holds vectors of {size} numbers")
+    if null.any():
+        data = np.where(null if null.ndim == 2 else null[:, None], np.nan, data)
+    with np.errstate(over="ignore"):
+        values = np.ascontiguousarray(data.astype(np.float32))
+    lost = (np.isinf(values) & np.isfinite(data.astype(np.float64))).any(axis=1)
+    if lost.any():
+        i = int(lost.argmax())
+        raise InvalidData(f"column {column.name!r}, row {first_row + i}: a number does not fit float32")
+    return values, np.asarray(np.isnan(values).all(axis=1))
+
+
+def _numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> NDArray[np.float64]:
+    """Vectors that came as objects in one matrix."""
+    size = column.size or 0
+    nothing = np.full(size, np.nan)
+    rows = [nothing if np.all(n) or _is_null(value) else value for value, n in zip(data, null, strict=True)]
+    for i, row in enumerate(rows):
+        if np.shape(row) != (size,):
+            raise InvalidData(f"column {column.name!r}, row {first_row + i}: not a vector of {size} numbers")
+    try:
+        return np.array(rows, np.float64).reshape(-1, size)
+    except (TypeError, ValueError) as error:
+        raise InvalidData(f"column {column.name!r} holds vectors of what is no number") from error
+
+
+def _fit_texts(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
+    texts = _texts(column, data, null, first_row)
+    limit = column.max_bytes or 0
+    encoded = [b"" if text is None else text.encode() for text in texts]
+    for i, text in enumerate(encoded):
+        if len(text) > limit:
+            found = f"{len(text)} bytes; it has at most {limit}"
+            raise InvalidData(f"column {column.name!r}, row {first_row + i}: a text of {found}")
+    return encoded, np.array([text is None for text in texts], bool)
+
+
+def _fit_words(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
+    index: dict[str | None, int] = {word: i for i, word in enumerate(column.vocabulary)}
+    texts = _texts(column, data, null, first_row)
+    indices = np.array([index.get(text, UNKNOWN) for text in texts], np.int32)
+    return indices, np.array([text is None for text in texts], bool)
+
+
+def _texts(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> list[str | None]:
+    """Each value as text, None where it is null."""
+    if data.dtype.kind not in "OUST" and len(data):
+        raise InvalidData(f"column {column.name!r} is {data.dtype}; a {column.dtype} is given as text")
+    texts: list[str | None] = []
+    for i, (value, masked) in enumerate(zip(data.tolist(), null, strict=True)):
+        try:
+            texts.append(None if masked or _is_null(value) else _text(value))
+        except (TypeError, UnicodeError) as error:
+            shown = repr(value)[:100]
+            raise InvalidData(f"column {column.name!r}, row {first_row + i}: {shown} is not text") from error
+    return texts
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, str):
+        value.encode()
+        return value
+    raise TypeError
+
+
+def _is_null(value: object) -> bool:
+    """None, NaN, and the missing values of pandas."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and value != value  # noqa: PLR0124 -- NaN
+
+
+def _lost(data: NDArray[Any], values: NDArray[Any]) -> Mask:
     """Where the cast changed a value by more than rounding to a float."""
     if values.dtype.kind == "f":
         return np.asarray(np.isinf(values) & np.isfinite(data.astype(np.float64)))
@@ -89,8 +220,10 @@ def _lost(data: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
     return lost
 
 
-def to_text(values: NDArray[Any]) -> list[bytes]:
-    """Each value as the shortest decimal that reads back to it in its dtype (at most 9 or 17 digits)."""
+def to_text(values: Values) -> list[bytes]:
+    """Each number as the shortest decimal that reads back to it in its dtype (at most 9 or 17 digits)."""
+    if isinstance(values, list):
+        return values
     if values.dtype.kind == "f":
         form = b"%.9g" if values.dtype == np.float32 else b"%.17g"
         return [form % value for value in values.tolist()]

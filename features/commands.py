@@ -7,14 +7,17 @@ Hash layout: `features:<entity>` is a hash of decimal strings, read by one HMGET
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import hiredis
 from hiredis import pack_command
 
 from penstock.features.columns import Table, to_text
+from penstock.features.evolution import unpack
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows, Lookup
+from penstock.kernels.joins import ROW_LOST
 from penstock.kernels.rows import parse_hashes
 
 Keys = Sequence[Sequence[bytes]]
@@ -44,6 +47,53 @@ def encode_fetch(lookups: Sequence[Lookup], keys: Keys) -> tuple[bytes, int, int
     return b"".join(hashes), len(hashes), values
 
 
+def encode_singly(lookups: Sequence[Lookup], keys: Keys) -> tuple[list[bytes], list[bytes], int]:
+    """The same as one command for each key, where keys are kept by several servers.
+
+    The commands, rows before hashes, the key of each, and the number of values in all replies.
+    """
+    order = sorted(range(len(lookups)), key=lambda i: lookups[i].view.layout != "row")
+    commands: list[bytes] = []
+    flat: list[bytes] = []
+    values = 0
+    for i in order:
+        view, own = lookups[i].view, keys[i]
+        is_row = view.layout == "row"
+        commands += [pack(b"GET", key) for key in own] if is_row else [pack(b"HMGET", key, *view.fields) for key in own]
+        flat += own
+        values += len(own) * (1 if is_row else len(view.fields))
+    return commands, flat, values
+
+
+def together(lookups: Sequence[Lookup], replies: Sequence[Any]) -> list[Any]:
+    """The replies to `encode_singly` as `decode_fetch` takes them; what is no reply counts as absent."""
+    rows = sum(len(lookup.entities) for lookup in lookups if lookup.view.layout == "row")
+    widths = [len(one.view.fields) for one in lookups if one.view.layout != "row" for _ in one.entities]
+    hashes = [
+        reply if type(reply) in (list, hiredis.ReplyError) else [None] * width
+        for reply, width in zip(replies[rows:], widths, strict=True)
+    ]
+    return [[row if type(row) is bytes else None for row in replies[:rows]], *hashes] if rows else hashes
+
+
+def mark_lost(
+    lookups: Sequence[Lookup], answers: Sequence[FetchedRows], troubles: Sequence[str | None]
+) -> list[FetchedRows]:
+    """The answers, with those rows lost to whose command (in the order of `encode_singly`) nobody replied."""
+    if not any(troubles):
+        return list(answers)
+    marked = list(answers)
+    start = 0
+    for i in sorted(range(len(lookups)), key=lambda i: lookups[i].view.layout != "row"):
+        own = troubles[start : start + len(lookups[i].entities)]
+        start += len(own)
+        for row, trouble in enumerate(own):
+            if trouble is not None:
+                marked[i].status[row] = ROW_LOST
+        marked[i] = replace(marked[i], trouble=next((trouble for trouble in own if trouble), ""))
+    return marked
+
+
 def decode_fetch(lookups: Sequence[Lookup], keys: Keys, replies: Sequence[Any]) -> list[FetchedRows]:
     """The replies to `encode_fetch`; ValueError if they do not have the shape of the request."""
     wanted = sum([len(own) for lookup, own in zip(lookups, keys, strict=True) if lookup.view.layout == "row"])
@@ -56,7 +106,7 @@ def decode_fetch(lookups: Sequence[Lookup], keys: Keys, replies: Sequence[Any]) 
         answer = FetchedRows.empty(lookup)
         if lookup.view.layout == "row":
             own_rows = rows[row : row + len(own)] if len(own) != wanted else rows
-            lookup.view.row_layout.unpack(own, own_rows, answer.values, answer.event_times, answer.status)
+            unpack(lookup.view, own, own_rows, answer.values, answer.event_times, answer.status)
             row += len(own)
         else:
             hashes = as_hashes(replies[reply : reply + len(own)], len(lookup.view.columns))
@@ -94,20 +144,22 @@ def set_rows(view: FeatureView, table: Table) -> list[bytes]:
 def set_hashes(view: FeatureView, table: Table) -> list[bytes]:
     """HSET of what there is, HDEL of what is null, EXPIRE of the whole hash (which other views may share)."""
     texts = [to_text(values) for values in table.values]
-    ttl = b"%d" % view.ttl_s
+    times, ttl, stamp = table.event_times.tolist(), b"%d" % view.ttl_s, time_field(view)
     commands: list[bytes] = []
     for i, key in enumerate(view.keys(table.entities)):
-        null = [nulls is not None and bool(nulls[i]) for nulls in table.nulls]
-        pairs = [
-            part
-            for field, text, gone in zip(view.fields, texts, null, strict=True)
-            if not gone
-            for part in (field, text[i])
-        ]
-        gone_fields = [field for field, gone in zip(view.fields, null, strict=True) if gone]
-        if gone_fields:
-            commands.append(pack(b"HDEL", key, *gone_fields))
-        if pairs:
-            commands.append(pack(b"HSET", key, *pairs))
-        commands.append(pack(b"EXPIRE", key, ttl))
+        pairs: list[bytes] = [stamp, b"%d" % times[i]]
+        gone: list[bytes] = []
+        for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
+            if nulls is not None and nulls[i]:
+                gone.append(field)
+            else:
+                pairs += (field, text[i])
+        if gone:
+            commands.append(pack(b"HDEL", key, *gone))
+        commands += (pack(b"HSET", key, *pairs), pack(b"EXPIRE", key, ttl))
     return commands
+
+
+def time_field(view: FeatureView) -> bytes:
+    """The field of a hash that holds the view's event time, ms since 1970 in decimal."""
+    return b"_ts:" + view.name.encode()

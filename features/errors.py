@@ -7,7 +7,8 @@
     ├── UnknownView          a name that nobody applied
     ├── SchemaChanged        a view applied again with other columns
     ├── InvalidData          values that do not fit the view
-    └── TransformError       transforms that cannot be read, or do not fit the columns or functions they should run on
+    ├── TransformError       transforms that cannot be read, or do not fit the columns or functions they should run on
+    └── RowsLost             the store no longer has what it had acknowledged: ingest again
 
 Messages name the host of a store, never its password.
 """
@@ -47,3 +48,7 @@ class InvalidData(FeatureError):  # noqa: N818
 
 class TransformError(FeatureError):
     """Transforms that cannot be read, that do not fit the columns they should run on, or whose function failed."""
+
+
+class RowsLost(FeatureError):  # noqa: N818
+    """Rows that the store had acknowledged are gone, or two ingestions of one file disturb each other."""

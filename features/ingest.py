@@ -1,231 +1,233 @@
-"""Ingestion: a Parquet or CSV file into a store, batch by batch, checked on the way.
+"""Ingestion: a table into a store, batch by batch, checked on the way.
 
-The file has the view's entity as a column (integers, or strings kept as they are written) and every column of the view;
-others are left out. An empty field is null. Rows are written in the file's order, so of two rows of one entity the
-later one stays. What was written before a bad value was met stays written: ingesting again is harmless.
+The table has the view's entity as a column (integers, or strings kept as they are written) and every column of the
+view; others are left out. An empty field is null. An older event never replaces a newer one (features/writes.py), so
+ingesting again is harmless; of rows with one entity and one time the later one stays. What was written before a bad
+value was met stays written.
 
-Messages count data rows from 1 and name the column and the value. Cost: about 3 µs a row of 30 float32 columns from
-Parquet and 4 µs from CSV, a local store included.
+- *Pipelined*: while a thread writes a batch and Redis works on it, the next ones are read, checked and encoded. Three
+  may wait, so memory is bounded by five batches. They are written in the table's order.
+- *Resumable*: after each batch the store keeps a mark of how many rows it has acknowledged, in the same log as the
+  rows. So the mark survives if and only if the rows before it do, whatever the store's durability; and where the mark
+  is not what it was, acknowledged rows were lost, and the ingestion says so rather than go on. (On a cluster rows and
+  mark may be on different nodes: there this holds for nodes that lose nothing.)
+- *Patient*: while the store is away a batch is tried again for half a minute.
+
+Messages count data rows from 1 and name the column and the value. Cost goal: 3 µs a row of 30 float32 columns from
+Parquet, a local Redis on another core included.
 """
 
 from __future__ import annotations
 
+import secrets
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from penstock.features.arrow import to_array, to_entities, to_times
 from penstock.features.columns import fit
-from penstock.features.errors import FeatureError, InvalidData
+from penstock.features.errors import InvalidData, RowsLost, StoreUnavailable
+from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore
+from penstock.features.store import FeatureStore, Write
+from penstock.features.tables import identity, load_pyarrow, read_batches
 
-CSV_BLOCK = 1 << 22  # bytes
+WAITING = 3  # encoded batches
+PATIENCE_S = 30.0
 Progress = Callable[[int, float], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an ingestion did."""
+    """What an ingestion did.
+
+    Attributes:
+        view: its name.
+        rows: read and acknowledged by this run.
+        older: of these, left out because a newer event was stored.
+        resumed: rows that an earlier run had done.
+        seconds: how long it took.
+    """
 
     view: str
     rows: int
     seconds: float
+    older: int = 0
+    resumed: int = 0
 
     @property
     def rows_per_s(self) -> float:
-        """Rows written each second, reading and checking included."""
+        """Rows done each second, reading and checking included."""
         return self.rows / self.seconds if self.seconds else 0.0
 
 
 def ingest(
     store: FeatureStore,
     view: FeatureView,
-    path: Path | str,
+    source: Any,
     batch_rows: int = 50_000,
     progress: Progress | None = None,
     *,
     time_column: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    patience_s: float = PATIENCE_S,
 ) -> Report:
-    """Write every row of the file; `progress(rows, fraction)` is called after each batch.
+    """Write every row of a table; `progress(rows, fraction)` is called for each batch that was acknowledged.
 
-    `time_column` holds event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC); else it is now.
-    Raises `InvalidData` for a file that does not fit, and what `store.put` raises.
+    Args:
+        store: where to.
+        view: whose rows they are.
+        source: path of a .parquet, .csv or Arrow file, or Arrow data (see `tables.read_batches`).
+        batch_rows: rows encoded and written at a time.
+        progress: see above; rows of earlier runs are counted.
+        time_column: holds event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC); else it is now.
+        overwrite: replace newer events, too.
+        resume: go on where an earlier run for the same view and unchanged file was stopped, if there was one.
+        patience_s: how long a store that is away is waited for.
+
+    Raises:
+        InvalidData: a table that does not fit.
+        RowsLost: the store no longer has what it had acknowledged.
+        StoreUnavailable: away for longer than `patience_s`; what else `store.put` raises.
     """
-    _pyarrow()  # half a second the first time, and no part of the ingestion
+    if view.aggregates is not None:
+        raise InvalidData(f"view {view.name!r} is aggregated from a stream (penstock features stream), not from tables")
+    load_pyarrow()  # half a second the first time, and no part of the ingestion
     start = time.monotonic()
-    wanted = dict.fromkeys([view.entity, *view.column_names, *([time_column] if time_column else [])])
-    done = 0
-    for batch, fraction in read_batches(Path(path), list(wanted), batch_rows):
-        first = done + 1
-        entities = to_entities(batch.column(view.entity), view.entity, first)
-        columns: dict[str, NDArray[Any]] = {}
-        for column in view.columns:
-            array = to_numbers(batch.column(column.name), column.name, column.dtype, first)
-            values, nulls = fit(column, array, len(entities), first_row=first)
-            columns[column.name] = values if nulls is None else np.ma.MaskedArray(values, nulls.astype(bool))
-        times = to_times(batch.column(time_column), time_column, first) if time_column else None
-        done += store.put(view, entities, columns, times)
-        if progress is not None:
-            progress(done, fraction)
-    return Report(view.name, done, time.monotonic() - start)
+    job = Job(store, job_name(view, source, time_column), resume=resume)
+    older = 0
+    with in_turn() as (submit, stop):
+        done: deque[tuple[Future[int], int, float]] = deque()
+
+        def settle(most: int) -> None:
+            nonlocal older
+            while len(done) > most:
+                future, rows, fraction = done.popleft()
+                older += rows - future.result()
+                job.rows += rows
+                if progress is not None:
+                    progress(job.rows, fraction)
+
+        read = job.resumed
+        for batch, fraction in read_batches(source, wanted(view, time_column), batch_rows, skip=read):
+            write = prepare(store, view, batch, time_column, first=read + 1, overwrite=overwrite)
+            read += batch.num_rows
+            done.append((submit(persistently(job.marking(write, read), patience_s, stop)), batch.num_rows, fraction))
+            settle(WAITING)
+        settle(0)
+    job.finish()
+    return Report(view.name, job.rows - job.resumed, time.monotonic() - start, older, job.resumed)
 
 
-# Files ------------------------------------------------------------------------------------------------------------
+def wanted(view: FeatureView, time_column: str | None) -> list[str]:
+    """The columns of a table that matter."""
+    return list(dict.fromkeys([*view.entity_keys, *view.column_names, *([time_column] if time_column else [])]))
 
 
-def read_batches(path: Path, columns: list[str], batch_rows: int) -> Iterator[tuple[Any, float]]:
-    """Arrow record batches of at most `batch_rows` with these columns, and how much of the file is read (0 to 1)."""
-    pyarrow = _pyarrow()
-    readers = {".parquet": _parquet, ".pq": _parquet, ".csv": _csv}
-    if path.suffix.lower() not in readers:
-        raise InvalidData(f"{path}: the name of a table ends in .parquet or .csv")
-    if not path.is_file():
-        raise InvalidData(f"there is no file {path}")
-    try:
-        yield from readers[path.suffix.lower()](path, columns, batch_rows)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+def prepare(
+    store: FeatureStore, view: FeatureView, batch: Any, time_column: str | None, *, first: int, overwrite: bool
+) -> Write:
+    """One record batch, checked and encoded; messages count rows from `first`."""
+    entities = to_entities([batch.column(key) for key in view.entity_keys], view.entity_keys, first)
+    columns = {column.name: to_array(batch.column(column.name), column, first) for column in view.columns}
+    for column in view.columns:
+        fit(column, columns[column.name], len(entities), first_row=first)  # the store cannot tell rows of the file
+    times = to_times(batch.column(time_column), time_column, first) if time_column else None
+    return store.prepare(view, entities, columns, times, overwrite=overwrite)
 
 
-def _parquet(path: Path, columns: list[str], batch_rows: int) -> Iterator[tuple[Any, float]]:
-    from pyarrow import parquet
-
-    with parquet.ParquetFile(path) as file:
-        _require(path, columns, file.schema_arrow.names)
-        total, done = file.metadata.num_rows, 0
-        for batch in file.iter_batches(batch_size=batch_rows, columns=columns):
-            done += batch.num_rows
-            yield batch, done / total
+# Order, patience, marks ---------------------------------------------------------------------------------------------
 
 
-def _csv(path: Path, columns: list[str], batch_rows: int) -> Iterator[tuple[Any, float]]:
-    import pyarrow as pa
-    from pyarrow import csv
+@contextmanager
+def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]]:
+    """A function that runs writes one after the other in a thread, and an event that ends the waiting of these.
 
-    with csv.open_csv(path) as head:
-        _require(path, columns, head.schema.names)
-    convert = csv.ConvertOptions(
-        column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=True
-    )
-    size = max(path.stat().st_size, 1)
-    with (
-        pa.OSFile(str(path)) as file,
-        csv.open_csv(file, read_options=csv.ReadOptions(block_size=CSV_BLOCK), convert_options=convert) as reader,
-    ):
-        for block in reader:
-            for start in range(0, block.num_rows, batch_rows):
-                yield block.slice(start, batch_rows), min(file.tell() / size, 1.0)
+    After a write has failed no later one is run, for a mark must not pass rows that are not written. If the block is
+    left by an exception, those not yet begun are dropped; the one that runs is waited for in either case.
+    """
+    stop = threading.Event()
 
-
-def _require(path: Path, columns: list[str], present: list[str]) -> None:
-    missing = [name for name in columns if name not in present]
-    if missing:
-        listed = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
-        raise InvalidData(f"{path}: no column {missing[0]!r}; it has {listed}")
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise FeatureError("reading tables needs pyarrow: pip install 'penstock[tables]'") from error
-    return pa
-
-
-# Columns ----------------------------------------------------------------------------------------------------------
-
-
-def to_entities(array: Any, name: str, first_row: int) -> list[bytes]:
-    """Entity ids as bytes: integers in decimal, text in UTF-8."""
-    pyarrow = _pyarrow()
-    kind = pyarrow.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if array.null_count:
-        raise InvalidData(f"column {name!r}, row {first_row + _first(array.is_null())}: an entity id is missing")
-    if kind.is_integer(array.type):
-        return [b"%d" % value for value in array.to_pylist()]
-    if _is_text(array.type) or kind.is_binary(array.type):
-        entities: list[bytes] = array.cast(pyarrow.large_binary()).to_pylist()
-        if b"" in entities:
-            raise InvalidData(f"column {name!r}, row {first_row + entities.index(b'')}: an entity id is empty")
-        return entities
-    raise InvalidData(f"column {name!r} is {array.type}; entity ids are integers or text")
-
-
-def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any]:
-    """A column as numbers, masked where it is null; `dtype` tells how to read text."""
-    pyarrow = _pyarrow()
-    kind = pyarrow.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if _is_text(array.type):
-        exact = pyarrow.bool_() if dtype == "bool" else pyarrow.int64()
-        array = _parse(array, (pyarrow.float64(),) if "float" in dtype else (exact, pyarrow.float64()), name, first_row)
-    if kind.is_decimal(array.type) or kind.is_null(array.type):
-        array = array.cast(pyarrow.float64())
-    if kind.is_boolean(array.type):
-        array = array.cast(pyarrow.uint8())
-    if not (kind.is_integer(array.type) or kind.is_floating(array.type)):
-        raise InvalidData(f"column {name!r} is {array.type}, which cannot become {dtype}")
-    if not array.null_count:
-        return np.asarray(array)
-    return np.ma.MaskedArray(np.asarray(array.fill_null(0)), np.asarray(array.is_null()))
-
-
-def to_times(array: Any, name: str, first_row: int) -> NDArray[np.int64]:
-    """Event times in ms since 1970 (UTC)."""
-    pyarrow = _pyarrow()
-    kind = pyarrow.types
-    if array.null_count:
-        raise InvalidData(f"column {name!r}, row {first_row + _first(array.is_null())}: an event time is missing")
-    if _is_text(array.type):
-        zoned = pyarrow.timestamp("ms", "UTC")
-        array = _parse(array, (pyarrow.int64(), pyarrow.timestamp("ms"), zoned), name, first_row)
-    if kind.is_temporal(array.type):
-        array = (
-            array.cast(pyarrow.timestamp("ms"), safe=False)
-            if not _is_zoned(array.type)
-            else array.cast(pyarrow.timestamp("ms", array.type.tz), safe=False)
-        )
-    if not (kind.is_integer(array.type) or kind.is_timestamp(array.type)):
-        raise InvalidData(f"column {name!r} is {array.type}; event times are timestamps, or integers in ms")
-    times: NDArray[np.int64] = array.cast(pyarrow.int64()).to_numpy(zero_copy_only=False)
-    return times
-
-
-def _parse(array: Any, types: tuple[Any, ...], name: str, first_row: int) -> Any:
-    """Text as the first of `types` that all of it can be; else the message names the first bad value."""
-    invalid = _pyarrow().ArrowInvalid
-    for kind in types:
+    def run(write: Write) -> int:
+        if stop.is_set():
+            raise StoreUnavailable("stopped")
         try:
-            return array.cast(kind)
-        except invalid:
-            continue
-    low, high = 0, len(array)  # the first bad value is in [low, high)
-    while high - low > 1:
-        middle = (low + high) // 2
+            return write()
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(1, thread_name_prefix="penstock-ingest") as executor:
         try:
-            array.slice(low, middle - low).cast(types[-1])
-            low = middle
-        except invalid:
-            high = middle
-    raise InvalidData(f"column {name!r}, row {first_row + low}: {array[low].as_py()!r} is not {types[0]}")
+            yield lambda write: executor.submit(run, write), stop
+        except BaseException as error:
+            if not isinstance(error, InvalidData):  # the rows before a bad value are written
+                stop.set()
+            raise
 
 
-def _first(mask: Any) -> int:
-    return int(mask.to_numpy(zero_copy_only=False).argmax())
+def persistently(write: Write, patience_s: float, stop: threading.Event) -> Write:
+    """The same write, tried again while the store is away."""
+
+    def run() -> int:
+        until = time.monotonic() + patience_s
+        for delay in delays():
+            try:
+                return write()
+            except StoreUnavailable:
+                if time.monotonic() + delay > until or stop.wait(delay):
+                    raise
+        raise AssertionError("delays never end")
+
+    return run
 
 
-def _is_text(kind: Any) -> bool:
-    types = _pyarrow().types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+def job_name(view: FeatureView, source: Any, time_column: str | None) -> str:
+    """What marks are kept under: view and file, as they are now. Data in memory cannot be known again."""
+    what = identity(Path(source)) if isinstance(source, str | Path) else secrets.token_hex(12)
+    return f"{view.name}:{view.schema_id:08x}:{time_column or ''}:{what}"
 
 
-def _is_zoned(kind: Any) -> bool:
-    return bool(_pyarrow().types.is_timestamp(kind) and kind.tz)
+class Job:
+    """How far an ingestion has come.
+
+    Attributes:
+        resumed: rows that an earlier run had done when this one began.
+        rows: rows that are acknowledged, those included.
+    """
+
+    def __init__(self, store: FeatureStore, name: str, *, resume: bool) -> None:
+        self._store, self._name = store, name
+        self._run = secrets.token_hex(4)  # two runs of one job would each go on from the other's mark
+        rows, _, _ = ((store.marked(name) if resume else None) or b"0").partition(b" ")
+        self.rows = self.resumed = int(rows) if rows.isdigit() else 0
+        self._mark = b"%d %s" % (self.rows, self._run.encode())
+        store.mark(name, self._mark)
+
+    def marking(self, write: Write, rows: int) -> Write:
+        """`write`, and after it the mark that `rows` are done; raises `RowsLost` where the last mark is gone."""
+        new = b"%d %s" % (rows, self._run.encode())
+
+        def run() -> int:
+            written = write()
+            before = self._store.mark(self._name, new)
+            if before not in (self._mark, new):  # the new one, where the answer to it was lost
+                raise RowsLost(
+                    "the store no longer has the mark of this ingestion: it was restarted and lost rows that it had "
+                    "acknowledged, or the same file is ingested twice at once; run it again with --resume"
+                )
+            self._mark = new
+            return written
+
+        return run
+
+    def finish(self) -> None:
+        """Forget the job: it is done."""
+        self._store.mark(self._name, None)

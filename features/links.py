@@ -8,7 +8,7 @@ The rule that keeps entities apart: a link whose exchange did not end exactly (t
 is closed and never used again, so nobody reads a reply to somebody else's request.
 
 Connecting, which may hang in DNS where no timeout reaches, is done by a thread; who waits for it waits until his own
-deadline, and a link that comes too late is kept for the next caller.
+deadline, and a link that comes too late is kept for the next caller. How often it is done is bounded by a `Pace`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import threading
 import time
 import weakref
@@ -24,6 +25,8 @@ from concurrent.futures import Future, wait
 from typing import Any, Protocol
 
 import hiredis
+
+from penstock.features.pace import Pace
 
 READ_SIZE = 1 << 16
 MAX_CONNECTING = 8  # threads that connect at once
@@ -57,26 +60,41 @@ class Link:
         Error replies come as `hiredis.ReplyError` values. Raises TimeoutError, OSError, or `OutOfStep` for more than
         `limit` bytes; after an exception the link is closed.
         """
+        self.send(request, deadline)
+        return self.receive(count, deadline, limit)
+
+    def send(self, request: bytes, deadline: float) -> None:
+        """The first half of `exchange`, for requests that are on their way to several servers together."""
         try:
-            replies = self._exchange(request, count, deadline, limit)
+            self._socket.settimeout(seconds_to(deadline))
+            self._socket.sendall(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, count: int, deadline: float, limit: int) -> list[Any]:
+        """The second half."""
+        try:
+            replies = self._receive(count, deadline, limit)
         except BaseException:
             self.close()
             raise
         self.used = True
         return replies
 
-    def _exchange(self, request: bytes, count: int, deadline: float, limit: int) -> list[Any]:
+    def _receive(self, count: int, deadline: float, limit: int) -> list[Any]:
         reader, buffer, connected = self._reader, self._buffer, self._socket
-        connected.settimeout(seconds_to(deadline))
-        connected.sendall(request)
         replies: list[Any] = []
         while len(replies) < count:
             reply = reader.gets()
             if reply is not PENDING:
                 replies.append(reply)
                 continue
-            connected.settimeout(seconds_to(deadline))
-            size = connected.recv_into(buffer)
+            connected.settimeout(max(deadline - time.monotonic(), 0.0))  # late, but what has come already is taken
+            try:
+                size = connected.recv_into(buffer)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                raise TimeoutError from None
             limit -= size
             if size == 0:
                 raise ConnectionResetError("it closed the connection")
@@ -107,35 +125,53 @@ class Links:
     def __init__(self, connect: Callable[[], Link]) -> None:
         self._connect = connect
         self._closed = False
+        self.opened = 0
         self.forget()
         FORKED.add(self)
 
     def forget(self) -> None:
         """Start anew without closing anything: after a fork, for a child must not talk on its parent's sockets."""
         self._idle: list[Link] = []
+        self._pace = Pace()
+        self._pacing = threading.Lock()
         self._connecting = threading.BoundedSemaphore(MAX_CONNECTING)
 
-    def take(self, deadline: float) -> Link:
-        """An idle link, else a new one; TimeoutError, or what `connect` raised."""
+    def take(self) -> Link | None:
+        """An idle link, if there is one."""
         try:
             return self._idle.pop()
         except IndexError:
-            return self.open(deadline)
+            return None
 
     def open(self, deadline: float) -> Link:
-        """A new link."""
+        """A new link; TimeoutError, ConnectionError where they keep breaking, or what `connect` raised."""
+        return self.opened_by(self.begin(deadline), deadline)
+
+    def begin(self, deadline: float) -> Future[Link]:
+        """Begin to open a link; `opened_by` waits for it."""
+        with self._pacing:
+            wait_s = self._pace.wait_s(time.monotonic(), deadline)
+        if wait_s is None:
+            raise ConnectionError("its connections keep breaking, and no more are opened just now")
         if not self._connecting.acquire(timeout=seconds_to(deadline)):
             raise TimeoutError
+        self.opened += 1
         future: Future[Link] = Future()
-        threading.Thread(target=self._make, args=(future,), name="penstock-connect", daemon=True).start()
+        threading.Thread(target=self._make, args=(future, wait_s), name="penstock-connect", daemon=True).start()
+        return future
+
+    def opened_by(self, future: Future[Link], deadline: float) -> Link:
+        """The link that was begun; who comes too late leaves it to the next."""
         if not wait((future,), max(deadline - time.monotonic(), 0)).done:
             future.add_done_callback(self._keep)
             raise TimeoutError
         return future.result()
 
-    def _make(self, future: Future[Link]) -> None:
+    def _make(self, future: Future[Link], wait_s: float) -> None:
         connecting = self._connecting
         try:
+            if wait_s:
+                time.sleep(wait_s)
             future.set_result(self._connect())
         except BaseException as error:  # noqa: BLE001 -- it is raised by who waits for the future
             future.set_exception(error)

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.columns import Table, check_table, to_text
-from penstock.features.errors import UnknownView
+from penstock.features.commands import time_field
+from penstock.features.evolution import unpack
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows, Lookup, refuse_change
+from penstock.features.store import FeatureStore, FetchedRows, Lookup, Write
+from penstock.features.writes import readable_schemas
 from penstock.kernels.rows import parse_hashes
 
 
-class MemoryStore:
+class MemoryStore(FeatureStore):
     """Rows in this process; `clock` gives seconds, for their expiry."""
 
     _named: ClassVar[dict[str, MemoryStore]] = {}
@@ -29,7 +31,9 @@ class MemoryStore:
         self._clock = clock
         self._rows: dict[bytes, tuple[float, bytes]] = {}
         self._hashes: dict[bytes, tuple[float, dict[bytes, bytes]]] = {}
-        self._views: dict[str, FeatureView] = {}
+        self._views: dict[str, bytes] = {}
+        self.name = "memory://"
+        self._marks: dict[str, bytes] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -49,61 +53,115 @@ class MemoryStore:
         if view.layout == "row":
             found = [self._rows.get(key) for key in keys]
             rows = [held[1] if held and held[0] > now else None for held in found]
-            view.row_layout.unpack(keys, rows, answer.values, answer.event_times, answer.status)
+            unpack(view, keys, rows, answer.values, answer.event_times, answer.status)
         else:
             hashes = [self._hashes.get(key, (now, {})) for key in keys]
             replies = [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
             parse_hashes(replies, answer.values, answer.status)
         return answer
 
-    def put(
+    def prepare(
         self,
         view: FeatureView,
         entities: Sequence[bytes],
         columns: Mapping[str, NDArray[Any]],
         event_times: NDArray[np.int64] | None = None,
-    ) -> int:
-        """Write rows (see `FeatureStore.put`)."""
+        *,
+        overwrite: bool = False,
+    ) -> Write:
+        """Check rows now, to be written when the result is called (see `FeatureStore.prepare`)."""
         table = check_table(view, entities, columns, event_times)
-        keys = view.keys(entities)
+        return lambda: self._put(view, table, overwrite=overwrite)
+
+    def _put(self, view: FeatureView, table: Table, *, overwrite: bool) -> int:
+        keys = view.keys(table.entities)
+        rows: Sequence[bytes] = []
+        if view.layout == "row":
+            rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
+        texts = [to_text(values) for values in table.values] if view.layout == "hash" else []
+        written = 0
         with self._lock:
             until = self._clock() + view.ttl_s
-            if view.layout == "row":
-                rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
-                self._rows |= {key: (until, row) for key, row in zip(keys, rows, strict=True)}
-            else:
-                self._put_hashes(view, keys, table, until)
-        return len(entities)
-
-    def _put_hashes(self, view: FeatureView, keys: Sequence[bytes], table: Table, until: float) -> None:
-        texts = [to_text(values) for values in table.values]
-        for i, key in enumerate(keys):
-            held = dict(self._hashes.get(key, (until, {}))[1])
-            for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
-                if nulls is not None and nulls[i]:
-                    held.pop(field, None)
+            for i, key in enumerate(keys):
+                time_ms = int(table.event_times[i])
+                if not overwrite and self._newer(view, key, time_ms):
+                    continue
+                written += 1
+                if rows:
+                    self._rows[key] = (until, rows[i])
                 else:
-                    held[field] = text[i]
-            self._hashes[key] = (until, held)
+                    self._put_hash(view, key, until, table, texts, i, time_ms)
+        return written
 
-    def apply(self, view: FeatureView, *, replace: bool = False) -> None:
-        """Store the definition (see `FeatureStore.apply`)."""
-        with self._lock:
-            if view.name in self._views and not replace:
-                refuse_change(self._views[view.name], view)
-            self._views[view.name] = view
+    def _newer(self, view: FeatureView, key: bytes, time_ms: int) -> bool:
+        """Whether a newer event is stored that this view can read."""
+        if view.layout == "row":
+            until, row = self._rows.get(key, (0.0, b""))
+            readable = len(row) >= 16 and row[4:8] in readable_schemas(view)
+            return until > self._clock() and readable and int.from_bytes(row[8:16], "little", signed=True) > time_ms
+        until, held = self._hashes.get(key, (0.0, {}))
+        return until > self._clock() and int(held.get(time_field(view), time_ms)) > time_ms
 
-    def views(self) -> list[FeatureView]:
-        """Every definition, by name."""
-        with self._lock:
-            return [self._views[name] for name in sorted(self._views)]
+    def _put_hash(
+        self, view: FeatureView, key: bytes, until: float, table: Table, texts: list[list[bytes]], i: int, time_ms: int
+    ) -> None:
+        held = dict(self._hashes.get(key, (until, {}))[1]) | {time_field(view): b"%d" % time_ms}
+        for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
+            if nulls is not None and nulls[i]:
+                held.pop(field, None)
+            else:
+                held[field] = text[i]
+        self._hashes[key] = (until, held)
 
-    def view(self, name: str) -> FeatureView:
-        """One definition; raises `UnknownView`."""
+    def mark(self, job: str, new: bytes | None) -> bytes | None:
+        """Remember how far a job has come (see `FeatureStore.mark`)."""
         with self._lock:
-            if name not in self._views:
-                raise UnknownView(f"no view {name!r} in this feature store; apply its YAML file first")
-            return self._views[name]
+            old = self._marks.pop(job, None)
+            if new is not None:
+                self._marks[job] = new
+            return old if new is not None else None
+
+    def marked(self, job: str) -> bytes | None:
+        """The mark of a job."""
+        with self._lock:
+            return self._marks.get(job)
+
+    def stored(self, view: FeatureView, entities: Sequence[bytes]) -> list[Any]:
+        """What is kept of entities (see `FeatureStore.stored`)."""
+        keys, now = view.keys(entities), self._clock()
+        with self._lock:
+            if view.layout == "row":
+                rows = [self._rows.get(key, (now, b"")) for key in keys]
+                return [row if until > now else None for until, row in rows]
+            hashes = [self._hashes.get(key, (now, {})) for key in keys]
+            return [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
+
+    def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = 0) -> dict[str, bytes]:  # noqa: ARG002
+        """The definitions under these names, or all (see `FeatureStore.definitions`)."""
+        with self._lock:
+            wanted = self._views if names is None else names
+            return {name: self._views[name] for name in wanted if name in self._views}
+
+    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
+        """Compare and set, under the lock (see `FeatureStore.swap`)."""
+        with self._lock:
+            if any(self._views.get(name) != old for name, old in expected.items()):
+                return False
+            self._views |= new
+            return True
+
+    def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
+        """Some keys, and where to go on (see `FeatureStore.scan`)."""
+        now = self._clock()
+        with self._lock:
+            held = {**self._rows, **self._hashes}
+        some = list(held.items())[cursor : cursor + count]
+        following = cursor + count if cursor + count < len(held) else 0
+        return following, [key for key, (until, _) in some if until > now]
+
+    def size(self) -> int:
+        """How many keys it has."""
+        return len(self._rows) + len(self._hashes)
 
     def ping(self) -> None:
         """Return: it always answers."""

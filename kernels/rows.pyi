@@ -15,13 +15,6 @@ ROW_CORRUPT: int
 ROW_SCHEMA: int
 """A sound row of another schema id."""
 
-SOURCE_NONE: int
-SOURCE_REQUEST: int
-SOURCE_STORE: int
-SOURCE_CACHE: int
-SOURCE_DEFAULT: int
-SOURCE_MISSING: int
-
 def crc32(data: bytes, value: int = 0) -> int:
     """CRC-32 of `data`, going on from `value`; equal to `zlib.crc32`."""
 
@@ -31,10 +24,11 @@ class RowLayout:
 
     Args:
         schema_id: u32 that names columns and dtypes; rows of any other are refused.
-        dtypes: of each column, in the view's order: float32, float64, int64, int32 or bool.
+        dtypes: of each column, in the view's order: float32, float64, int64, int32, bool, string, category[N] of N
+            words, category[N]? whose unknown words are missing, or vector[N] of N numbers.
 
     Raises:
-        ValueError: no columns, more than 65,535, or an unknown dtype.
+        ValueError: no columns, more than 65,535, an unknown dtype, or rows of more than 532,000 bytes.
         OverflowError: schema_id is not a u32.
     """
 
@@ -43,15 +37,18 @@ class RowLayout:
     @property
     def n_columns(self) -> int: ...
     @property
+    def width(self) -> int:
+        """Numbers of a decoded row: one for each column, N for a vector, none for a string."""
+    @property
     def row_size(self) -> int:
-        """Bytes of every row of this layout."""
+        """Bytes of every row of this layout, without the texts of its strings."""
     @property
     def dtypes(self) -> tuple[str, ...]: ...
     def __new__(cls, schema_id: int, dtypes: Sequence[str]) -> RowLayout: ...
     def pack(
         self,
         keys: Sequence[bytes],
-        columns: Sequence[NDArray[Any]],
+        columns: Sequence[NDArray[Any] | list[bytes]],
         event_times: NDArray[np.int64],
         nulls: Sequence[NDArray[np.uint8] | NDArray[np.bool_] | None],
     ) -> list[bytes]:
@@ -59,7 +56,8 @@ class RowLayout:
 
         Args:
             keys: n store keys; each row's checksum covers its own.
-            columns: arrays of shape (n,), each of its column's own dtype. NaN is null.
+            columns: arrays of shape (n,), each of its column's own dtype, NaN being null; for a category int32 indices
+                (n,), for a vector float32 (n, N), for a string a list of n bytes, at most 65,535 each.
             event_times: (n,) milliseconds since 1970.
             nulls: for each column a mask (n,), non-zero where the value is null, or None.
 
@@ -74,49 +72,24 @@ class RowLayout:
         out: NDArray[np.float32],
         event_times: NDArray[np.int64],
         status: NDArray[np.uint8],
-    ) -> None:
+    ) -> int:
         """Decode n rows, each against the key it was asked by; the GIL is released meanwhile.
 
         Args:
             keys: n store keys.
             rows: n packed rows as the store returned them, None where it had none.
-            out: (n, n_columns) C-contiguous; every value as float32 (rounded to nearest), NaN for null.
+            out: (n, width) C-contiguous; every value as float32 (rounded to nearest), NaN for null, -1 for a category's
+                index outside its vocabulary (NaN where its dtype ends in a question mark).
             event_times: (n,) milliseconds since 1970.
             status: (n,) ROW_OK, ROW_ABSENT, ROW_CORRUPT or ROW_SCHEMA. Where it is not ROW_OK, `out` is NaN and the
                 event time 0.
 
+        Returns:
+            How many rows are ROW_SCHEMA.
+
         Raises:
             ValueError: shapes or dtypes that do not fit. What is in the rows never raises.
         """
-
-def scatter(
-    values: NDArray[np.float32],
-    status: NDArray[np.uint8],
-    row_of: NDArray[np.int32],
-    columns: NDArray[np.int32],
-    defaults: NDArray[np.float32],
-    use_defaults: bool,
-    out: NDArray[np.float32],
-    source: NDArray[np.uint8],
-) -> tuple[int, int, int]:
-    """Put the unique rows of one view into the columns of a batch that the caller did not send.
-
-    Args:
-        values: (u, v) decoded rows, NaN for null.
-        status: (u,) as from `RowLayout.unpack`; only ROW_OK rows give values.
-        row_of: (n,) which of the u rows belongs to a batch row, negative where no entity was sent.
-        columns: (v,) which column of `out` each of the view's columns is.
-        defaults: (v,) NaN where a column has none.
-        use_defaults: fill what is missing with `defaults`; otherwise with NaN.
-        out: (n, k) the batch; written except where `source` is SOURCE_REQUEST.
-        source: (n, k) where each value came from; SOURCE_STORE, SOURCE_DEFAULT or SOURCE_MISSING is written.
-
-    Returns:
-        How many values came from the store, from defaults, and from nowhere (NaN).
-
-    Raises:
-        ValueError: shapes that do not fit, or an index outside its array.
-    """
 
 def parse_hashes(
     replies: Sequence[Sequence[bytes | None]], out: NDArray[np.float32], status: NDArray[np.uint8]

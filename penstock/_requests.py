@@ -19,6 +19,8 @@ from penstock.errors import InvalidRequest
 from penstock.proto import inference_pb2 as pb
 
 Inputs = npt.ArrayLike | Mapping[str, npt.ArrayLike]
+EntityId = str | bytes | int | tuple[str | bytes | int, ...]
+"""An entity's id; of an entity of several keys a tuple with the value of each, or what `entity_key` makes of it."""
 
 
 @dataclass(slots=True)
@@ -27,7 +29,7 @@ class Ask:
 
     model: str
     inputs: Inputs | None = None
-    entity_ids: Sequence[str | bytes | int] | None = None
+    entity_ids: Sequence[EntityId] | None = None
     overrides: Mapping[str, npt.ArrayLike] | None = None
     outputs: Iterable[str] | None = None
     version: str = ""
@@ -81,15 +83,30 @@ class Model:
         names = ", ".join(tensor.name for tensor in self.metadata.inputs)
         raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' takes several inputs: send a mapping with {names}")
 
-    def _ids(self, model: str, ids: Sequence[str | bytes | int]) -> list[str | bytes]:
+    def _ids(self, model: str, ids: Sequence[EntityId]) -> list[str | bytes]:
         if not self.config.entity:
             raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' looks up no features: it takes no entity ids")
         if isinstance(ids, str | bytes):
             raise InvalidRequest("INVALID_ARGUMENT", "entity_ids is a sequence: put a single id in a list")
         try:
-            return [item if isinstance(item, str | bytes) else str(index(item)) for item in ids]
+            return [_entity_id(item) for item in ids]
         except TypeError as error:  # a float is never rounded to somebody else's id
             raise InvalidRequest("INVALID_ARGUMENT", f"entity ids are str, bytes or int: {error}") from None
+
+
+def _entity_id(one: EntityId) -> str | bytes:
+    """The id as it is sent."""
+    if isinstance(one, str | bytes):
+        return one
+    if not isinstance(one, tuple):
+        return str(index(one))
+    from penstock.features.entities import entity_key  # few callers need it, and the room takes a while to import
+    from penstock.features.errors import InvalidData
+
+    try:
+        return entity_key(one)
+    except InvalidData as error:
+        raise InvalidRequest("INVALID_ARGUMENT", str(error)) from None
 
 
 def _add(request: pb.ModelInferRequest, name: str, datatype: str, shape: Sequence[int], raw: bytes) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from penstock.features.errors import FeatureError
 from penstock.features.functions import load_functions
 from penstock.features.opening import open_store
-from penstock.features.store import FeatureStore
 from penstock.registry import Registry
 from penstock.server import metrics
 from penstock.server.config import Config
@@ -27,6 +26,7 @@ from penstock.server.errors import BadConfig, TransportFailed
 from penstock.server.health import Health
 from penstock.server.infer import Inference
 from penstock.server.lifecycle import Models
+from penstock.server.lookups import Lookups
 from penstock.server.service import Service
 from penstock.server.transports import Transport
 from penstock.server.transports.aio import AioTransport, check_version
@@ -117,12 +117,14 @@ async def serve(
             f"registry: {config.registry} is not a folder; publish a model there first (penstock convert --help)"
         )
     load_functions(config.functions)  # what cannot be imported is told now, not when a version asks for it
+    if config.sample_served is not None:
+        config.sample_served.prepare()
     grpc_address = config.address("grpc")
     metrics_address = config.address("metrics")
     assert grpc_address is not None
-    store: FeatureStore | None = open_store(config.features) if config.features else None
+    lookups = _open_lookups(config)
     health = Health()
-    models = Models(Registry(config.registry), config, store, health.set_models)
+    models = Models(Registry(config.registry), config, lookups, health.set_models)
     inference = Inference(asyncio.get_running_loop(), models, config)
     service = Service(models, health, config, version, inference)
     transport = scraped = None
@@ -130,8 +132,8 @@ async def serve(
         transport = _make_transport(config, models, service, inference)
         grpc_address.claim()
         await asyncio.to_thread(models.refresh)
-        await asyncio.to_thread(_greet, store)
-        scraped = metrics.serve(models, transport, metrics_address) if metrics_address else None
+        await asyncio.to_thread(_greet, lookups)
+        scraped = metrics.serve(models, transport, lookups, metrics_address) if metrics_address else None
         bound = await transport.start(grpc_address)
         models.start_polling()
         scraped_at = replace(metrics_address, port=scraped[0].server_port) if metrics_address and scraped else ""
@@ -149,8 +151,8 @@ async def serve(
         if scraped is not None:
             await asyncio.to_thread(scraped[0].shutdown)
             scraped[0].server_close()
-        if store is not None:
-            await asyncio.to_thread(store.close)
+        if lookups is not None:
+            await asyncio.to_thread(lookups.store.close)
 
 
 def _make_transport(config: Config, models: Models, service: Service, inference: Inference) -> Transport:
@@ -184,11 +186,25 @@ async def _first(*events: asyncio.Event) -> asyncio.Event:
     return next(event for task, event in waiting.items() if task in done)
 
 
-def _greet(store: FeatureStore | None) -> None:
+def _open_lookups(config: Config) -> Lookups | None:
+    """What features are looked up through, if the operator named a store."""
+    if not config.features:
+        return None
+    return Lookups(
+        open_store(config.features),
+        functions=config.functions,
+        near=config.near_cache,
+        store_s=config.feature_timeout_ms / 1000,
+        threads=config.compute_threads,
+        unknown_s=config.compute_unknown_s,
+    )
+
+
+def _greet(lookups: Lookups | None) -> None:
     """Connect to the store, so that the first caller does not pay for it; without one, serving begins all the same."""
     try:
-        if store is not None:
-            store.ping()
+        if lookups is not None:
+            lookups.store.ping()
     except FeatureError as error:
         _log.warning("%s; until it answers, each view's on_outage says what is done", error)
 

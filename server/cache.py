@@ -48,7 +48,7 @@ class CacheSettings(BaseModel):
     @classmethod
     def _usable(cls, value: str | None) -> str | None:
         if value is not None:
-            from penstock.features.redis import connector
+            from penstock.features.connecting import connector
 
             try:
                 connector(value, WHAT)
@@ -79,7 +79,7 @@ def cache_of(
         model: its name.
         plan: what it takes and gives.
         views: the feature views it joins. Their rows change while the request stays the same, so only the operator can
-            say how old an answer may be; it is kept no longer than a row may live.
+            say how old an answer may be; it is kept no longer than a row may live, or than it is fresh.
         settings: by model; `ALL` stands for those not named.
     """
     chosen = _chosen(model, settings)
@@ -90,7 +90,8 @@ def cache_of(
         if chosen.joined_ttl_s is None:
             _log.warning("%s joins features, so its answers are not cached: set joined_ttl_s to allow it", model)
             return None
-        ttl_s = min(ttl_s, chosen.joined_ttl_s, *(view.ttl_s for view in views))
+        ages = [view.max_age_s for view in views if view.max_age_s is not None]
+        ttl_s = min(ttl_s, chosen.joined_ttl_s, *(view.ttl_s for view in views), *ages)
     return Cache(plan, size=chosen.bytes, ttl_ns=max(int(ttl_s * 1e9), 1))
 
 

@@ -15,6 +15,8 @@ from penstock.server.address import Address
 from penstock.server.cache import CacheSettings, explained
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
+from penstock.server.lookups import NearCacheSettings
+from penstock.server.sampling import SampleSettings
 
 MIB = 1 << 20
 MOST_BATCH_ROWS = 65536
@@ -108,9 +110,20 @@ class Config(BaseModel):
         default={}, description="answers kept, by model; * for those not named: bytes, ttl_s, joined_ttl_s, shared"
     )
     functions: dict[str, str] = Field(
-        default={}, description="Python functions that transforms may call, by name: package.module:function"
+        default={}, description="Python functions that transforms and views may call, by name: package.module:function"
     )
     feature_timeout_ms: float = Field(default=50.0, gt=0, description="for one look-up of a batch")
+    near_cache: NearCacheSettings | None = Field(
+        default=None, description="rows kept in this process: bytes, max_age_s; none keeps nothing"
+    )
+    compute_timeout_ms: float = Field(default=1000.0, gt=0, description="for a look-up that computes what is missing")
+    compute_threads: int = Field(default=4, ge=1, le=256, description="functions that compute features at once")
+    compute_unknown_s: float = Field(
+        default=1.0, ge=0, le=LONGEST_S, description="how long what a function does not know is not asked of it again"
+    )
+    sample_served: SampleSettings | None = Field(
+        default=None, description="a sample of looked-up rows, for penstock features check: path, rate, max_bytes"
+    )
     drift_window_s: float = Field(default=60.0, gt=0, description="length of a drift window")
     poll_s: float = Field(default=2.0, gt=0, description="how often the registry is looked at")
 

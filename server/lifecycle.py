@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from threading import Event, Lock, Thread
 
 from penstock.errors import PenstockError
-from penstock.features.store import FeatureStore
 from penstock.registry import Registry, RegistryError
 from penstock.registry.names import CHAMPION
 from penstock.server.config import Config
 from penstock.server.errors import UnknownModel
+from penstock.server.lookups import Lookups
 from penstock.server.version import Served
 
 _log = logging.getLogger("penstock.server")
@@ -42,7 +42,7 @@ class Models:
     Args:
         registry: where versions are published.
         config: limits and threads of each version.
-        store: the feature store, or None.
+        lookups: what features are looked up through, or None.
         on_change: called with the names of the models that answer, after every change.
     """
 
@@ -50,12 +50,12 @@ class Models:
         self,
         registry: Registry,
         config: Config,
-        store: FeatureStore | None,
+        lookups: Lookups | None,
         on_change: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
         self._registry = registry
         self._config = config
-        self._store = store
+        self._lookups = lookups
         self._on_change = on_change
         self._refreshing = Lock()
         self._stop = Event()
@@ -193,7 +193,7 @@ class Models:
         served = self._revived(key)
         if served is None:
             try:
-                served = Served(self._registry.load(name, number), self._config, self._store)
+                served = Served(self._registry.load(name, number), self._config, self._lookups)
             except PenstockError as error:
                 self._failed(key, str(error))
                 return None

@@ -13,9 +13,11 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from penstock.kernels.ledger import bucket_bounds
+from penstock.server import feature_metrics
 from penstock.server.address import Address
 from penstock.server.errors import BadConfig
 from penstock.server.lifecycle import Models
+from penstock.server.lookups import Lookups
 from penstock.server.transports import Transport
 from penstock.server.version import Served
 from penstock.server.watch import Drift
@@ -46,7 +48,7 @@ _BOUNDS = bucket_bounds()
 _OCTAVES = [*range(3, 108, 4), len(_BOUNDS) - 1]  # one bound in four: a factor of two apart, 1 us to 68 s
 
 
-def serve(models: Models, transport: Transport, address: Address) -> tuple[WSGIServer, Thread]:
+def serve(models: Models, transport: Transport, lookups: Lookups | None, address: Address) -> tuple[WSGIServer, Thread]:
     """Answer scrapes on /metrics in a thread of its own, until the server is shut down.
 
     Raises:
@@ -55,6 +57,8 @@ def serve(models: Models, transport: Transport, address: Address) -> tuple[WSGIS
     registry = CollectorRegistry()
     registry.register(LaneCollector(models))
     registry.register(TransportCollector(transport))
+    if lookups is not None:
+        registry.register(feature_metrics.LookupCollector(lookups))
     try:
         return start_http_server(address.port, address.host, registry)
     except OSError as error:
@@ -95,7 +99,7 @@ class LaneCollector(Collector):
         yield from _caches(served)
         yield _phases("penstock_request_duration_seconds", "Calls, by phase", CALL_PHASES, seen)
         yield _phases("penstock_batch_duration_seconds", "Batches, by phase", BATCH_PHASES, seen)
-        yield from _features(served)
+        yield from feature_metrics.of_versions(served)
         yield from _drift(served)
 
 
@@ -199,19 +203,6 @@ def _cumulative(buckets: list[int]) -> list[tuple[str, float]]:
         bound = _BOUNDS[index]
         out.append(("+Inf" if bound == float("inf") else f"{bound:.9g}", float(total)))
     return out
-
-
-def _features(served: list[Served]) -> Iterator[Metric]:
-    values = CounterMetricFamily("penstock_feature_values", "Feature values looked up", labels=[*MODEL, "source"])
-    outages = CounterMetricFamily("penstock_feature_outages", "Look-ups the store did not answer", labels=MODEL)
-    for version in served:
-        if version.pipeline.join is None:
-            continue
-        counts, labels = version.pipeline.join.counts, [version.name, str(version.version)]
-        for source in ("store", "default", "missing"):
-            values.add_metric([*labels, source], getattr(counts, source))
-        outages.add_metric(labels, counts.outages)
-    yield from (values, outages)
 
 
 def _drift(served: list[Served]) -> Iterator[Metric]:

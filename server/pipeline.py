@@ -25,6 +25,7 @@ from penstock.server.errors import InvalidRequest, OurFault, ServerError
 from penstock.server.forests import Loaded
 from penstock.server.join import SOURCES, Join
 from penstock.server.plans import FEATURE_STATUS, FEATURES
+from penstock.server.sampling import Sampler, now_ms
 from penstock.server.session import Session
 from penstock.server.shared import Shared
 from penstock.server.splitting import in_parts
@@ -40,6 +41,7 @@ class Pipeline:
     Attributes:
         forest: who runs the graph, where it is an ensemble of trees; None: the session does.
         cap: rows of one run at most, a larger batch being run in parts; 0 for no such bound.
+        sample: keeps some of what was looked up, where the operator wants that.
         shared: answers that servers share, which a worker asks for before `run`.
         cost: CPU time of the running thread, since waiting for the interpreter is no work.
     """
@@ -51,6 +53,7 @@ class Pipeline:
     watch: Watch | None = None
     forest: Loaded | None = None
     cap: int = 0
+    sample: Sampler | None = None
     shared: Shared | None = None
     cost: Cost = field(default_factory=Cost)
 
@@ -66,10 +69,12 @@ class Pipeline:
             Exception: whatever went wrong; nothing was answered.
         """
         started, spent = monotonic_ns(), thread_time_ns()
-        rows = batch.rows
+        rows, asked_ms = batch.rows, now_ms()
         joined = self.join is None or self.join.fill(batch)
         batch.degraded = not joined
         looked_up = monotonic_ns()
+        if self.sample is not None and joined:
+            self.sample.offer(batch, asked_ms)
         outputs = self.compute(self._feeds(batch))
         computed = monotonic_ns()
         if self.watch is not None and joined:

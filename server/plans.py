@@ -10,7 +10,7 @@ from penstock.registry.manifest import Manifest, TensorSpec
 FEATURES = "penstock.features"
 """Output on request: the joined vector, FP32 [n, k]."""
 FEATURE_STATUS = "penstock.feature_status"
-"""Output on request: where each value came from, BYTES [n, k]: request, store, cache, default or missing."""
+"""Output on request: where each value came from, BYTES [n, k]: a word of `join.SOURCES`."""
 
 
 def views_of(manifest: Manifest) -> tuple[FeatureView, ...]:

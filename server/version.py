@@ -12,7 +12,7 @@ from math import inf
 from threading import Thread
 
 from penstock.errors import PenstockError
-from penstock.features.store import FeatureStore
+from penstock.features.schemas import KnownSchemas
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
 from penstock.kernels.wire import Plan
@@ -27,9 +27,11 @@ from penstock.server.curve import Curve
 from penstock.server.golden import Golden
 from penstock.server.inline import use_engine, way_of
 from penstock.server.join import Join
+from penstock.server.lookups import Lookups
 from penstock.server.pipeline import Pipeline, run_next, serve
 from penstock.server.plans import plan_of, views_of
 from penstock.server.samples import NothingToDraw, Samples
+from penstock.server.sampling import Sampler
 from penstock.server.session import Session
 from penstock.server.warmup import curve_of
 
@@ -47,7 +49,7 @@ class Served:
     Args:
         version: verified files of the version.
         config: limits and threads.
-        store: the feature store, or None where the operator gave none.
+        lookups: what features are looked up through, or None where the operator named no store.
 
     Attributes:
         curve: what a batch takes by its rows, measured before the version took calls.
@@ -57,12 +59,12 @@ class Served:
         PenstockError: the version cannot be served, and why.
     """
 
-    def __init__(self, version: Version, config: Config, store: FeatureStore | None) -> None:
+    def __init__(self, version: Version, config: Config, lookups: Lookups | None) -> None:
         contents = Contents.of(version, config.functions)
         self.manifest: Manifest = version.manifest
         self.digest = version.digest
         self.plan = plan_of(version.manifest, version.digest)
-        self.pipeline = _pipeline(contents, self.plan, config, store)
+        self.pipeline = _pipeline(contents, self.plan, config, lookups)
         self._warm(contents.golden)
         pool = contents.pool(self.plan, config.max_batch_rows)
         self.curve = _measured(_trial(contents, self.pipeline, config), pool, config)
@@ -87,6 +89,7 @@ class Served:
             self.pipeline.cost.seed(rows, ns)
         trial = _trial(contents, self.pipeline, config)
         self._not_inline = use_engine(self.lane, self.pipeline, config, trial, partial(any_of, pool, self.plan))
+        self.pipeline = replace(self.pipeline, sample=_sampler(version, self.pipeline, config))
         self._inline = _known_by_rows(self.plan, config) and not self.pipeline.waits
         nice = _nice(self.lane, self.curve, config)
         name = f"{self.manifest.model_name}/{self.manifest.version}"
@@ -166,18 +169,20 @@ class Served:
         for worker in self._workers:
             worker.join(None if until is None else max(0.0, until - time.monotonic()))
         ended = not any(worker.is_alive() for worker in self._workers)
+        if ended and self.pipeline.sample is not None:
+            self.pipeline.sample.close()
         if ended and self.pipeline.shared is not None:
             self.pipeline.shared.close()
         return ended
 
 
-def _pipeline(contents: Contents, plan: Plan, config: Config, store: FeatureStore | None) -> Pipeline:
+def _pipeline(contents: Contents, plan: Plan, config: Config, lookups: Lookups | None) -> Pipeline:
     manifest = contents.manifest
     outputs = [spec.name for spec in manifest.signature.outputs]
     session = Session(contents.onnx, outputs, threads=config.intra_op_threads)
     if contents.reference is not None:
         _check_profile(contents.reference, manifest)
-    join, watch = _join(manifest, config, store), contents.watch(config.drift_window_s)
+    join, watch = _join(manifest, config, lookups), contents.watch(config.drift_window_s)
     pipeline = Pipeline(plan, session, join, contents.transforms, watch)
     forest = _forest(contents, pipeline, config)
     if forest.alone:
@@ -264,12 +269,29 @@ def _known_by_rows(plan: Plan, config: Config) -> bool:
     return plan.fixed_shapes and not plan.n_texts and config.intra_op_threads == 1 and config.max_queue_delay_us == 0
 
 
-def _join(manifest: Manifest, config: Config, store: FeatureStore | None) -> Join | None:
+def _join(manifest: Manifest, config: Config, lookups: Lookups | None) -> Join | None:
     if not manifest.signature.entity:
         return None
-    if store is None:
+    if lookups is None:
         raise PenstockError(
             f"{manifest.model_name} version {manifest.version} joins features and no store is given; "
             "start the server with --features URL"
         )
-    return Join(store, views_of(manifest), manifest.signature.columns, config.feature_timeout_ms / 1000)
+    views = views_of(manifest)
+    computing = [view for view in views if view.on_missing == "compute"]
+    for view in computing:
+        if view.compute not in config.functions:
+            raise PenstockError(
+                f"{manifest.model_name} version {manifest.version} reads view {view.name!r}, whose missing rows are "
+                f"computed by function {view.compute!r}: name it in the server's settings (functions: "
+                f"{{{view.compute}: package.module:function}})"
+            )
+    timeout_ms = max(config.feature_timeout_ms, config.compute_timeout_ms) if computing else config.feature_timeout_ms
+    reader = KnownSchemas(lookups.store, lookups.reader)
+    return Join(reader, views, manifest.signature.columns, timeout_ms / 1000)
+
+
+def _sampler(version: Version, pipeline: Pipeline, config: Config) -> Sampler | None:
+    if pipeline.join is None or config.sample_served is None:
+        return None
+    return Sampler(config.sample_served, version.manifest, version.digest, pipeline.join.views)

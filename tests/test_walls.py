@@ -27,7 +27,8 @@ ONLY_IN = {
     "grpc": ("server/transports/aio.py", "penstock/client.py", "penstock/_", "benchmarks/", "proto/", "examples/"),
     "grpc_reflection": ("server/streams.py",),
     "grpc_health": ("server/streams.py", "server/health.py"),
-    "redis": ("features/redis.py",),
+    "redis": ("features/connecting.py", "benchmarks/lookups.py"),
+    "duckdb": ("features/offline/asof.py",),
     "onnxruntime": ("converters/", "benchmarks/rival_"),
     "onnx": ("server/ensembles.py", "server/grafts.py", "converters/", "benchmarks/"),
 }

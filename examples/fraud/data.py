@@ -1,11 +1,12 @@
-"""Made-up card transactions: a month of history, the features computed from it, and labelled transactions after it.
+"""Made-up card transactions: months of history, the features computed from it week by week, and labelled transactions.
 
-Everything is drawn from one seed. Features are computed as of one moment, the cut-off, and every labelled transaction
-comes later, so training sees exactly what serving will see (point-in-time correct). Fraud is about 0.2 %: much larger
-amounts than the customer's own, more often at night, more often on young accounts.
+Everything is drawn from one seed; only the clock is real. Features are computed as of four moments a week apart, the
+last of them `CUT_OFF_AGO` before now, and known half an hour later. Labelled transactions lie between the first moment
+and now, so each must be joined with what was known at its own time; traffic comes now and meets the last row. Fraud is
+about 0.2 %: much larger amounts than the customer's own, more often at night, more often on young accounts.
 
-Two kinds of gaps are there on purpose: customers who registered after the cut-off have no row at all, and customers who
-did nothing for a month have no averages. Both get the view's defaults, in training and in serving.
+Two kinds of gaps are there on purpose: customers who were not registered yet have no row at all, and customers who did
+nothing for a month have no averages. Both get the view's defaults, in training and in serving.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ SENT = ("amount", "hour")
 FRAUD_SHARE = 0.002
 NEW_SHARE = 0.02  # of transactions, by customers without a row
 NIGHT_SHARE = 0.04
-HISTORY_DAYS = 30
+HISTORY_DAYS = 30  # that a feature looks back
+WEEKS_AGO = (3, 2, 1, 0)  # features were computed, before the cut-off
+CUT_OFF_AGO = pd.Timedelta(hours=1)
+KNOWN_AFTER = pd.Timedelta(minutes=30)
+DAYS = 7 * max(WEEKS_AGO)
 
 Numbers = NDArray[np.float64]
 
@@ -40,21 +45,29 @@ def read_view() -> FeatureView:
 
 @dataclass(frozen=True)
 class World:
-    """N customers and what they did in the month before the cut-off.
+    """N customers and what was known of them.
 
     Attributes:
         view: the declared features.
         usual: what each customer usually spends, [N].
         pace: transactions a day, [N].
         age: days since registration, [N].
-        features: one row a customer as of the cut-off, indexed by customer id; NaN is unknown.
+        cut_off: when features were computed last, UTC.
+        history: one row a customer and week: customer_id, the view's columns (NaN is unknown), computed_at, known_at.
     """
 
     view: FeatureView
     usual: Numbers
     pace: Numbers
     age: Numbers
-    features: pd.DataFrame
+    cut_off: pd.Timestamp
+    history: pd.DataFrame
+
+    @cached_property
+    def features(self) -> pd.DataFrame:
+        """The last row of each customer, indexed by customer id."""
+        last = self.history[self.history["computed_at"] == self.cut_off]
+        return last.set_index("customer_id")[list(self.view.column_names)]
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -67,7 +80,7 @@ class World:
         return self.features.index.to_numpy(object)
 
     def joined(self, transactions: pd.DataFrame) -> pd.DataFrame:
-        """The model's rows, float32 [n, k]: an offline join by customer id, with the view's defaults for gaps.
+        """The model's rows of transactions after the cut-off, float32 [n, k]: the last features, defaults for gaps.
 
         This is the demo's own account of what the server must look up; it shares no code with the server.
         """
@@ -78,37 +91,44 @@ class World:
 
 
 def make_world(customers: int, rng: Generator) -> World:
-    """Make up customers and a month of their transactions."""
+    """Make up customers, seven weeks of their transactions, and the features of the last three."""
     usual = rng.lognormal(3.5, 0.6, customers)
     pace = rng.gamma(1.2, 0.8, customers)
     age = rng.integers(1, 3650, customers).astype(float)
-    owner = np.repeat(np.arange(customers), rng.poisson(pace * HISTORY_DAYS))
-    days_ago = rng.uniform(0, np.minimum(HISTORY_DAYS, age)[owner])
-    history = pd.DataFrame({"customer": owner, "days_ago": days_ago, **_honest(usual[owner], rng)})
-    return World(read_view(), usual, pace, age, _features(history, age))
+    span = HISTORY_DAYS + DAYS
+    owner = np.repeat(np.arange(customers), rng.poisson(pace * np.minimum(span, age)))
+    days_ago = rng.uniform(0, np.minimum(span, age)[owner])
+    spent = pd.DataFrame({"customer": owner, "days_ago": days_ago, **_honest(usual[owner], rng)})
+    cut_off = (pd.Timestamp.now("UTC") - CUT_OFF_AGO).floor("ms")
+    weeks = [_features(spent, age, 7 * week, cut_off) for week in WEEKS_AGO]
+    return World(read_view(), usual, pace, age, cut_off, pd.concat(weeks, ignore_index=True))
 
 
-def _features(history: pd.DataFrame, age: Numbers) -> pd.DataFrame:
-    """The view's columns of every customer, from the raw transactions."""
-    night = history.assign(night=history["hour"] < 6)
-    groups = night.groupby("customer")
-    recent = history[history["days_ago"] < 7].groupby("customer").size()
+def _features(spent: pd.DataFrame, age: Numbers, days_ago: int, cut_off: pd.Timestamp) -> pd.DataFrame:
+    """The view's columns of every customer registered so many days before the cut-off, from the raw transactions."""
+    since = spent.assign(days_ago=spent["days_ago"] - days_ago, night=spent["hour"] < 6)
+    month = since[since["days_ago"].between(0, HISTORY_DAYS, inclusive="left")]
+    groups = month.groupby("customer")
+    recent = month[month["days_ago"] < 7].groupby("customer").size()
     everyone = pd.RangeIndex(len(age))
     features = pd.DataFrame(
         {
+            "customer_id": [f"c{i:06d}" for i in everyone],
             "transaction_count_7d": recent.reindex(everyone, fill_value=0).astype(np.int32),
             "avg_transaction_amount": groups["amount"].mean().reindex(everyone).astype(np.float32),
             "max_transaction_amount_30d": groups["amount"].max().reindex(everyone).astype(np.float32),
             "night_share_30d": groups["night"].mean().reindex(everyone).astype(np.float32),
             "days_since_last_transaction": groups["days_ago"].min().reindex(everyone).astype(np.float32),
-            "days_since_registration": age.astype(np.int32),
+            "days_since_registration": (age - days_ago).astype(np.int32),
+            "computed_at": cut_off - pd.Timedelta(days=days_ago),
+            "known_at": cut_off - pd.Timedelta(days=days_ago) + KNOWN_AFTER,
         }
     )
-    return features.set_index(pd.Index([f"c{i:06d}" for i in everyone], name="customer_id"))
+    return features[age > days_ago]
 
 
 def make_transactions(world: World, count: int, rng: Generator) -> pd.DataFrame:
-    """Labelled transactions after the cut-off: customer_id, amount, hour, fraud."""
+    """Labelled transactions: customer_id, amount, hour, fraud; and `at`, a time since features are known, UTC."""
     fraud = rng.random(count) < FRAUD_SHARE
     fraud[:2] = True, False  # a classifier needs both, however few rows are asked for
     new = rng.random(count) < NEW_SHARE
@@ -120,6 +140,8 @@ def make_transactions(world: World, count: int, rng: Generator) -> pd.DataFrame:
     strangers = np.array([f"new{i:06d}" for i in rng.integers(0, 1_000_000, count)], object)
     rows["customer_id"] = np.where(new, strangers, world.ids[who])
     rows["fraud"] = fraud.astype(np.int64)
+    days_ago = rng.uniform(0, np.where(new, DAYS, np.minimum(DAYS, world.age[who])))
+    rows["at"] = world.cut_off + CUT_OFF_AGO - pd.to_timedelta(days_ago, "D")
     return rows
 
 

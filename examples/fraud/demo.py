@@ -1,4 +1,4 @@
-"""The whole story: features, training, conversion, serving, drift. Run by `penstock demo`.
+"""The whole story: features, training, conversion, serving, drift, consistency. Run by `penstock demo`.
 
 Read this file from top to bottom: it is the list of what is done, in order. Everything lives in a scratch folder and on
 free ports, and is gone at the end, also after Ctrl-C: the server is told to drain, and the embedded Redis ends with its
@@ -20,17 +20,20 @@ import pandas as pd
 from penstock.client import AsyncClient
 from penstock.errors import PenstockError
 from penstock.examples.fraud import decisions, training
-from penstock.examples.fraud.data import World, make_transactions, make_world
+from penstock.examples.fraud.data import WEEKS_AGO, World, make_transactions, make_world
 from penstock.examples.fraud.report import TOLERANCE, Parity, Story, Summary
 from penstock.examples.fraud.scratch import scratch_folder
-from penstock.examples.fraud.serving import serving
+from penstock.examples.fraud.serving import SERVED, serving
 from penstock.examples.fraud.traffic import Answers, drift_of, look_closely, mean_batch, send
 from penstock.features import open_store
 from penstock.features.ingest import ingest
+from penstock.features.offline import OfflineStore
+from penstock.features.offline.check import Report, check
 
 TRAINING_ROWS = 100_000
 HOLDOUT_ROWS = 20_000
 ALONE_CALLS = 500
+HISTORY = "history"  # in the scratch folder
 SHIFT = 3.0  # the factor by which amounts grow, as if a partner began to send them in another currency
 WINDOW_S = 2.0  # of drift; a minute is usual, and a demo is short
 
@@ -66,51 +69,70 @@ def run(*, customers: int = 20_000, calls: int = 20_000, seed: int = 7, as_json:
     story = Story(as_json=as_json)
     with scratch_folder() as scratch, ExitStack() as running:
         data = make_data(story, customers, calls, seed)
-        url = fill_store(story, data.world, scratch, running)
-        trained = train_and_publish(story, data, scratch / "models")
-        with story.step("Start the server, a process of its own") as say:
-            address = running.enter_context(serving(scratch / "models", url, WINDOW_S, scratch))
-            say(f"penstock serve on {address}")
-        summary = asyncio.run(call(story, address, data, trained))
+        url = fill_stores(story, data.world, scratch, running)
+        trained = train_and_publish(story, data, scratch)
+        with ExitStack() as served:
+            with story.step("Start the server, a process of its own") as say:
+                address = served.enter_context(serving(scratch / "models", url, WINDOW_S, scratch))
+                say(f"penstock serve on {address}")
+            found = asyncio.run(call(story, address, data, trained))
+        summary = found(consistency=hold_against_history(story, scratch))
     story.result(summary, took=time.monotonic() - started)
 
 
 def make_data(story: Story, customers: int, calls: int, seed: int) -> Data:
     """Customers, their features, and transactions."""
     rng = np.random.default_rng(seed)
-    with story.step(f"Make up {customers:,} customers and a month of their transactions") as say:
+    with story.step(f"Make up {customers:,} customers and seven weeks of their transactions") as say:
         world = make_world(customers, rng)
         history, holdout = (make_transactions(world, rows, rng) for rows in (TRAINING_ROWS, HOLDOUT_ROWS))
         traffic, later = (make_transactions(world, rows, rng) for rows in (calls, calls // 2))
-        say(f"{len(history):,} labelled transactions after it, {history['fraud'].mean():.2%} of them fraud")
+        say(f"{len(history):,} labelled transactions of three weeks, {history['fraud'].mean():.2%} of them fraud")
     return Data(world, history, holdout, traffic, later.assign(amount=later["amount"] * SHIFT))
 
 
-def fill_store(story: Story, world: World, scratch: Path, running: ExitStack) -> str:
-    """Start a Redis of our own, declare the view and load the features into it; its URL, for the server too."""
+def fill_stores(story: Story, world: World, scratch: Path, running: ExitStack) -> str:
+    """Keep the features' history in Parquet, and the last of each customer in a Redis of our own; its URL."""
     url, table = f"embedded://{scratch / 'features'}", scratch / "features.parquet"
-    with story.step("Start a Redis, declare the features, load them") as say:
+    with story.step("Keep the history of the features, offline") as say:
+        rows = OfflineStore(scratch / HISTORY).write(world.view, world.history, time="computed_at", created="known_at")
+        say(f"{rows:,} rows as of {len(WEEKS_AGO)} moments, a week apart")
+    with story.step("Start a Redis, declare the features, load the last ones") as say:
         store = running.enter_context(closing(open_store(url)))
         store.apply(world.view)
-        world.features.reset_index().to_parquet(table)
-        report = ingest(store, world.view, table)
+        world.features.reset_index().assign(computed_at=world.cut_off).to_parquet(table)
+        report = ingest(store, world.view, table, time_column="computed_at")
         say(f"{report.rows:,} rows of {len(world.view.columns)} features, {report.rows_per_s:,.0f} rows/s")
     return url
 
 
-def train_and_publish(story: Story, data: Data, registry: Path) -> training.Trained:
-    """Train, convert, compare, publish."""
+def train_and_publish(story: Story, data: Data, scratch: Path) -> training.Trained:
+    """Join each transaction with what was known at its time; train, convert, compare, publish."""
+    with story.step("Join labelled transactions with the features known at their time") as say:
+        rows, held_out = (training.as_of(data.world, part, scratch / HISTORY) for part in (data.history, data.holdout))
+        say(f"{len(rows) + len(held_out):,} rows, none of which knows its own future")
     with story.step("Train a classifier with balanced class weights (scikit-learn)"):
-        trained = training.train(data.world, data.history)
+        trained = training.train(data.world, rows, data.history["fraud"].to_numpy())
     with story.step("Convert it to ONNX, compare both on every held-out row, publish") as say:
-        done = training.publish(trained, data.world, data.holdout, registry)
+        labels = data.holdout["fraud"].to_numpy()
+        done = training.publish(trained, data.world, held_out, labels, scratch / "models")
         passed = done.passed.sample
         say(f"version {done.manifest.version}; {passed.rows:,} rows, worst difference {passed.worst:.1e}")
     return trained
 
 
-async def call(story: Story, address: str, data: Data, trained: training.Trained) -> Summary:
-    """Call the server as services would, and hold every answer against scikit-learn's."""
+def hold_against_history(story: Story, scratch: Path) -> Report:
+    """What `penstock features check` does, over every row that was served; `DemoError` if a value differs."""
+    with story.step("Hold what was served against the history (features check)") as say:
+        report = check(scratch / SERVED, OfflineStore(scratch / HISTORY))
+        if report.share:
+            raise DemoError("online and offline features differ: please report this")
+        say(f"{report.rows:,} rows, {report.compared:,} values: none missing, extra or mismatched")
+    return report
+
+
+async def call(story: Story, address: str, data: Data, trained: training.Trained) -> partial[Summary]:
+    """Call the server as services would, hold every answer against scikit-learn's; the summary, but for its end."""
     async with AsyncClient(address) as client:
         story.closer_look(await look_closely(client, data.traffic), trained.fraud_share)
         first = data.traffic.head(ALONE_CALLS)
@@ -125,8 +147,8 @@ async def call(story: Story, address: str, data: Data, trained: training.Trained
         parity += compare(changed, data.shifted, data.world, trained)
         story.drift(after)
         outcome = decisions.outcome(data.traffic, answers.probabilities[:, 1], trained.fraud_share)
-        return Summary(
-            len(data.world.features), answers, alone, await mean_batch(client), parity, outcome, before, after
+        return partial(
+            Summary, len(data.world.features), answers, alone, await mean_batch(client), parity, outcome, before, after
         )
 
 

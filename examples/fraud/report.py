@@ -19,6 +19,7 @@ from penstock.commands._console import errors, print_json, print_table
 from penstock.commands.drift import show
 from penstock.examples.fraud.decisions import Outcome, real_probability
 from penstock.examples.fraud.traffic import IN_FLIGHT, Answers, Look
+from penstock.features.offline.check import Report
 
 TOLERANCE = 1e-5
 
@@ -131,6 +132,7 @@ class Summary:
     outcome: Outcome
     before: ModelDrift
     after: ModelDrift
+    consistency: Report
 
     def show(self) -> None:
         """Print the summary table."""
@@ -152,6 +154,7 @@ class Summary:
             ),
             ("drift before the shift", f"{low.name}, PSI {low.psi:.3f}"),
             ("drift after the shift", f"{high.name}, PSI {high.psi:.3f}"),
+            ("served values equal to their history", f"{self.consistency.compared:,}, all of them"),
         ]
         print_table("", ("Summary", f"{len(done.latency_ms):,} calls, {self.customers:,} customers"), rows)
 
@@ -170,6 +173,7 @@ class Summary:
                 "mean_batch": self.mean_batch,
                 "parity": asdict(self.parity) | {"tolerance": TOLERANCE, "holds": self.parity.holds},
                 "decisions": asdict(self.outcome),
+                "consistency": asdict(self.consistency),
                 "drift": {name: _drift(window) for name, window in (("before", self.before), ("after", self.after))},
             }
         )

@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from penstock.errors import PenstockError
 
 START_S = 60.0
 STOP_S = 20.0
 POLL_S = 0.05
+SERVED = "served"
 PATIENCE_MS = 2000  # for a look-up; the usual 50 ms are for a Redis that does not share its machine with a demo
 
 
@@ -30,12 +32,21 @@ class ServerError(PenstockError):
 def serving(registry: Path, features: str, window_s: float, scratch: Path) -> Iterator[str]:
     """The gRPC address of a server over `registry` and the store at URL `features`, for as long as it is needed.
 
+    All that it looks up is sampled into the folder `served` of the scratch folder, which is whole once it has ended.
+
     Raises:
         ServerError: with the last line it wrote.
     """
     config, ready, log = scratch / "serve.json", scratch / "ready.json", scratch / "server.log"
-    settings = {"registry": str(registry), "features": features, "grpc": "127.0.0.1:0", "metrics": "off"}
-    config.write_text(json.dumps(settings | {"drift_window_s": window_s, "feature_timeout_ms": PATIENCE_MS}))
+    settings: dict[str, Any] = {
+        "registry": str(registry),
+        "features": features,
+        "grpc": "127.0.0.1:0",
+        "metrics": "off",
+    }
+    sample = {"path": str(scratch / SERVED), "rate": 1.0}
+    settings |= {"drift_window_s": window_s, "feature_timeout_ms": PATIENCE_MS, "sample_served": sample}
+    config.write_text(json.dumps(settings))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "penstock.cli", "serve", "--config", str(config), "--ready-file", str(ready)],

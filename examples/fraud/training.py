@@ -22,7 +22,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from penstock.converters import Converted, convert
-from penstock.examples.fraud.data import World
+from penstock.examples.fraud.data import SENT, World
+from penstock.features.offline import join
 from penstock.features.transforms import Transforms
 from penstock.training.transforms import fit
 
@@ -55,10 +56,18 @@ class Trained:
         return answers
 
 
-def train(world: World, transactions: pd.DataFrame) -> Trained:
-    """Fit pipeline and transforms to labelled transactions."""
-    rows = world.joined(transactions)
-    labels = transactions["fraud"].to_numpy()
+def as_of(world: World, transactions: pd.DataFrame, history: Path) -> pd.DataFrame:
+    """The model's rows, float32 [n, k]: each transaction with the features that were known at its time.
+
+    The last ones known now would leak: they were computed from what happened after most of the transactions.
+    """
+    joined = join(transactions[["customer_id", "at", *SENT]], world.view, history, time="at")
+    rows: pd.DataFrame = joined.select(list(world.columns)).to_pandas().astype(np.float32)
+    return rows
+
+
+def train(world: World, rows: pd.DataFrame, labels: NDArray[np.int64]) -> Trained:
+    """Fit pipeline and transforms to labelled rows."""
     pipeline = make_pipeline(
         FunctionTransformer(np.log1p), StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
     )
@@ -66,14 +75,14 @@ def train(world: World, transactions: pd.DataFrame) -> Trained:
     return Trained(pipeline, fit(RECIPE, rows.to_numpy(), world.columns), float(labels.mean()))
 
 
-def publish(trained: Trained, world: World, holdout: pd.DataFrame, registry: Path) -> Converted:
+def publish(trained: Trained, world: World, rows: pd.DataFrame, labels: NDArray[np.int64], registry: Path) -> Converted:
     """Convert the classifier, hold it against scikit-learn on every row of the holdout, and publish it."""
     return convert(
         trained.classifier,
         MODEL,
-        world.joined(holdout),
+        rows,
         registry=registry,
-        labels=holdout["fraud"].to_numpy(),
+        labels=labels,
         transforms=trained.transforms,
         views=[world.view],
         created_by="the fraud demo",

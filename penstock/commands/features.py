@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ from penstock.commands._console import flowing
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
-    from penstock.features import FeatureStore, FeatureView
+    from penstock.features import FeatureStore
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -79,60 +79,108 @@ def _missing(url: str | None) -> bool:
 def apply(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="YAML file with one view or several.")],
     features: Url = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Allow other columns under the name of a view.")] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Allow what breaks something; the plan says what.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")] = False,
+    registry: Annotated[
+        Path | None, typer.Option(envvar="PENSTOCK_REGISTRY", metavar="DIR", help="Tell which models lose columns.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Declare the views of a YAML file.
+    """Declare the views of a YAML file, all or none: show what is added and changed and what that breaks, and do it.
 
-    Example: penstock features apply customer.yaml
+    What breaks something (a column dropped, a type that cannot hold every value, another entity or layout) needs
+    --replace. Rows written before stay readable as long as entity and layout are the same.
+
+    Example: penstock features apply customer.yaml --dry-run
     """
     from penstock.commands._console import console, print_json
-    from penstock.features import read_views
+    from penstock.commands._views import models_that_lose, print_plan
+    from penstock.features import StoreUnavailable, read_views
 
     views = read_views(file)
     with opened(features) as store:
-        for view in views:
-            store.apply(view, replace=replace)
+        plan = store.plan(views, replace=replace)
+        losing = models_that_lose(plan, registry) if registry is not None else []
+        if not as_json:
+            print_plan(plan, losing)
+        if not replace and not dry_run:
+            plan.require_harmless()
+        if not dry_run and not store.carry_out(plan):
+            raise StoreUnavailable("somebody changed these views meanwhile, and nothing was applied; try again")
     if as_json:
-        print_json([view.name for view in views])
+        print_json({"applied": not dry_run, "changes": [c.as_dict() for c in plan.changes], "models": losing})
         return
-    for view in views:
-        console.print(f"applied [bold]{view.name}[/]: {len(view.columns)} columns of {view.entity}, ttl {view.ttl_s} s")
+    done = "nothing to do" if plan.is_empty else "not applied (--dry-run)" if dry_run else "applied"
+    console.print(done, highlight=False)
 
 
 @app.command()
 def ingest(
     view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet or .csv.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet, .csv, .arrow or .feather.")],
     features: Url = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace newer events, too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
+    offline: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the rows in this history of the features, too.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write a table's rows into the store.
+    """Write a table's rows into the store, unless a newer event is stored.
 
     Example: penstock features ingest customer_activity rows.parquet --time at
     """
     from penstock.commands._console import console, print_json
     from penstock.features.ingest import ingest as write
+    from penstock.features.offline import OfflineStore, recording
 
-    with existing(features) as store, progress_bar(f"ingesting {file.name}") as progress:
-        report = write(store, store.view(view), file, progress=progress, time_column=time)
+    with existing(features) as store, told_to_resume() as done, progress_bar(f"ingesting {file.name}") as show:
+
+        def progress(rows: int, fraction: float) -> None:
+            done[0] = rows
+            show(rows, fraction)
+
+        found = store.view(view)
+        with recording(store, OfflineStore(offline) if offline else None, found) as into:
+            report = write(into, found, file, progress=progress, time_column=time, overwrite=overwrite, resume=resume)
     if as_json:
-        print_json(
-            {"view": report.view, "rows": report.rows, "seconds": report.seconds, "rows_per_s": report.rows_per_s}
-        )
+        print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return
-    console.print(f"wrote {report.rows:,} rows in {report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)")
+    before = f", after {report.resumed:,} of an earlier run" if report.resumed else ""
+    older = f"; {report.older:,} older than what is stored" if report.older else ""
+    rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
+    console.print(f"wrote {report.rows - report.older:,} rows in {rate}{before}{older}")
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, float], None]]:
-    """A bar on stderr, moved by calling it with the rows done and the fraction of the whole."""
+def told_to_resume() -> Iterator[list[int]]:
+    """How many rows are done; whoever stops before the end is told of these, and how to go on."""
+    from penstock.features import InvalidData
+
+    done = [0]
+    try:
+        yield done
+    except InvalidData:  # it would be met again
+        raise
+    except (PenstockError, KeyboardInterrupt) as error:
+        if not done[0]:
+            raise
+        reason = str(error) or "interrupted"
+        typer.echo(f"penstock: {reason}\n{done[0]:,} rows are done; --resume goes on after them", err=True)
+        raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from error
+
+
+@contextmanager
+def progress_bar(title: str, unit: str = "rows") -> Iterator[Callable[[int, float], None]]:
+    """A bar on stderr, moved by calling it with the rows (or other units) done and the fraction of the whole."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     from penstock.commands._console import errors
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} rows"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]:,} " + unit))
     with Progress(*columns, TimeElapsedColumn(), console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(title, total=1.0, rows=0)
         yield lambda rows, fraction: bar.update(task, completed=fraction, rows=rows)
@@ -141,62 +189,25 @@ def progress_bar(title: str) -> Iterator[Callable[[int, float], None]]:
 @app.command()
 def get(
     view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
-    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entity ids.")],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Entity ids; of several keys joined by '|'.")],
     features: Url = None,
+    columns: Annotated[str, typer.Option(metavar="NAME,...", help="Of these columns only.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Look rows up as the server does, before defaults.
+    """Look rows up as they are stored, before defaults.
 
     Example: penstock features get customer_activity 17 42
     """
-    from penstock.commands._console import console, print_json, print_table
-    from penstock.features import Lookup
+    from penstock.commands._console import print_json
+    from penstock.commands._views import print_records, records
 
     with existing(features) as store:
-        found = store.view(view)
-        rows = store.fetch([Lookup(found, [identifier.encode() for identifier in ids])], timeout_s=2.0)[0]
-    records = [_record(found, identifier, rows, i) for i, identifier in enumerate(ids)]
+        found = store.get(view, ids, columns.split(",") if columns else None)
+    told = records(found, ids)
     if as_json:
-        print_json(records)
-        return
-    for few in _groups(found, records, console.width):
-        shown = [record["entity"] for record in few]
-        print_table(found.name, (found.entity, *shown), _side_by_side(few), numeric=shown)
-
-
-def _groups(view: FeatureView, records: list[dict[str, Any]], width: int) -> Iterator[list[dict[str, Any]]]:
-    """As many entities at a time as stand side by side in `width` columns with their names and values whole."""
-    first = max(map(len, (view.entity, *view.column_names)))
-    each = max(_TIME_WIDTH, *(len(record["entity"]) for record in records))
-    count = max(1, (width - first - _FRAME - 1) // (each + _FRAME))
-    for start in range(0, len(records), count):
-        yield records[start : start + count]
-
-
-_TIME_WIDTH = len("2026-01-01 00:00:00")
-_FRAME = 3  # columns that the frame and the padding of a cell take
-
-
-def _record(view: FeatureView, identifier: str, rows: Any, i: int) -> dict[str, Any]:
-    status = ("ok", "absent", "corrupt", "other schema")[rows.status[i]]
-    at = datetime.fromtimestamp(rows.event_times[i] / 1000, UTC).isoformat() if rows.event_times[i] else None
-    values = {
-        name: None if value != value else value  # noqa: PLR0124 -- NaN is null
-        for name, value in zip(view.column_names, rows.values[i].tolist(), strict=True)
-    }
-    return {"entity": identifier, "status": status, "event_time": at, "values": values}
-
-
-def _side_by_side(records: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
-    """A line for each feature and a column for each entity: features are many, and ids asked for are few."""
-    yield ("status", *(record["status"] for record in records))
-    yield ("event time", *((record["event_time"] or "")[:19].replace("T", " ") for record in records))
-    for name in records[0]["values"]:
-        yield (name, *(_shown(record["values"][name]) for record in records))
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.7g}"
+        print_json(told)
+    else:
+        print_records(found.view, told)
 
 
 @app.command("list")
@@ -205,7 +216,8 @@ def list_views(features: Url = None, as_json: Json = False) -> None:
 
     Example: penstock features list --json
     """
-    from penstock.commands._console import console, print_json, print_table
+    from penstock.commands._console import console, print_json
+    from penstock.commands._views import print_views
 
     views = []
     if not _missing(features):
@@ -213,10 +225,94 @@ def list_views(features: Url = None, as_json: Json = False) -> None:
             views = store.views()
     if as_json:
         print_json([view.model_dump(mode="json") for view in views])
-        return
-    if not views:
+    elif not views:
         console.print("No views yet. Declare one: penstock features apply FILE", highlight=False)
-        return
-    headers = ("View", "Entity", "Columns", "Layout", "TTL, s", "On missing", "On outage")
-    rows = [(v.name, v.entity, len(v.columns), v.layout, v.ttl_s, v.on_missing, v.on_outage) for v in views]
-    print_table("", headers, rows, numeric=("Columns", "TTL, s"))
+    else:
+        print_views(views)
+
+
+@app.command()
+def show(
+    view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
+    features: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show one view: its columns, its policies, and the former schemas by which its rows are read.
+
+    Example: penstock features show customer_activity
+    """
+    from penstock.commands._console import print_json
+    from penstock.commands._views import print_view
+
+    with existing(features) as store:
+        found = store.view(view)
+    if as_json:
+        print_json(found.model_dump(mode="json") | {"schema_id": found.schema_id})
+    else:
+        print_view(found)
+
+
+@app.command()
+def stats(
+    view: Annotated[
+        str | None, typer.Argument(metavar="VIEW", help="Of this view, column by column; else of all.")
+    ] = None,
+    features: Url = None,
+    keys: Annotated[int, typer.Option(min=1, help="Look at so many keys of the store at most.")] = 100_000,
+    rows: Annotated[int, typer.Option(min=1, max=100_000, help="Read so many rows of a view at most.")] = 1000,
+    as_json: Json = False,
+) -> None:
+    """Count rows, and tell their size, age and nulls from a sample; ~ marks what is estimated.
+
+    Example: penstock features stats customer_activity --rows 10000
+    """
+    from penstock.commands._console import console, print_json
+    from penstock.commands._views import print_stats
+    from penstock.features.stats import survey
+
+    with existing(features) as store, progress_bar("looking at keys", "keys") as progress:
+        views = store.views() if view is None else [store.view(view)]
+        found = survey(store, views, max_keys=keys, max_rows=rows, progress=progress)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    elif not found:
+        console.print("No views yet. Declare one: penstock features apply FILE", highlight=False)
+    else:
+        print_stats(found, by_column=view is not None)
+
+
+@app.command()
+def check(
+    sample: Annotated[
+        Path, typer.Option(metavar="DIR", help="Sample of served vectors, as the server's setting sample_served says.")
+    ] = Path("penstock-served"),
+    offline: Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")] = Path("penstock-offline"),
+    model: Annotated[str, typer.Option(metavar="MODEL", help="Rows of this model only.")] = "",
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of a feature's values that may not agree.")
+    ] = 0.001,
+    tolerance: Annotated[
+        float, typer.Option(min=0, max=1, help="By which part of the larger a value may be off; 0: equal as float32.")
+    ] = 0.0,
+    settle: Annotated[
+        float, typer.Option(min=0, max=86400, metavar="SECONDS", help="Leave out look-ups so close to a change.")
+    ] = 2.0,
+    worst: Annotated[int, typer.Option(min=0, max=1000, help="Examples to show of each feature.")] = 3,
+    as_json: Json = False,
+) -> None:
+    """Hold served features against their history; exits with 1 where they disagree by more than the threshold.
+
+    Example: penstock features check --sample penstock-served --offline penstock-offline
+    """
+    from penstock.commands._check import as_dict, print_report
+    from penstock.commands._console import print_json
+    from penstock.features.offline import OfflineStore
+    from penstock.features.offline.check import check as compare
+
+    report = compare(sample, OfflineStore(offline), model=model, tolerance=tolerance, settle_s=settle, worst=worst)
+    if as_json:
+        print_json(as_dict(report, threshold))
+    else:
+        print_report(report, threshold)
+    if report.share > threshold:
+        raise typer.Exit(1)

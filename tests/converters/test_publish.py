@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from penstock.converters import BadSample, ConvertError, GateFailed, convert
 from penstock.converters import gate as gate_module
-from penstock.features import FeatureView
+from penstock.features import Column, FeatureView
 from penstock.features.transforms import Select, TransformError, Transforms
 from penstock.monitoring import Reference
 from penstock.registry import Registry, Score
@@ -225,12 +225,31 @@ def test_views_become_feature_sets_and_the_rest_is_named_for_the_caller(logistic
     assert again.signature.entity == "id"
 
 
+def typed(name: str, **fields) -> FeatureView:
+    """A view with a column that is no plain number, and one that the model reads."""
+    columns = [Column(name=name, **fields), Column(name="mean radius", dtype="float32")]
+    return FeatureView(name="a", entity="patient_id", columns=columns)
+
+
+def test_an_entity_of_several_keys_is_one_input(logistic, tmp_path):
+    pair = view("a", logistic.rows.columns[:2]).model_copy(update={"entity": ("ward", "patient")})
+    manifest = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=[pair]).manifest
+    assert manifest.signature.entity == "ward|patient"
+    assert FeatureView.parse(manifest.feature_sets[0].schema_) == pair
+
+
 @pytest.mark.parametrize(
     ("views", "entity", "said"),
     [
         ([view("a", ["mean area"]), view("b", ["mean area"])], "", "is in views a and b"),
         ([view("a", ["mean area"]), view("b", ["mean radius"], "ward")], "", "several entities"),
         ([view("a", ["other"])], "", "no column of the model is in view a"),
+        (
+            [typed("mean area", dtype="string", max_bytes=9)],
+            "",
+            "is a string: a model that reads numbers cannot take it",
+        ),
+        ([typed("mean area", dtype="vector", size=3)], "", "is a vector: it reads as mean area_0 to mean area_2"),
         ([view("a", ["mean area"])], "mean area", "name of a feature column"),
         ([], "patient_id", "no feature view"),
     ],

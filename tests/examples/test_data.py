@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from penstock.examples.fraud.data import SENT, make_transactions, make_world
+from penstock.examples.fraud.data import CUT_OFF_AGO, SENT, make_transactions, make_world
 from penstock.examples.fraud.decisions import REVIEW_COST, outcome, real_probability
+from penstock.examples.fraud.training import as_of
+from penstock.features.offline import OfflineStore
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,7 @@ def world():
 def test_the_same_seed_makes_the_same_data(world):
     again = make_world(2000, np.random.default_rng(7))
     pd.testing.assert_frame_equal(world.features, again.features)
+    assert len(world.features) < len(world.history) < 4 * len(world.features)
 
 
 def test_about_two_transactions_in_a_thousand_are_fraud(world):
@@ -35,6 +38,28 @@ def test_gaps_get_the_views_defaults_offline(world):
     assert rows.iloc[0].tolist() == [10.0, 3.0, *defaults]
     assert rows["avg_transaction_amount"].iloc[1] == 35
     assert rows["days_since_registration"].iloc[1] == world.features.loc[idle, "days_since_registration"]
+
+
+def test_training_rows_hold_what_was_known_at_each_transaction_s_time(world, tmp_path):
+    """Row by row, by hand; a customer who was not registered when features were computed gets the defaults."""
+    OfflineStore(tmp_path).write(world.view, world.history, time="computed_at", created="known_at")
+    asked = make_transactions(world, 300, np.random.default_rng(3))
+    asked.loc[:20, "at"] = world.cut_off + CUT_OFF_AGO
+    rows = as_of(world, asked, tmp_path)
+    oldest = world.cut_off - pd.Timedelta(days=21)
+    assert asked["at"].between(oldest, world.cut_off + CUT_OFF_AGO).all()
+    seen = set()
+    for (_, ask), row in zip(asked.iterrows(), rows.itertuples(index=False), strict=True):
+        ours = world.history[world.history["customer_id"] == ask["customer_id"]]
+        known = ours[ours["known_at"] <= ask["at"]]
+        expected = [ask["amount"], ask["hour"], *(column.default for column in world.view.columns)]
+        if len(known):
+            last = known.sort_values("computed_at").iloc[-1]
+            seen.add(last["computed_at"])
+            values = [last[column.name] for column in world.view.columns]
+            expected[2:] = [d if pd.isna(v) else v for v, d in zip(values, expected[2:], strict=True)]
+        np.testing.assert_array_equal(np.array(row, np.float32), np.array(expected, np.float32))
+    assert len(seen) == 4
 
 
 def test_real_probabilities_undo_balanced_weights():

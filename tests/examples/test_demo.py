@@ -65,6 +65,14 @@ def test_every_answer_equals_scikit_learn(demo):
     assert parity["holds"]
 
 
+def test_every_value_served_is_what_the_history_says(demo):
+    report = demo[2]["consistency"]
+    assert report["rows"] == 2 + 500 + 1000 + 500
+    assert report["unsettled"] == 0
+    assert [f["compared"] for f in report["features"]] == [report["rows"]] * 6
+    assert all(f["missing"] == f["extra"] == f["mismatched"] == f["smape"] == 0 for f in report["features"])
+
+
 def test_the_drift_table_names_the_column_that_was_shifted(demo):
     drift = demo[2]["drift"]
     psi = {name: {f["name"]: f["psi"] for f in drift[name]["features"]} for name in drift}

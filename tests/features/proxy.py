@@ -6,12 +6,16 @@ drip         replies come back one byte each 10 ms
 cut          after so many bytes of a reply the connection is closed
 stray        the reply is preceded by another one, as if somebody else's had been left on the connection
 refused      nobody listens
+weather      each piece of a reply meets, by a seeded chance of its connection: mostly nothing, a delay,
+             dripping, an end in the middle, a reset, or oblivion
 """
 
 from __future__ import annotations
 
 import contextlib
+import random
 import socket
+import struct
 import threading
 
 
@@ -26,6 +30,8 @@ class Proxy:
         self.mode = "open"
         self.cut_after = 10
         self.stray = b""
+        self.seed = 0
+        self.weather = dict.fromkeys(("fair", "delay", "drip", "cut", "reset", "oblivion"), 0)
         self.accepted = 0
         self._listener = self._listen(0)
         self.port = self._listener.getsockname()[1]
@@ -63,13 +69,40 @@ class Proxy:
         self._close(client, server)
 
     def _replies(self, client: socket.socket, server: socket.socket) -> None:
+        chance = random.Random(f"{self.seed}:{self.accepted}")
         with contextlib.suppress(OSError):
             while data := server.recv(1 << 16):
-                if self.mode == "cut":
+                if self.mode == "weather":
+                    if not self._endure(client, data, chance):
+                        break
+                elif self.mode == "cut":
                     client.sendall(data[: self.cut_after])
                     break
-                self._pass(client, data)
+                else:
+                    self._pass(client, data)
         self._close(client, server)
+
+    def _endure(self, client: socket.socket, data: bytes, chance: random.Random) -> bool:
+        """Pass a piece on as the weather is; False where the connection ends by it."""
+        (now,) = chance.choices(list(self.weather), (94, 2, 1, 1, 1, 1))
+        self.weather[now] += 1
+        if now == "delay":
+            self._ended.wait(chance.uniform(0, 0.05))
+        elif now == "drip":
+            for _ in range(10):
+                client.sendall(data[:1])
+                data = data[1:]
+                self._ended.wait(0.001)
+        elif now == "cut":
+            client.sendall(data[: chance.randrange(len(data))])
+        elif now == "reset":
+            client.sendall(data[: chance.randrange(len(data))])
+            client.shutdown(socket.SHUT_RD)  # wakes the other thread
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        if now in {"fair", "delay", "drip"}:
+            client.sendall(data)
+        return now not in {"cut", "reset"}
 
     def _pass(self, client: socket.socket, data: bytes) -> None:
         if self.mode == "drip":

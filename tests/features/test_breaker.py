@@ -10,7 +10,7 @@ def fail(breaker, now, times=CONSECUTIVE):
 
 
 def test_it_opens_after_five_failures_in_a_row_and_not_after_four():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     fail(breaker, 10.0, CONSECUTIVE - 1)
     assert not breaker.is_open
     fail(breaker, 10.0, 1)
@@ -19,14 +19,14 @@ def test_it_opens_after_five_failures_in_a_row_and_not_after_four():
 
 
 def test_a_success_between_failures_starts_the_count_anew():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     for now in range(100):  # one call a second, so that the rate says nothing
         breaker.record(breaker.admit(now), now, ok=now % CONSECUTIVE == 0)
     assert not breaker.is_open
 
 
 def test_it_opens_when_half_of_twenty_calls_in_a_second_fail():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     for i in range(WINDOW_CALLS - 1):
         breaker.record(breaker.admit(5.0), 5.0 + i / 100, ok=i % 2 == 0)
     assert not breaker.is_open
@@ -35,7 +35,7 @@ def test_it_opens_when_half_of_twenty_calls_in_a_second_fail():
 
 
 def test_the_rate_forgets_calls_of_an_earlier_second():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     for now in range(50):
         breaker.record(breaker.admit(now), now, ok=True)
         breaker.record(breaker.admit(now), now, ok=False)
@@ -43,7 +43,7 @@ def test_the_rate_forgets_calls_of_an_earlier_second():
 
 
 def test_while_open_one_probe_each_half_second_is_let_through():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     fail(breaker, 0.0)
     assert breaker.admit(PROBE_S - 0.01) is None
     assert breaker.admit(PROBE_S) is not None
@@ -52,7 +52,7 @@ def test_while_open_one_probe_each_half_second_is_let_through():
 
 
 def test_a_probe_that_succeeds_closes_it_and_one_that_fails_does_not():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     fail(breaker, 0.0)
     breaker.record(breaker.admit(1.0), 1.0, ok=False)
     assert breaker.is_open
@@ -62,7 +62,7 @@ def test_a_probe_that_succeeds_closes_it_and_one_that_fails_does_not():
 
 
 def test_a_success_sent_before_it_opened_does_not_close_it():
-    breaker = Breaker()
+    breaker = Breaker(lambda: 0.5)
     straggler = breaker.admit(0.0)
     fail(breaker, 0.0)
     breaker.record(straggler, 0.1, ok=True)
@@ -71,7 +71,7 @@ def test_a_success_sent_before_it_opened_does_not_close_it():
 
 @given(st.lists(st.tuples(st.floats(0, 0.3), st.booleans()), max_size=200))
 def test_while_open_it_never_admits_more_than_one_call_each_half_second(calls):
-    breaker, now, admitted = Breaker(), 0.0, []
+    breaker, now, admitted = Breaker(lambda: 0.5), 0.0, []
     for step, ok in calls:
         now += step
         was_open = breaker.is_open

@@ -1,11 +1,15 @@
+import threading
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyarrow import csv, parquet
+from pyarrow import csv, feather, parquet
 
-from penstock.features import Column, FeatureView, InvalidData, Lookup
-from penstock.features.ingest import ingest
+from penstock.features import Column, FeatureView, InvalidData, Lookup, RowsLost, StoreUnavailable
+from penstock.features.ingest import WAITING, ingest
 from penstock.features.memory import MemoryStore
+from penstock.features.tables import read_batches
 
 VIEW = FeatureView(
     name="activity",
@@ -35,13 +39,16 @@ def store():
     return MemoryStore()
 
 
-@pytest.fixture(params=["parquet", "csv"])
+WRITERS = {"parquet": parquet.write_table, "csv": csv.write_csv, "feather": feather.write_feather}
+
+
+@pytest.fixture(params=WRITERS)
 def write(request, tmp_path):
-    """Writes a table as a file of either kind."""
+    """Writes a table as a file of each kind."""
 
     def write(table):
         path = tmp_path / f"table.{request.param}"
-        parquet.write_table(table, path) if request.param == "parquet" else csv.write_csv(table, path)
+        WRITERS[request.param](table, path)
         return path
 
     return write
@@ -153,3 +160,185 @@ def test_a_file_that_is_missing_damaged_or_of_another_kind_is_named(store, tmp_p
 
 def test_a_file_with_no_rows_writes_none(store, write):
     assert ingest(store, VIEW, write(TABLE.slice(0, 0))).rows == 0
+
+
+# Older events -----------------------------------------------------------------------------------------------------
+
+
+def aged(days):
+    """`TABLE` with other amounts, and every event so many days later."""
+    times = [ms + days * 86_400_000 for ms in (0, 1_000, 1_500_000_000_123)]
+    table = replaced("amount", [float(days)] * 3)
+    return table.set_column(table.column_names.index("at"), "at", pa.array(times, pa.timestamp("ms", "UTC")))
+
+
+def test_an_older_table_changes_nothing_and_one_ingested_again_only_itself(store, write):
+    assert ingest(store, VIEW, write(aged(2)), time_column="at").older == 0
+    report = ingest(store, VIEW, write(aged(1)), time_column="at")
+    assert (report.rows, report.older) == (3, 3)
+    assert fetch(store, b"17").values[0, 1] == 2
+    assert ingest(store, VIEW, write(aged(2)), time_column="at").older == 0
+    assert ingest(store, VIEW, write(aged(1)), time_column="at", overwrite=True).older == 0
+    assert fetch(store, b"17").values[0, 1] == 1
+
+
+def test_an_event_of_a_later_day_is_refused_since_it_would_win_for_years(store, write):
+    late = [int(time.time() * 1e3), int(time.time() * 1e6), 0]
+    with pytest.raises(InvalidData, match=r"column 'at', row 2: .* is more than a day ahead; event times are ms"):
+        ingest(store, VIEW, write(replaced("at", late)), time_column="at")
+
+
+@pytest.mark.parametrize("to", [lambda table: table, lambda table: table.to_reader(1), lambda table: table.to_pandas()])
+def test_arrow_data_of_this_process_is_ingested_without_a_file(store, to):
+    report = ingest(store, VIEW, to(TABLE), batch_rows=2, time_column="at")
+    assert report.rows == 3
+    np.testing.assert_array_equal(fetch(store, b"17", b"18", b"19").values, MATRIX)
+    with pytest.raises(InvalidData, match="a dict is neither the path of a table nor Arrow data"):
+        ingest(store, VIEW, {})
+    with pytest.raises(InvalidData, match="the table: no column 'new'"):
+        ingest(store, VIEW, to(TABLE.drop_columns(["new"])))
+
+
+# Stopping and going on --------------------------------------------------------------------------------------------
+
+LONG = pa.table(
+    {"customer": range(100), "count": range(100), "amount": [0.5] * 100, "new": [True] * 100, "at": range(100)}
+)
+
+
+class Flaky(MemoryStore):
+    """Fails as told before each write of rows."""
+
+    def __init__(self, *failures):
+        super().__init__()
+        self.failures = list(failures)
+        self.batches = []
+
+    def prepare(self, view, entities, columns, event_times=None, *, overwrite=False):
+        write = super().prepare(view, entities, columns, event_times, overwrite=overwrite)
+
+        def fail_or_write():
+            if self.failures and (failure := self.failures.pop(0)) is not None:
+                raise failure
+            self.batches.append(int(entities[0]))
+            return write()
+
+        return fail_or_write
+
+
+AWAY = StoreUnavailable("away")
+
+
+def test_a_stopped_ingestion_goes_on_after_what_was_acknowledged(write):
+    store, path = Flaky(None, None, KeyError("killed")), write(LONG)
+    with pytest.raises(KeyError):
+        ingest(store, VIEW, path, batch_rows=10)
+    assert store.batches == [0, 10]  # and none after the one that failed
+    report = ingest(store, VIEW, path, batch_rows=7, resume=True)
+    assert store.batches[2] == 20
+    assert (report.resumed, report.rows) == (20, 80)
+    assert fetch(store, *(b"%d" % i for i in range(100))).values[:, 0].tolist() == list(range(100))
+    assert ingest(store, VIEW, path, resume=True).resumed == 0  # it was done
+
+
+def test_without_being_asked_to_it_begins_anew(write):
+    store, path = Flaky(None, KeyError("killed")), write(LONG)
+    with pytest.raises(KeyError):
+        ingest(store, VIEW, path, batch_rows=10)
+    assert ingest(store, VIEW, path).resumed == 0
+
+
+@pytest.mark.parametrize("change", ["rows", "time column", "view"])
+def test_what_is_not_the_same_job_is_not_resumed(write, change):
+    store, path = Flaky(None, KeyError("killed")), write(LONG)
+    with pytest.raises(KeyError):
+        ingest(store, VIEW, path, batch_rows=10)
+    view = VIEW.model_copy(update={"name": "other"}) if change == "view" else VIEW
+    path = write(LONG.slice(1)) if change == "rows" else path
+    assert ingest(store, view, path, resume=True, time_column="at" if change == "time column" else None).resumed == 0
+
+
+def test_a_mark_that_makes_no_sense_is_none(write, monkeypatch):
+    store = MemoryStore()
+    monkeypatch.setattr(store, "marked", lambda job: b"many rows")
+    assert ingest(store, VIEW, write(LONG), resume=True).resumed == 0
+
+
+def test_a_store_that_is_away_for_a_moment_is_waited_for(write):
+    store = Flaky(AWAY, AWAY, None, AWAY)
+    assert ingest(store, VIEW, write(LONG), batch_rows=30).rows == 100
+    assert store.batches == [0, 30, 60, 90]
+
+
+def test_one_that_stays_away_is_not(write):
+    seen = []
+    with pytest.raises(StoreUnavailable, match="away"):
+        ingest(Flaky(*[None] * 3, *[AWAY] * 99), VIEW, write(LONG), 30, lambda *at: seen.append(at), patience_s=0.1)
+    assert [rows for rows, _ in seen] == [30, 60, 90]
+
+
+def test_a_store_that_forgot_what_it_acknowledged_is_found_out(write):
+    class Forgetful(Flaky):
+        def mark(self, job, new):
+            if len(self.batches) == 2:
+                self._marks.clear()  # it came back without them
+            return super().mark(job, new)
+
+    with pytest.raises(RowsLost, match="run it again with --resume"):
+        ingest(Forgetful(), VIEW, write(LONG), batch_rows=10)
+
+
+def test_two_ingestions_of_one_file_at_once_find_each_other_out(write):
+    path = write(LONG)
+
+    class Joined(Flaky):
+        def mark(self, job, new):
+            if len(self.batches) == 3:
+                self.batches.append("another")
+                ingest(self, VIEW, path)
+            return super().mark(job, new)
+
+    with pytest.raises(RowsLost, match="ingested twice at once"):
+        ingest(Joined(), VIEW, path, batch_rows=10)
+
+
+def test_reading_does_not_run_ahead_of_writing_by_more_than_some_batches(write):
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(Flaky):
+        prepared = 0
+
+        def prepare(self, view, entities, *rest, **options):
+            self.prepared += 1
+            write = super().prepare(view, entities, *rest, **options)
+
+            def slow():
+                begun.set()
+                assert go.wait(10)
+                return write()
+
+            return slow
+
+    store = Slow()
+    thread = threading.Thread(target=ingest, args=(store, VIEW, write(LONG), 1))
+    thread.start()
+    assert begun.wait(10)
+    thread.join(0.2)
+    assert store.prepared <= WAITING + 2
+    go.set()
+    thread.join(10)
+    assert len(store.batches) == 100
+
+
+@pytest.mark.parametrize("skip", [0, 1, 30, 31, 99, 100])
+@pytest.mark.parametrize("kind", [*WRITERS, "memory"])
+def test_any_number_of_rows_is_skipped_in_every_kind_of_table(tmp_path, kind, skip):
+    source = LONG
+    if kind != "memory":
+        source = tmp_path / f"t.{kind}"
+        options = {"parquet": {"row_group_size": 30}, "feather": {"chunksize": 30}}.get(kind, {})
+        WRITERS[kind](LONG, source, **options)
+    batches = list(read_batches(source, ["at", "customer"], 8, skip))
+    assert [int(v) for batch, _ in batches for v in batch.column("customer").to_pylist()] == list(range(skip, 100))
+    assert all(batch.num_rows <= 8 for batch, _ in batches)
+    assert not batches or batches[-1][1] == 1

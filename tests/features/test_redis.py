@@ -18,6 +18,7 @@ from penstock.features import (
     StoreUnavailable,
     open_store,
 )
+from penstock.features.nodes import Name
 from penstock.features.redis import RedisStore
 
 OK, ABSENT, CORRUPT, OTHER_SCHEMA = range(4)
@@ -324,8 +325,8 @@ def test_a_url_with_a_mistake_is_a_misconfiguration_that_shows_no_password(url):
     assert "hunter2" not in str(caught.value)
 
 
-def test_a_server_that_is_still_loading_is_unavailable_and_not_misconfigured(local):
+def test_a_server_that_is_still_loading_is_unavailable_and_not_misconfigured():
     for text in ("LOADING Redis is loading", "OOM command not allowed", "MASTERDOWN link is down"):
-        assert isinstance(local._refusal(text), StoreUnavailable)
+        assert isinstance(Name("the feature store", "x").refusal(text), StoreUnavailable)
     for text in ("NOPERM no permissions", "MOVED 1 host:1", "ERR unknown command"):
-        assert isinstance(local._refusal(text), StoreMisconfigured)
+        assert isinstance(Name("the feature store", "x").refusal(text), StoreMisconfigured)

@@ -33,14 +33,14 @@ def test_a_yaml_file_gives_its_views_in_order(tmp_path):
 
 
 def test_the_example_in_the_module_s_documentation_is_valid(tmp_path):
-    lines = schema_module.__doc__.split("In YAML:\n")[1].split("A file holds")[0]
+    lines = schema_module.__doc__.split("In YAML:\n")[1].split("`schema_id`")[0]
     (tmp_path / "f.yaml").write_text(lines)
     assert read_views(tmp_path / "f.yaml")[0].name == "customer_activity"
 
 
 def test_a_view_survives_json():
     assert FeatureView.parse(view().model_dump_json()) == view()
-    assert json.loads(view().model_dump_json())["format"] == 1
+    assert json.loads(view().model_dump_json())["format"] == 2
 
 
 @pytest.mark.parametrize(
@@ -76,8 +76,94 @@ def test_a_huge_definition_is_refused_unread():
         FeatureView.parse(b" " * (schema_module.MAX_DEFINITION + 1))
 
 
-def test_the_schema_id_is_the_crc_of_name_and_columns():
-    assert view().schema_id == zlib.crc32(b'["v",[["a","float32"],["b","bool"]]]')
+def test_the_schema_id_is_the_crc_of_name_keys_and_columns():
+    assert view().schema_id == zlib.crc32(b'["v",["e"],[["a","float32"],["b","bool"]]]')
+    assert view(entity=["e", "f"]).schema_id == zlib.crc32(b'["v",["e","f"],[["a","float32"],["b","bool"]]]')
+
+
+def test_views_of_format_1_keep_the_ids_of_their_rows():
+    assert view(format=1).schema_id == zlib.crc32(b'["v",[["a","float32"],["b","bool"]]]')
+    with pytest.raises(InvalidView, match="format 2"):
+        FeatureView.parse({"format": 1, "name": "v", "entity": ["a", "b"], "columns": [{"name": "x", "dtype": "bool"}]})
+
+
+TYPED = [
+    Column(name="n", dtype="int64", default=3),
+    Column(name="word", dtype="category", vocabulary=["a", "b"], default="b"),
+    Column(name="taste", dtype="vector", size=3, default=[1, 2, 3]),
+    Column(name="city", dtype="string", max_bytes=20, default="Bern"),
+    Column(name="flat", dtype="vector", size=2, default=0.5),
+]
+
+
+def test_a_matrix_has_a_column_for_each_number_of_a_row():
+    typed = view(columns=TYPED)
+    assert typed.feature_names == ("n", "word", "taste_0", "taste_1", "taste_2", "flat_0", "flat_1")
+    assert typed.width == typed.row_layout.width == 7
+    np.testing.assert_array_equal(typed.defaults, np.array([3, 1, 1, 2, 3, 0.5, 0.5], np.float32))
+    assert typed.max_row_size == typed.row_layout.row_size + 20
+    assert FeatureView.parse(typed.model_dump_json()) == typed
+
+
+def test_the_schema_id_covers_words_and_sizes_and_no_lengths_of_text():
+    def changed(index, **fields):
+        columns = [c.model_copy(update=fields) if i == index else c for i, c in enumerate(TYPED)]
+        return view(columns=columns).schema_id == view(columns=TYPED).schema_id
+
+    assert changed(3, max_bytes=30, default="", description="where")
+    assert not changed(1, vocabulary=("b", "a"))
+    assert not changed(2, size=4, default=None)
+
+
+@pytest.mark.parametrize(
+    ("column", "complaint"),
+    [
+        ({"dtype": "category"}, "a category column needs vocabulary"),
+        ({"dtype": "category", "vocabulary": ["a", "b", "a"]}, "'a' is in its vocabulary twice"),
+        ({"dtype": "category", "vocabulary": ["a"], "default": "b"}, "its default is a word of its vocabulary"),
+        ({"dtype": "category", "vocabulary": [1]}, "vocabulary.0"),
+        ({"dtype": "int64", "size": 3}, "size is for vector columns"),
+        ({"dtype": "int64", "default": "three"}, "its default is a number"),
+        ({"dtype": "vector", "size": 2, "default": [1]}, "its default is a number, or 2 of them"),
+        ({"dtype": "string", "max_bytes": 2, "default": "abc"}, "a text of at most 2 bytes"),
+        ({"dtype": "vector", "size": 4097}, "size"),
+    ],
+)
+def test_a_column_that_is_half_declared_is_refused(column, complaint):
+    with pytest.raises(InvalidView) as caught:
+        FeatureView.parse({"name": "v", "entity": "e", "columns": [{"name": "x"} | column]})
+    assert complaint in str(caught.value)
+    assert "more)" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"entity": []}, "1 to 8 keys"),
+        ({"entity": ["a", "a"]}, "names of their own"),
+        ({"entity": ["a|b", "c"]}, "no '|'"),
+        ({"entity": " a"}, "spaces"),
+        ({"entity": "x"}, "'x' is a key of the entity and a column"),
+        ({"on_stale": "nan"}, "needs max_age_s"),
+        ({"layout": "hash", "max_age_s": 60}, "no event times"),
+        ({"on_missing": "compute"}, "belong together"),
+        ({"compute": "function"}, "belong together"),
+        ({"layout": "hash", "columns": [TYPED[3]]}, "no string columns"),
+        ({"columns": [{"name": "taste", "dtype": "vector", "size": 2}, {"name": "taste_1", "dtype": "bool"}]}, "twice"),
+        ({"columns": [{"name": str(i), "dtype": "vector", "size": 4000} for i in range(2)]}, "8000 numbers"),
+        ({"columns": [{"name": str(i), "dtype": "string", "max_bytes": 16000} for i in range(4)]}, "64033 bytes"),
+    ],
+)
+def test_what_excludes_each_other_is_refused(fields, complaint):
+    base = {"name": "v", "entity": "e", "columns": [{"name": "x", "dtype": "bool"}]}
+    with pytest.raises(InvalidView) as caught:
+        FeatureView.parse(base | fields)
+    assert complaint in str(caught.value)
+
+
+def test_an_entity_of_one_key_in_a_list_is_one_of_one_key():
+    assert view(entity=["e"]) == view()
+    assert view(entity=["e", "f"]).entity_name == "e|f"
 
 
 def test_the_schema_id_changes_with_columns_and_not_with_policies():

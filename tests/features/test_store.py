@@ -36,13 +36,46 @@ def test_event_times_are_kept_in_rows_and_default_to_now(store, view, table):
     before = time.time_ns() // 1_000_000
     store.put(view, ENTITIES, table)
     now = fetch(store, view, ENTITIES).event_times
-    store.put(view, ENTITIES, table, np.array([1, 2, 2**60]))
+    store.put(view, ENTITIES, table, np.array([1, 2, 2**60]), overwrite=True)
     given = fetch(store, view, ENTITIES).event_times
     if view.layout == "hash":  # it has no place for them
         assert now.tolist() == given.tolist() == [0, 0, 0]
     else:
         assert (now >= before).all()
         assert given.tolist() == [1, 2, 2**60]
+
+
+def test_an_older_event_never_replaces_a_newer_one_and_of_equal_times_the_last_written_stays(
+    store, view, table, matrix
+):
+    turned = {name: array[::-1] for name, array in table.items()}
+    assert store.put(view, ENTITIES, table, np.array([10, 20, 30])) == 3
+    assert store.put(view, ENTITIES, turned, np.array([9, 20, 31])) == 2
+    kept = fetch(store, view, ENTITIES)
+    np.testing.assert_array_equal(kept.values, [matrix[0], matrix[1], matrix[0]])
+    assert kept.event_times.tolist() == ([10, 20, 31] if view.layout == "row" else [0, 0, 0])
+    assert store.put(view, ENTITIES, table, np.array([-5, -6, -7]), overwrite=True) == 3
+    np.testing.assert_array_equal(fetch(store, view, ENTITIES).values, matrix)
+    assert store.put(view, ENTITIES, turned, np.array([-6, -5, -7])) == 2
+
+
+def test_of_an_entity_that_is_there_twice_the_newest_event_stays(store, view, table, matrix):
+    for times, newest in (([5, 7, 6], 1), ([8, 8, 8], 2)):
+        store.put(view, [b"one"] * 3, table, np.array(times))
+        np.testing.assert_array_equal(fetch(store, view, [b"one"]).values, matrix[newest : newest + 1])
+
+
+def test_what_was_prepared_is_written_when_called_and_as_often(store, view, table, matrix):
+    write = store.prepare(view, ENTITIES, table, np.array([1, 2, 3]))
+    assert fetch(store, view, ENTITIES).status.tolist() == [ABSENT] * 3
+    assert [write(), write()] == [3, 3]
+    np.testing.assert_array_equal(fetch(store, view, ENTITIES).values, matrix)
+
+
+def test_a_job_s_mark_is_given_back_when_it_is_replaced(store):
+    assert store.marked("job") is None
+    assert [store.mark("job", mark) for mark in (b"1", b"2", None)] == [None, b"1", None]
+    assert store.marked("job") is None
 
 
 def test_an_unknown_entity_is_absent_and_its_values_are_nan(store, view, table):
@@ -120,7 +153,9 @@ def test_policies_may_change_and_columns_only_by_replacing(store, view):
     with pytest.raises(SchemaChanged, match="activity"):
         store.apply(other)
     store.apply(other, replace=True)
-    assert store.view("activity") == other
+    kept = store.view("activity")
+    assert kept.columns == other.columns
+    assert [former.schema_id for former in kept.former] == ([view.schema_id] if view.layout == "row" else [])
 
 
 def test_a_store_can_be_pinged_and_closed_twice(store):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from penstock.kernels import rows as kernel
 from penstock.kernels.reference import rows as reference
 
-DTYPES = ("float32", "float64", "int64", "int32", "bool")
+NUMBERS_ONLY = ("float32", "float64", "int64", "int32", "bool")
+DTYPES = (*NUMBERS_ONLY, "string", "category[3]", "category[300]?", "vector[1]", "vector[3]")
 TWINS = pytest.mark.parametrize("rows", [kernel, reference], ids=["kernel", "reference"])
 quickly = settings(max_examples=60, deadline=None)
 
@@ -21,9 +22,10 @@ quickly = settings(max_examples=60, deadline=None)
 def fetch(rows, layout, keys, packed):
     """What `unpack` writes over buffers full of rubbish."""
     n = len(packed)
-    out = np.full((n, layout.n_columns), -7, np.float32)
+    out = np.full((n, layout.width), -7, np.float32)
     times, status = np.full(n, -7, np.int64), np.full(n, 77, np.uint8)
-    layout.unpack(keys, packed, out, times, status)
+    others = layout.unpack(keys, packed, out, times, status)
+    assert others == (status == kernel.ROW_SCHEMA).sum()
     return out, times, status
 
 
@@ -31,10 +33,43 @@ def values_of(dtype: str) -> st.SearchStrategy:
     """Any value of a dtype, NaN, infinities and extremes included."""
     if dtype == "bool":
         return st.booleans()
+    if dtype == "string":
+        return st.binary(max_size=9)
+    if dtype.startswith("category"):
+        return st.integers(-1, words_of(dtype) - 1) | values_of("int32")
+    if dtype.startswith("vector"):
+        return st.tuples(*[st.floats(width=32)] * int(dtype[7:-1]))
     if dtype.startswith("float"):
         return st.floats(width=int(dtype[5:]))
     bits = int(dtype[3:])
     return st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def column_of(dtype, values):
+    """Values as `pack` takes them."""
+    if dtype == "string":
+        return values
+    if dtype.startswith("vector"):
+        return np.array(values, np.float32).reshape(len(values), int(dtype[7:-1]))
+    return np.array(values, "int32" if dtype.startswith("category") else dtype)
+
+
+def numbers_of(dtype, column):
+    """What a column gives to a matrix, float32 [n, width]."""
+    if dtype == "string":
+        return np.empty((len(column), 0), np.float32)
+    if dtype.startswith("category"):
+        column = np.where((column >= 0) & (column < words_of(dtype)), column, np.nan if dtype.endswith("?") else -1)
+    with np.errstate(over="ignore"):
+        return column.astype(np.float32).reshape(len(column), -1 if len(column) else width_of(dtype))
+
+
+def words_of(dtype):
+    return int(dtype.rstrip("?")[9:-1])
+
+
+def width_of(dtype):
+    return int(dtype[7:-1]) if dtype.startswith("vector") else int(dtype != "string")
 
 
 @st.composite
@@ -42,7 +77,7 @@ def tables(draw):
     """A schema with columns, masks, keys and times that fit it."""
     dtypes = draw(st.lists(st.sampled_from(DTYPES), min_size=1, max_size=20))
     n = draw(st.integers(0, 4))
-    columns = [np.array(draw(st.lists(values_of(d), min_size=n, max_size=n)), d) for d in dtypes]
+    columns = [column_of(d, draw(st.lists(values_of(d), min_size=n, max_size=n))) for d in dtypes]
     mask = st.none() | st.lists(st.integers(0, 2), min_size=n, max_size=n).map(lambda m: np.array(m, np.uint8))
     nulls = [draw(mask) for _ in dtypes]
     keys = draw(st.lists(st.binary(max_size=40), min_size=n, max_size=n))
@@ -72,11 +107,10 @@ def test_what_is_packed_comes_back_as_float32(rows, table):
     out, got_times, status = fetch(rows, layout, keys, layout.pack(keys, columns, times, nulls))
     np.testing.assert_array_equal(got_times, times)
     assert (status == rows.ROW_OK).all()
-    for j, (column, mask) in enumerate(zip(columns, nulls, strict=True)):
-        with np.errstate(over="ignore"):
-            expected = column.astype(np.float32)
-        expected[np.zeros(len(column), bool) if mask is None else mask != 0] = np.nan
-        np.testing.assert_array_equal(out[:, j], expected)
+    parts = [numbers_of(dtype, column) for dtype, column in zip(dtypes, columns, strict=True)]
+    for part, mask in zip(parts, nulls, strict=True):
+        part[np.zeros(len(part), bool) if mask is None else mask != 0] = np.nan
+    np.testing.assert_array_equal(out, np.concatenate(parts, axis=1))
 
 
 @TWINS
@@ -91,6 +125,45 @@ def test_the_bytes_of_a_row_are_those_of_the_documented_layout(rows):
     crc = zlib.crc32(b"fs:{c1}:cards" + header.pack(*fields, 0, 0) + body)
     assert row == header.pack(*fields, crc, 0) + body
     assert layout.row_size == len(row) == 24 + 1 + 25
+
+
+@TWINS
+def test_the_bytes_of_categories_vectors_and_strings(rows):
+    layout = rows.RowLayout(1, ["string", "category[2]", "vector[2]", "string"])
+    columns = [[b"ab"], np.array([1], np.int32), np.array([[0.5, np.nan]], np.float32), [b"xyz"]]
+    [row] = layout.pack([b"k"], columns, np.array([5]), [None] * 4)
+    assert row[24:] == bytes([0]) + struct.pack("<HiffH", 2, 1, 0.5, np.nan, 3) + b"abxyz"
+    assert layout.row_size == len(row) - 5
+    assert layout.width == 3
+    nulls = [np.ones(1, bool)] * 4
+    [row] = layout.pack([b"k"], columns, np.array([5]), nulls)
+    assert row[24:] == bytes([0b1111]) + bytes(16)
+
+
+@TWINS
+def test_a_category_outside_its_vocabulary_is_unknown(rows):
+    layout = rows.RowLayout(1, ["category[3]", "float32", "category[2]?", "category[2]"])
+    indices = np.array([-(2**31), -1, 0, 2, 3, 2**31 - 1], np.int32)
+    columns = [indices, np.zeros(6, np.float32), indices, indices]
+    packed = layout.pack([b"k"] * 6, columns, np.zeros(6, np.int64), [None] * 4)
+    out, _, status = fetch(rows, layout, [b"k"] * 6, packed)
+    assert (status == rows.ROW_OK).all()
+    assert out[:, 0].tolist() == [-1, -1, 0, 2, -1, -1]
+    np.testing.assert_array_equal(out[:, 2], [np.nan, np.nan, 0, np.nan, np.nan, np.nan])
+    assert out[:, 3].tolist() == [-1, -1, 0, -1, -1, -1]
+
+
+@TWINS
+def test_sealed_lengths_of_strings_that_do_not_add_up_are_refused(rows):
+    layout = rows.RowLayout(1, ["string", "float32", "string"])
+    [row] = layout.pack([b"k"], [[b"abc"], np.ones(1, np.float32), [b"de"]], np.array([1]), [None] * 3)
+    at = 25
+    lies = [row[:at] + struct.pack("<H", length) + row[at + 2 :] for length in (0, 2, 4, 5, 6, 65535)]
+    lies += [row[:-1], row + b"x", row[:at] + struct.pack("<HfH", 65535, 1, 65535) + row[at + 8 :]]
+    resealed = [reseal(b"k", lie) for lie in lies]
+    assert (fetch(rows, layout, [b"k"] * len(lies), resealed)[2] == rows.ROW_CORRUPT).all()
+    moved = row[:at] + struct.pack("<HfH", 1, 1, 4) + row[at + 8 :]  # the same sum: other texts, but sound bytes
+    assert fetch(rows, layout, [b"k"], [reseal(b"k", moved)])[2].tolist() == [rows.ROW_OK]
 
 
 @quickly
@@ -154,7 +227,8 @@ def test_a_sealed_row_that_lies_about_its_size_is_never_read_past_its_end(rows):
 def test_kernel_and_twin_judge_arbitrary_bytes_alike(data, sealed):
     if sealed and len(data) >= 24:
         data = reseal(b"k", b"\x01\x00" + data[2:])
-    layouts = [rows.RowLayout(0, ["float32", "int64"]) for rows in (kernel, reference)]
+    dtypes = ["string", "int64", "category[2]", "vector[2]"] if len(data) % 2 else ["float32", "int64"]
+    layouts = [rows.RowLayout(0, dtypes) for rows in (kernel, reference)]
     ours, theirs = (fetch(None, layout, [b"k"], [data]) for layout in layouts)
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -195,6 +269,22 @@ def test_pack_and_unpack_refuse_what_does_not_fit(rows):
     ]:
         with pytest.raises(ValueError):
             layout.pack(keys, columns, at, nulls)
+    typed = rows.RowLayout(1, ["string", "category[2]", "vector[2]"])
+    good = [[b"a", b"b"], np.zeros(2, np.int32), np.zeros((2, 2), np.float32)]
+    assert len(typed.pack([b"a", b"b"], good, times, [None] * 3)) == 2
+    for j, bad in [
+        (0, [b"a"]),
+        (0, (b"a", b"b")),
+        (0, [b"a", "b"]),
+        (0, [b"a", None]),
+        (0, [b"a", bytes(65_536)]),
+        (1, np.zeros(2, np.int64)),
+        (2, np.zeros((2, 3), np.float32)),
+        (2, np.zeros(2, np.float32)),
+        (2, np.zeros((2, 2))),
+    ]:
+        with pytest.raises(ValueError):
+            typed.pack([b"a", b"b"], [bad if i == j else one for i, one in enumerate(good)], times, [None] * 3)
     out, status = np.zeros((2, 1), np.float32), np.zeros(2, np.uint8)
     for keys, o, t, s in [
         ([b"a"], out, times, status),
@@ -208,7 +298,27 @@ def test_pack_and_unpack_refuse_what_does_not_fit(rows):
 
 
 @TWINS
-@pytest.mark.parametrize("dtypes", [[], ["float16"], ["float32"] * 65_536])
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        [],
+        ["float16"],
+        ["float32"] * 65_536,
+        ["vector"],
+        ["vector[0]"],
+        ["vector[-1]"],
+        ["vector[200000]"],
+        ["vector[9999999999]"],
+        ["category"],
+        ["category[0]"],
+        ["string[5]"],
+        ["vector[2]?"],
+        ["category?"],
+        ["category[2]??"],
+        ["float32[2]"],
+        [None],
+    ],
+)
 def test_layouts_that_cannot_be_are_refused(rows, dtypes):
     with pytest.raises(ValueError):
         rows.RowLayout(1, dtypes)
@@ -219,85 +329,6 @@ def test_only_bytes_are_taken_for_keys_and_rows():
     for keys, packed in [(["k"], [None]), ([None], [None]), ([b"k"], ["row"]), ([b"k"], [bytearray(30)])]:
         with pytest.raises(TypeError):
             fetch(kernel, layout, keys, packed)
-
-
-# scatter
-
-
-def scattered(rows, arguments, out, source):
-    out, source = out.copy(), source.copy()
-    counts = rows.scatter(*arguments, out, source)
-    return out, source, counts
-
-
-@st.composite
-def joins(draw):
-    u, v, n, k = (draw(st.integers(low, 5)) for low in (0, 1, 0, 1))
-    number = st.floats(width=32)
-
-    def array(strategy, dtype, *shape):
-        size = int(np.prod(shape))
-        return np.array(draw(st.lists(strategy, min_size=size, max_size=size)), dtype).reshape(shape)
-
-    values, defaults = array(number, np.float32, u, v), array(number, np.float32, v)
-    status, row_of = array(st.integers(0, 3), np.uint8, u), array(st.integers(-2, u - 1), np.int32, n)
-    columns = array(st.integers(0, k - 1), np.int32, v)
-    out, source = array(number, np.float32, n, k), array(st.integers(0, 1), np.uint8, n, k)
-    return (values, status, row_of, columns, defaults, draw(st.booleans())), out, source
-
-
-@quickly
-@given(joins())
-def test_scatter_equals_its_twin(join):
-    ours, theirs = (scattered(rows, *join) for rows in (kernel, reference))
-    np.testing.assert_array_equal(ours[0], theirs[0])
-    np.testing.assert_array_equal(ours[1], theirs[1])
-    assert ours[2] == theirs[2]
-
-
-@TWINS
-def test_a_value_is_the_callers_else_the_stores_else_the_default_else_missing(rows):
-    nan = np.nan
-    values = np.array([[1, nan, nan], [9, 9, 9]], np.float32)
-    status = np.array([rows.ROW_OK, rows.ROW_CORRUPT], np.uint8)
-    row_of = np.array([0, 1, -1, 0], np.int32)
-    columns, defaults = np.array([2, 0, 1], np.int32), np.array([nan, 5, nan], np.float32)
-    out = np.full((4, 4), 100, np.float32)
-    source = np.zeros((4, 4), np.uint8)
-    source[3, :] = rows.SOURCE_REQUEST
-    counts = rows.scatter(values, status, row_of, columns, defaults, True, out, source)
-    missing = [5, nan, nan, 100]
-    np.testing.assert_array_equal(out, [[5, nan, 1, 100], missing, missing, [100] * 4])
-    store, default, none = rows.SOURCE_STORE, rows.SOURCE_DEFAULT, rows.SOURCE_MISSING
-    assert source.tolist() == [[default, none, store, 0], *[[default, none, none, 0]] * 2, [1] * 4]
-    assert counts == (1, 3, 5)
-
-
-@TWINS
-def test_scatter_refuses_indices_and_shapes_that_do_not_fit(rows):
-    good = {
-        "values": np.zeros((2, 3), np.float32),
-        "status": np.zeros(2, np.uint8),
-        "row_of": np.zeros(4, np.int32),
-        "columns": np.arange(3, dtype=np.int32),
-        "defaults": np.zeros(3, np.float32),
-        "use_defaults": True,
-        "out": np.zeros((4, 5), np.float32),
-        "source": np.zeros((4, 5), np.uint8),
-    }
-    assert rows.scatter(*good.values()) == (12, 0, 0)
-    for name, bad in [
-        ("values", np.zeros((2, 2), np.float32)),
-        ("status", np.zeros(1, np.uint8)),
-        ("row_of", np.full(4, 2, np.int32)),
-        ("row_of", np.zeros(3, np.int32)),
-        ("columns", np.array([0, 1, 5], np.int32)),
-        ("columns", np.array([0, 1, -1], np.int32)),
-        ("defaults", np.zeros(4, np.float32)),
-        ("source", np.zeros((4, 4), np.uint8)),
-    ]:
-        with pytest.raises(ValueError):
-            rows.scatter(*(good | {name: bad}).values())
 
 
 # hashes

@@ -1,13 +1,16 @@
 """`penstock features` as a user runs it."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from penstock.commands.features import app
+from penstock.commands.features import app, told_to_resume
 from penstock.errors import PenstockError
-from penstock.features import InvalidData, InvalidView, SchemaChanged, StoreUnavailable, UnknownView
+from penstock.features import InvalidData, InvalidView, SchemaChanged, StoreUnavailable, UnknownView, read_views
+from penstock.registry import Draft, FeatureSet, Registry, Signature, TensorSpec
 
 YAML = """
 name: activity
@@ -15,6 +18,29 @@ entity: customer
 columns: [{name: count, dtype: int64}, {name: amount, dtype: float64, default: 1}]
 """
 CSV = "customer,count,amount,at\n17,42,150.5,2024-01-01T00:00:00Z\n18,,2,2024-01-02T00:00:00Z\n"
+
+
+@pytest.fixture
+def publish_joined():
+    """Publishes a version of the model `joined` that reads columns of the view in a file."""
+
+    def publish(folder, file, columns):
+        spec = TensorSpec(name="x", datatype="FP32", shape=(-1, len(columns)))
+        signature = Signature(inputs=(spec,), outputs=(spec,), batched=True, columns=columns, entity="customer")
+        made = datetime(2026, 1, 1, tzinfo=UTC)
+        [view] = read_views(file)
+        sets = (FeatureSet(name=view.name, schema=view.model_dump(mode="json"), created_at=made),)
+        draft = Draft(
+            model_name="joined",
+            trained_at=made,
+            framework="onnx",
+            ir_version=10,
+            signature=signature,
+            feature_sets=sets,
+        )
+        Registry(folder).publish(draft, {"model.onnx": b"not looked at"})
+
+    return publish
 
 
 @pytest.fixture
@@ -70,7 +96,9 @@ def test_the_store_is_the_option_s_then_the_environment_s(run, tmp_path, monkeyp
 
 def test_machines_get_json(run, monkeypatch):
     monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-json")
-    assert json.loads(run("apply", "view.yaml", "--json")) == ["activity"]
+    applied = json.loads(run("apply", "view.yaml", "--json"))
+    assert applied["applied"]
+    assert [(change["view"], change["change"]) for change in applied["changes"]] == [("activity", "added")]
     report = json.loads(run("ingest", "activity", "rows.csv", "--json"))
     assert report["rows"] == 2
     assert report["rows_per_s"] > 0
@@ -87,6 +115,101 @@ def test_a_changed_schema_is_refused_unless_replaced(run, tmp_path, monkeypatch)
     assert json.loads(run("list", "--json"))[0]["columns"][1]["dtype"] == "float32"
 
 
+def test_the_plan_says_what_is_different_and_what_breaks_and_changes_nothing_in_a_dry_run(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-plan")
+    assert "applied" in run("apply", "view.yaml").splitlines()
+    assert run("apply", "view.yaml").splitlines() == ["= activity unchanged", "nothing to do"]
+    (tmp_path / "view.yaml").write_text("""
+- name: activity
+  entity: customer
+  ttl_s: 60
+  columns: [{name: amount, dtype: float64, default: 2}, {name: city, dtype: string, max_bytes: 9}]
+- {name: other, entity: customer, columns: [{name: x, dtype: bool}]}
+""")
+    said = run("apply", "view.yaml", "--dry-run")
+    for line in ("~ activity changed", "ttl_s 86400 -> 60", "- count", "+ city string up to 9 bytes"):
+        assert f"{line}\n" in said
+    assert "~ amount float64 default 1 -> float64 default 2" in said
+    assert "! column 'count' is dropped" in said
+    assert "+ other added" in said
+    assert "not applied" in said
+    with pytest.raises(SchemaChanged, match=r"activity: column 'count' is dropped; .*--replace"):
+        run("apply", "view.yaml")
+    assert [view["name"] for view in json.loads(run("list", "--json"))] == ["activity"]
+    assert json.loads(run("show", "activity", "--json"))["ttl_s"] == 86400
+    told = json.loads(run("apply", "view.yaml", "--replace", "--json"))
+    assert told["changes"][0]["breaks"] == ["column 'count' is dropped"]
+    assert [view["name"] for view in json.loads(run("list", "--json"))] == ["activity", "other"]
+
+
+def test_the_plan_names_the_published_versions_that_lose_a_column(run, tmp_path, monkeypatch, publish_joined):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-models")
+    run("apply", "view.yaml")
+    publish_joined(tmp_path / "models", tmp_path / "view.yaml", ("amount", "count"))
+    publish_joined(tmp_path / "models", tmp_path / "view.yaml", ("amount",))
+    (tmp_path / "view.yaml").write_text(YAML.replace("{name: count, dtype: int64}, ", ""))
+    said = run("apply", "view.yaml", "--dry-run", "--registry", "models")
+    assert "! joined version 1 (champion) reads count of activity" in said
+    assert "version 2" not in said
+    told = json.loads(run("apply", "view.yaml", "--dry-run", "--registry", "models", "--json"))
+    assert (told["applied"], len(told["models"])) == (False, 1)
+
+
+TYPED = """
+name: typed
+entity: [customer, shop]
+owner: payments
+description: Everything there is.
+max_age_s: 60
+columns:
+  - {name: n, dtype: int64, default: 1, description: how many}
+  - {name: word, dtype: category, vocabulary: [a, b, c, d, e]}
+  - {name: city, dtype: string, max_bytes: 20}
+  - {name: taste, dtype: vector, size: 3}
+  - {name: sure, dtype: bool}
+"""
+TYPED_CSV = """customer,shop,n,word,city,taste,sure
+1,x,9007199254740993,b,Zürich,"[1, 2.5, null]",true
+2,y|z,,zz,,,
+"""
+
+
+def test_every_type_of_column_goes_from_a_csv_to_the_terminal(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-typed")
+    monkeypatch.setenv("COLUMNS", "120")
+    (tmp_path / "view.yaml").write_text(TYPED)
+    (tmp_path / "rows.csv").write_text(TYPED_CSV, "utf-8")
+    run("apply", "view.yaml")
+    run("ingest", "typed", "rows.csv")
+    one, two = json.loads(run("get", "typed", "1|x", "2|y\\|z", "--json"))
+    values = {"n": 9007199254740993, "word": "b", "city": "Zürich", "taste": [1, 2.5, None], "sure": True}
+    assert one["values"] == values
+    assert two["values"] == {"n": None, "word": "", "city": None, "taste": None, "sure": None}
+    lines = [line.replace("│", " ").split() for line in run("get", "typed", "1|x", "--columns", "taste,n").splitlines()]
+    assert ["n", "9007199254740993"] in lines
+    assert ["taste", "1", "2.5", "nan"] in lines
+    shown = run("show", "typed")
+    for text in ("customer, shop", "payments", "after 60 s: use", "5 words: a, b, c, d, ...", "3 float32", "how many"):
+        assert text in shown
+    with pytest.raises(InvalidData, match="no column 'm'"):
+        run("get", "typed", "1|x", "--columns", "m")
+    with pytest.raises(InvalidData, match="2 parts"):
+        run("get", "typed", "1")
+
+
+def test_statistics_are_told_by_view_and_by_column(run, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-stats")
+    assert "No views yet" in run("stats")
+    run("apply", "view.yaml")
+    run("ingest", "activity", "rows.csv", "--time", "at")
+    [told] = json.loads(run("stats", "--json"))
+    assert (told["rows"], told["is_exact"], told["sampled"], told["status"]) == (2, True, 2, {"ok": 2})
+    assert told["nulls"] == {"count": 0.5, "amount": 0.0}
+    assert "25.0%" in run("stats")
+    lines = [line.replace("│", " ").split() for line in run("stats", "activity").splitlines()]
+    assert ["count", "50.0%"] in lines
+
+
 def test_mistakes_are_errors_a_user_can_mend(run, monkeypatch):
     monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-mistakes")
     with pytest.raises(InvalidView, match=r"none\.yaml"):
@@ -95,9 +218,11 @@ def test_mistakes_are_errors_a_user_can_mend(run, monkeypatch):
         run("ingest", "activity", "rows.csv")
     with pytest.raises(UnknownView, match="'activity'"):
         run("get", "activity", "17")
+    with pytest.raises(UnknownView, match="'activity'"):
+        run("show", "activity")
 
 
-@pytest.mark.parametrize("command", ["apply", "ingest", "get", "list"])
+@pytest.mark.parametrize("command", ["apply", "ingest", "get", "list", "show", "stats"])
 def test_help_has_an_example_and_names_the_default_store(command):
     shown = " ".join(CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).stdout.split())
     assert f"Example: penstock features {command}" in shown
@@ -147,3 +272,53 @@ def test_a_missing_table_is_named(run, monkeypatch):
     run("apply", "view.yaml")
     with pytest.raises(InvalidData, match=r"there is no file none\.csv"):
         run("ingest", "activity", "none.csv")
+
+
+def test_one_that_was_stopped_is_told_how_to_go_on(run, tmp_path, monkeypatch, capsys):
+    from penstock.features.memory import MemoryStore
+
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-stopped")
+    run("apply", "view.yaml")
+    rows = "".join(f"{i},1,2,2024-01-01T00:00:00Z\n" for i in range(120_000))
+    (tmp_path / "long.csv").write_text("customer,count,amount,at\n" + rows)
+    prepare, batches = MemoryStore.prepare, []
+
+    def failing(self, view, entities, *rest, **options):
+        batches.append(len(entities))
+        if len(batches) == 2:
+            raise KeyboardInterrupt
+        return prepare(self, view, entities, *rest, **options)
+
+    monkeypatch.setattr(MemoryStore, "prepare", failing)
+    stopped = CliRunner().invoke(app, ["ingest", "activity", "long.csv", "--time", "at"])
+    assert stopped.exit_code in (1, 130)
+    monkeypatch.setattr(MemoryStore, "prepare", prepare)
+    report = json.loads(run("ingest", "activity", "long.csv", "--time", "at", "--resume", "--json"))
+    assert report["rows"] + report["resumed"] == 120_000
+    assert report["resumed"] in (0, batches[0])
+    again = run("ingest", "activity", "rows.csv", "--time", "at")
+    assert "wrote 2 rows" in again
+    older = (tmp_path / "rows.csv").read_text().replace("2024", "2023")
+    (tmp_path / "older.csv").write_text(older)
+    assert "2 older than what is stored" in run("ingest", "activity", "older.csv", "--time", "at")
+    assert "wrote 2 rows" in run("ingest", "activity", "older.csv", "--time", "at", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [(StoreUnavailable("away"), 1, "penstock: away"), (KeyboardInterrupt(), 130, "penstock: interrupted")],
+)
+def test_who_stops_an_ingestion_half_way_hears_how_many_rows_are_done(error, code, words, capsys):
+    def stop(after, error):
+        with told_to_resume() as done:
+            done[0] = after
+            raise error
+
+    with pytest.raises(typer.Exit) as ended:
+        stop(12_000, error)
+    assert ended.value.exit_code == code
+    assert capsys.readouterr().err == f"{words}\n12,000 rows are done; --resume goes on after them\n"
+    with pytest.raises(type(error)):
+        stop(0, error)  # it is an error like any other
+    with pytest.raises(InvalidData):
+        stop(1, InvalidData("it would be met again"))

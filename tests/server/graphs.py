@@ -51,7 +51,7 @@ def same(datatype, *shape):
 
 def publish(registry, name, onnx, *, columns=(), views=(), files=None, **fields):
     """Publish a graph; `columns` and `views` make it a vector version that joins features."""
-    entity = views[0].entity if views else ""
+    entity = views[0].entity_name if views else ""
     made = datetime(2026, 1, 1, tzinfo=UTC)
     schemas = [(view.name, view.model_dump(mode="json")) for view in views]
     draft = Draft(

@@ -118,8 +118,8 @@ def test_counters_are_exact(served, caplog):
     assert value(samples, "penstock_batches_total", "fragile") == 0
     assert value(samples, "penstock_queue_rows") == 0
     assert value(samples, "penstock_queue_bytes") == 0
-    found = {source: value(samples, "penstock_feature_values_total", source=source) for source in ("store", "missing")}
-    assert found == {"store": 0, "missing": 2}
+    name, sources = "penstock_feature_values_total", ("store", "missing")
+    assert {source: value(samples, name, view="v", source=source) for source in sources} == {"store": 0, "missing": 2}
     assert value(samples, "penstock_feature_outages_total") == 0
     digest = caller.client.config("copy").parameters["penstock.digest"].removeprefix("sha256:")
     assert value(samples, "penstock_model_info", digest=digest) == 1

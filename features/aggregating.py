@@ -1,0 +1,219 @@
+"""Aggregates of a stream into rows: states kept beside the rows, both changed at once, and looked at again when due.
+
+Beside an entity's row its state is kept (features/buckets.py), under `fs:{<entity>}:<view>:state`. For each batch the
+states of its entities are read, changed here, and written with their rows by a script, each only if nobody has written
+it meanwhile; else it is read again. So any number of consumers may work side by side, Redis computes nothing, and
+serving reads a row like any other: nothing is merged when it is read.
+
+A value changes without events, too, when a bucket leaves its window. When that will be next stands for each entity in
+the sorted set `fs:due:<view>`; every consumer looks there once a second and writes rows anew that are due, as long as
+it has time. So a row is late by a second more than its windows' steps, while one consumer runs and keeps up. The time
+is noted before the state is written; where a consumer dies between the two, the entity is looked at in vain.
+
+Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
+it was last merged.
+
+Cost: 80 µs an event where each in a batch is another entity's, for 18 columns over three windows; 60 µs where each
+entity has ten.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.features.aggregates import Aggregates
+from penstock.features.buckets import IDENTITY, Damaged, Event, State, Taken
+from penstock.features.columns import check_table
+from penstock.features.commands import pack
+from penstock.features.entries import Entry, Form, Id, Rows, decode, id_of
+from penstock.features.errors import StoreMisconfigured
+from penstock.features.redis import RedisStore
+from penstock.features.schema import Column, FeatureView
+from penstock.features.store import FeatureStore
+from penstock.features.streams import Counts, RowWriter, Writer
+
+PAIRS_A_CALL = 16
+ENTITIES_A_WRITE = 256
+MAX_REPLY = 1 << 28  # bytes of so many states
+DUE_A_LOOK = 1000
+LOOK_S = 1.0
+
+log = logging.getLogger(__name__)
+
+# KEYS: state and row, in turn. ARGV: ttl in s, then for each pair how the stored state begins, the new state and the
+# new row. Returns the pairs, counted from 0, whose stored state begins otherwise: they are left as they are.
+SWAP = b"""
+local call, refused = redis.call, {}
+for pair = 0, #KEYS / 2 - 1 do
+  local state, at = KEYS[2 * pair + 1], 3 * pair + 2
+  if call('GETRANGE', state, 0, 15) ~= ARGV[at] then
+    refused[#refused + 1] = pair
+  else
+    call('SET', state, ARGV[at + 1], 'EX', ARGV[1])
+    call('SET', KEYS[2 * pair + 2], ARGV[at + 2], 'EX', ARGV[1])
+  end
+end
+return refused"""
+
+# KEYS: a sorted set. ARGV: a score, then members. Removes those that do not score higher.
+FORGET = b"""
+for at = 2, #ARGV do
+  local score = redis.call('ZSCORE', KEYS[1], ARGV[at])
+  if score and tonumber(score) <= tonumber(ARGV[1]) then redis.call('ZREM', KEYS[1], ARGV[at]) end
+end"""
+
+
+class AggregateWriter:
+    """Entries are events of an aggregated view; `clock` gives ms since 1970."""
+
+    def __init__(
+        self,
+        store: RedisStore,
+        view: FeatureView,
+        time_field: str | None,
+        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        if view.aggregates is None:
+            raise ValueError(f"view {view.name!r} has no aggregates")
+        self._store, self._view, self._of, self._clock = store, view, view.aggregates, clock
+        columns = [Column(name=name, dtype="float64") for name in self._of.numeric]
+        self._form = Form(view.entity_keys, columns, time_field)
+        self._due = b"fs:due:" + view.name.encode()
+        self._dtypes = {column.name: np.dtype(column.dtype) for column in view.columns}
+        self._look_at = 0
+
+    def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:
+        """See `streams.Writer`."""
+        now_ms = self._clock()
+        decoded = decode(self._form, entries, now_ms)
+        events: dict[bytes, list[Event]] = {}
+        for rows in decoded.rows:
+            for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
+                events.setdefault(entity, []).append(event)
+
+        def take(entity: bytes, state: State) -> Taken:
+            return state.take(events.get(entity, ()), floor, now_ms)
+
+        for taken in self._change(list(events), take, now_ms):
+            counts.written += taken.counted
+            counts.older += taken.late
+            counts.repeated += taken.repeated
+        return decoded.rejected
+
+    def rest(self) -> None:
+        """Write rows anew whose windows have moved on."""
+        now_ms = self._clock()
+        if now_ms < self._look_at:
+            return
+        words = (b"-inf", str(now_ms), b"LIMIT", b"0", str(DUE_A_LOOK))
+        due = self._ask(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
+        if len(due) < DUE_A_LOOK:
+            self._look_at = now_ms + int(LOOK_S * 1000)
+        if due:
+            list(self._change(due, lambda _, state: state.take((), (0, 0), now_ms), now_ms, begin=False))
+            self._ask(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
+
+    # States -----------------------------------------------------------------------------------------------------------
+
+    def _change(
+        self, entities: Sequence[bytes], change: Callable[[bytes, State], Taken], now_ms: int, *, begin: bool = True
+    ) -> Iterator[Taken]:
+        """Change states and write them with their rows, and give what `change` said of each.
+
+        Entities that have no state get one, or are left out unless `begin`.
+        """
+        for start in range(0, len(entities), ENTITIES_A_WRITE):
+            left = list(entities[start : start + ENTITIES_A_WRITE])
+            while left:
+                stored = self._ask(pack(b"MGET", *map(self._state_key, left)))[0]
+                versions = [
+                    Version(entity, (data or b"")[:IDENTITY], self._read(entity, data))
+                    for entity, data in zip(left, stored, strict=True)
+                    if begin or data is not None
+                ]
+                told = [change(version.entity, version.state) for version in versions]
+                refused = self._swap(versions, now_ms) if versions else set()
+                yield from (
+                    taken for version, taken in zip(versions, told, strict=True) if version.entity not in refused
+                )
+                left = [entity for entity in left if entity in refused]
+
+    def _state_key(self, entity: bytes) -> bytes:
+        return self._view.key(entity) + b":state"
+
+    def _read(self, entity: bytes, data: bytes | None) -> State:
+        if data is None:
+            return State(self._of)
+        try:
+            return State.decode(self._of, self._state_key(entity), data)
+        except Damaged:
+            log.warning("a state of view %r is damaged, or of another declaration: begun anew", self._view.name)
+            return State(self._of)
+
+    def _swap(self, versions: Sequence[Version], now_ms: int) -> set[bytes]:
+        """Note when they are due, then write states and rows; the entities whose state somebody else has written."""
+        due = [(str(at), v.entity) for v in versions if (at := v.state.changes_at(now_ms)) is not None]
+        commands = [pack(b"ZADD", self._due, *(word for pair in due for word in pair))] if due else []
+        rows = self._rows(versions, now_ms)
+        for start in range(0, len(versions), PAIRS_A_CALL):
+            keys: list[bytes] = []
+            words = [b"%d" % self._of.keep_s]
+            for version, row in list(zip(versions, rows, strict=True))[start : start + PAIRS_A_CALL]:
+                key = self._state_key(version.entity)
+                keys += (key, self._view.key(version.entity))
+                words += (version.before, version.state.encode(key), row)
+            commands.append(pack(b"EVAL", SWAP, str(len(keys)), *keys, *words))
+        replies = self._ask(*commands)[bool(due) :]
+        return {versions[PAIRS_A_CALL * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
+
+    def _rows(self, versions: Sequence[Version], now_ms: int) -> list[bytes]:
+        """The states' values as packed rows; what a column's dtype cannot hold is null."""
+        values = np.array([version.state.values(now_ms) for version in versions])
+        columns: dict[str, NDArray[Any]] = {}
+        for name, column in zip(self._of.columns, values.T, strict=True):
+            dtype = self._dtypes[name]
+            most = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
+            columns[name] = np.where(np.abs(column) <= most, column, np.nan)
+        entities = [version.entity for version in versions]
+        table = check_table(self._view, entities, columns, np.full(len(versions), now_ms, np.int64))
+        keys = self._view.keys(entities)
+        return self._view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
+
+    def _ask(self, *commands: bytes) -> list[Any]:
+        return self._store.request(*commands, limit=MAX_REPLY)
+
+
+def writer_for(store: FeatureStore, view: FeatureView, time_field: str | None) -> Writer:
+    """What writes a stream into this view: its entries are rows, or events of which it is an aggregate."""
+    if view.aggregates is None:
+        return RowWriter(store, view, time_field)
+    if not isinstance(store, RedisStore):
+        raise StoreMisconfigured("aggregates are kept in Redis, not in memory")
+    return AggregateWriter(store, view, time_field)
+
+
+class Version(NamedTuple):
+    """A state to be written: how the one that it replaces begins, and what it has become."""
+
+    entity: bytes
+    before: bytes
+    state: State
+
+
+def events_of(of: Aggregates, rows: Rows) -> Iterator[Event]:
+    """What of each entry counts."""
+    numbers: list[list[float | None]] = []
+    for name in of.counted:
+        if name in of.numeric:
+            numbers.append(rows.columns[name].tolist())  # None where masked
+        else:
+            numbers.append([1.0 if not name or e.fields.get(name.encode()) else None for e in rows.entries])
+    values = [[entry.fields.get(name.encode()) or None for entry in rows.entries] for name in of.told_apart]
+    for i, (entry, time_ms) in enumerate(zip(rows.entries, rows.event_times.tolist(), strict=True)):
+        yield Event(id_of(entry.id), time_ms, tuple(c[i] for c in numbers), tuple(c[i] for c in values))

@@ -1,0 +1,120 @@
+"""The point-in-time join: to each label the features that serving would have given the model at the label's time.
+
+What is looked up is `rows_as_of`; what becomes of it (nulls, defaults, float32) is done by the kernel that serving
+itself uses, so that the two cannot come apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.features.errors import InvalidData, InvalidView
+from penstock.features.offline.asof import rows_as_of
+from penstock.features.offline.store import EVENT, OfflineStore
+from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
+from penstock.features.schema import FeatureView
+from penstock.features.store import FetchedRows
+from penstock.features.treatments import treatments
+from penstock.kernels.joins import N_SOURCES, ROW_STALE, SOURCE_MISSING, scatter
+from penstock.kernels.rows import ROW_OK
+
+FOLDER = "penstock-offline"
+
+
+def join(
+    entity_frame: Any,
+    views: FeatureView | Sequence[FeatureView],
+    store: OfflineStore | Path | str = FOLDER,
+    *,
+    time: str = EVENT,
+    as_of_created: bool = True,
+    prefix: bool = False,
+) -> Any:
+    """The frame's rows, in their order, with the columns of the views as of each row's time.
+
+    Args:
+        entity_frame: labels: an Arrow table, a pandas frame or a dict of arrays, with the views' entities.
+        views: one view or several.
+        store: the history, or its folder.
+        time: the frame's column with the times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
+        as_of_created: leave out what was not known yet at that time; False for a history without created times.
+        prefix: call the new columns VIEW__COLUMN.
+
+    Returns:
+        An Arrow table: the frame's columns, then those of each view that models read (`view.feature_names`), float32
+        without nulls; NaN where the model would see NaN.
+
+    Raises:
+        InvalidData: a column is missing, taken twice or no id or time; no history of a view; or a row for which
+            serving would have refused the call (`on_missing`, `on_stale`).
+        FeatureError: DuckDB or pyarrow is not installed.
+    """
+    views = [views] if isinstance(views, FeatureView) else list(views)
+    store = store if isinstance(store, OfflineStore) else OfflineStore(store)
+    frame, what = as_table(entity_frame), "the entity frame"
+    names = _names(frame, views, prefix=prefix)
+    times = to_ms(column_of(frame, time, what), time)
+    for view, called in zip(views, names, strict=True):
+        ids = ids_of(frame, view.entity_keys, what)
+        rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
+        values, sources = as_served(view, rows, times)
+        _refuse(view, rows, sources, ids)
+        for place, name in enumerate(called):
+            frame = frame.append_column(name, arrow().array(np.ascontiguousarray(values[:, place])))
+    return frame
+
+
+def as_served(
+    view: FeatureView, rows: FetchedRows, times: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """What the model would see of rows looked up at these times, float32 [n, k], and where each value came from.
+
+    Rows that were older than the view's `max_age_s` then get the status `ROW_STALE`.
+    """
+    n, k = rows.values.shape
+    values, sources = np.empty((n, k), np.float32), np.zeros((n, k), np.uint8)
+    if view.max_age_s is not None:
+        aged = (rows.status == ROW_OK) & (rows.event_times != 0)
+        rows.status[aged & (times - rows.event_times > int(view.max_age_s * 1000))] = ROW_STALE
+    if n:
+        every, places = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
+        counts = np.zeros((k, N_SOURCES), np.int64)
+        scatter(rows.values, rows.status, every, places, view.defaults, treatments(view), values, sources, counts)
+    return values, sources
+
+
+def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[list[str]]:
+    """What each view's columns are called in the answer, each name once."""
+    if len({view.name for view in views}) < len(views):
+        raise InvalidView("a view is joined once; two of those given have the same name")
+    names = [[f"{view.name}__{name}" if prefix else name for name in view.feature_names] for view in views]
+    taken = dict.fromkeys(frame.column_names, "the entity frame")
+    for view, called in zip(views, names, strict=True):
+        for name in called:
+            if name in taken:
+                raise InvalidData(
+                    f"column {name!r} is both in {taken[name]} and in view {view.name!r}: join with prefix=True"
+                )
+            taken[name] = f"view {view.name!r}"
+    return names
+
+
+def _refuse(view: FeatureView, rows: FetchedRows, sources: NDArray[np.uint8], ids: Any) -> None:
+    """As serving refuses calls for entities without a full row, or with one too old, where the view says `error`."""
+    stale = rows.status == ROW_STALE
+    lacking = (sources == SOURCE_MISSING).any(axis=1) & ~stale
+    for wrong, policy in ((lacking, "on_missing"), (stale, "on_stale")):
+        if getattr(view, policy) == "error" and wrong.any():
+            row = int(wrong.argmax())
+            entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
+            had = "no features" if policy == "on_missing" else "too old features"
+            raise InvalidData(
+                f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
+                f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a "
+                "view that says nan"
+            )

@@ -1,0 +1,298 @@
+"""A Redis stream into a store: one consumer of a group, at-least-once, and by event time as if exactly once.
+
+A step takes entries, writes their rows (the newest event wins, features/writes.py), puts what is no row on the
+dead-letter stream, and only then acknowledges. So nothing is lost that was delivered, and what is delivered again
+changes
+nothing: it is as old as it was. Entries come from three places:
+
+- *our own pending ones*, delivered and not acknowledged: first of all, and after every failure;
+- *those of consumers that are gone*, pending for a minute: claimed a few times a minute (XAUTOCLAIM);
+- *new ones* (XREADGROUP), waited for half a second at a time.
+
+While either Redis is away it is tried again, ever less often, without end. A group that is gone with its Redis' memory
+is made anew from the stream's beginning. Any number of consumers may share a group.
+
+Cost: 40 µs an entry of 30 columns, a third of it Redis': some 25,000 entries a second and consumer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import hiredis
+
+from penstock.features.commands import pack
+from penstock.features.entries import Entry, Form, Id, decode, id_of
+from penstock.features.errors import StoreUnavailable
+from penstock.features.patience import delays
+from penstock.features.schema import FeatureView
+from penstock.features.store import FeatureStore
+
+BLOCK_S = 0.5
+MAX_REPLY = 1 << 28  # bytes of one batch of entries
+
+log = logging.getLogger(__name__)
+
+
+class Redis(Protocol):
+    """What is needed of the Redis that has the stream; a `RedisStore` is one."""
+
+    name: str
+
+    def request(
+        self, *commands: bytes, timeout_s: float = ..., limit: int = ..., tolerate: Callable[[Any], bool] = ...
+    ) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a stream is read.
+
+    Attributes:
+        stream: its key.
+        group: the consumer group, made if it is not there.
+        consumer: our name in it, the same after a restart if pending entries are to be taken up at once.
+        dead: the dead-letter stream.
+        time_field: holds event times; else they are those of the entries' ids.
+        start: where a new group begins: `0`, the oldest entry, or `$`, what comes from now on.
+        batch: entries taken at a time.
+        claim_after_s: how long an entry is pending before another consumer takes it. More than a batch ever takes.
+        dead_entries: how many it keeps, about.
+    """
+
+    stream: str
+    group: str
+    consumer: str
+    dead: str
+    time_field: str | None = None
+    start: str = "0"
+    batch: int = 1000
+    claim_after_s: float = 60.0
+    dead_entries: int = 10_000
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the entries, ready to be exported as counters.
+
+    Attributes:
+        read: delivered to us, again or for the first time.
+        claimed: of these, taken from other consumers.
+        written: rows written; of aggregates, events counted.
+        older: rows left out because a newer event was stored; of aggregates, events that came too late.
+        repeated: of aggregates, events that were counted before.
+        rejected: put on the dead-letter stream.
+        trimmed: gone from the stream before they could be read again.
+        failures: steps that failed because a Redis was away.
+    """
+
+    read: int = 0
+    claimed: int = 0
+    written: int = 0
+    older: int = 0
+    repeated: int = 0
+    rejected: int = 0
+    trimmed: int = 0
+    failures: int = 0
+
+
+class Lag(NamedTuple):
+    """How far the group is behind: entries not delivered (None: this Redis cannot say), not acknowledged, and ms."""
+
+    entries: int | None
+    pending: int
+    behind_ms: int
+
+
+class Writer(Protocol):
+    """What entries are given to."""
+
+    def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:
+        """Write them, count what became of them, and give back what cannot be written, with reasons.
+
+        `floor`: entries with smaller ids are acknowledged, so they will not be delivered again.
+        """
+        ...
+
+    def rest(self) -> None:
+        """Do what is due from time to time, whether entries come or not."""
+        ...
+
+
+class RowWriter:
+    """Entries are rows of the view."""
+
+    def __init__(self, store: FeatureStore, view: FeatureView, time_field: str | None) -> None:
+        self._store, self._view = store, view
+        self._form = Form(view.entity_keys, view.columns, time_field)
+
+    def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:  # noqa: ARG002
+        """See `Writer`."""
+        decoded = decode(self._form, entries, time.time_ns() // 1_000_000)
+        for rows in decoded.rows:
+            written = self._store.put(self._view, rows.entities, rows.columns, rows.event_times)
+            counts.written += written
+            counts.older += len(rows.entities) - written
+        return decoded.rejected
+
+    def rest(self) -> None:
+        """Nothing is due."""
+
+
+class Consumer:
+    """One consumer of a group, to be run by one thread.
+
+    Attributes:
+        counts: what became of the entries so far.
+    """
+
+    def __init__(self, source: Redis, writer: Writer, settings: Settings) -> None:
+        self.counts = Counts()
+        self._source, self._writer, self._settings = source, writer, settings
+        self._group = (settings.stream, settings.group)
+        self._recovering: str | None = "0"  # after which of our own pending entries to go on, if at all
+        self._start = settings.start  # of the group, if it is not there
+        self._claim_at = 0.0
+        self._claim_from = "0-0"
+
+    def run(self, stop: threading.Event, *, once: bool = False, told: Callable[[], None] = lambda: None) -> None:
+        """Consume until `stop` is set, or with `once` until nothing is left; `told` is called after each step.
+
+        Raises `StoreMisconfigured` where a Redis refuses us; that it is away is waited out.
+        """
+        waits: Iterator[float] | None = None  # where the last step failed
+        while not stop.is_set():
+            try:
+                self._writer.rest()
+                idle = not self.step(block_s=0 if once else BLOCK_S)
+            except StoreUnavailable as error:
+                if waits is None:
+                    waits = delays()
+                    log.warning("%s; trying until it is back", error)
+                self.counts.failures += 1
+                self._recovering = "0"
+                stop.wait(next(waits))
+                continue
+            if waits is not None:
+                waits = None
+                log.warning("consuming %s again", self._settings.stream)
+            told()
+            if once and idle:
+                return
+
+    def step(self, block_s: float = BLOCK_S) -> int:
+        """Take some entries, write and acknowledge them; how many there were. Waits for new ones up to `block_s`."""
+        entries = self._own_pending() or self._claimed() or self._new(block_s)
+        if not entries:
+            return 0
+        self.counts.read += len(entries)
+        whole = [entry for entry in entries if entry.fields]
+        self.counts.trimmed += len(entries) - len(whole)
+        self._bury(self._writer.write(whole, self._floor(), self.counts))
+        self._ask(pack(b"XACK", *self._group, *[entry.id for entry in entries]))
+        return len(entries)
+
+    def leave(self) -> None:
+        """Be no longer known to the group, unless entries of ours are still pending: these are for others to claim."""
+        if not self._ask(pack(b"XPENDING", *self._group, b"-", b"+", b"1", self._settings.consumer)):
+            self._ask(pack(b"XGROUP", b"DELCONSUMER", *self._group, self._settings.consumer))
+
+    def lag(self) -> Lag:
+        """How far the group is behind; raises `StoreUnavailable`."""
+        stream = self._settings.stream
+        groups, about = self._ask(pack(b"XINFO", b"GROUPS", stream)), self._ask(pack(b"XINFO", b"STREAM", stream))
+        found = next((g for g in map(_as_dict, groups or []) if g[b"name"] == self._settings.group.encode()), None)
+        if not about or found is None:
+            return Lag(None, 0, 0)
+        last, delivered = (
+            id_of(value)[0] for value in (_as_dict(about)[b"last-generated-id"], found[b"last-delivered-id"])
+        )
+        return Lag(found.get(b"lag"), found[b"pending"], max(last - delivered, 0) if delivered else 0)
+
+    # Where entries come from ------------------------------------------------------------------------------------------
+
+    def _own_pending(self) -> list[Entry]:
+        if self._recovering is None:
+            return []
+        entries = self._read(self._recovering)
+        self._recovering = entries[-1].id.decode() if entries else None
+        return entries
+
+    def _claimed(self) -> list[Entry]:
+        now = time.monotonic()
+        if now < self._claim_at:
+            return []
+        settings = self._settings
+        idle, count = str(int(settings.claim_after_s * 1000)), str(settings.batch)
+        words = (*self._group, settings.consumer, idle, self._claim_from, b"COUNT", count)
+        reply = self._ask(pack(b"XAUTOCLAIM", *words))
+        if reply is None:
+            return []
+        self._claim_from = reply[0].decode()
+        if self._claim_from == "0-0":
+            self._claim_at = now + settings.claim_after_s / 4
+        entries = [_entry(item) for item in reply[1] if item is not None]
+        if len(entries) < len(reply[1]):
+            self._recovering = "0"  # Redis 6 makes trimmed ones ours without saying which they are
+        self.counts.claimed += len(entries)
+        return entries
+
+    def _new(self, block_s: float) -> list[Entry]:
+        return self._read(">", block_s)
+
+    def _read(self, after: str, block_s: float = 0.0) -> list[Entry]:
+        settings = self._settings
+        block: tuple[bytes | str, ...] = (b"BLOCK", str(int(block_s * 1000))) if block_s else ()
+        words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(settings.batch), *block)
+        reply = self._ask(pack(b"XREADGROUP", *words, b"STREAMS", settings.stream, after), wait_s=block_s)
+        return [_entry(item) for item in reply[0][1]] if reply else []
+
+    def _floor(self) -> Id:
+        """The smallest id that is not acknowledged: all below were written, by whomever."""
+        reply = self._ask(pack(b"XPENDING", *self._group))
+        return id_of(reply[1]) if reply and reply[1] else (0, 0)
+
+    # Redis ------------------------------------------------------------------------------------------------------------
+
+    def _bury(self, rejected: Sequence[tuple[Entry, str]]) -> None:
+        settings = self._settings
+        commands = []
+        for entry, reason in rejected:
+            about: tuple[str | bytes, ...] = ("penstock:reason", reason, "penstock:stream", settings.stream)
+            fields = [word for pair in entry.fields.items() for word in pair]
+            most = str(settings.dead_entries)
+            commands.append(
+                pack(b"XADD", settings.dead, b"MAXLEN", b"~", most, b"*", *about, "penstock:id", entry.id, *fields)
+            )
+        if commands:
+            self._source.request(*commands)
+            self.counts.rejected += len(commands)
+
+    def _ask(self, command: bytes, wait_s: float = 0.0) -> Any:
+        """The reply; None where the group had to be made first."""
+        reply = self._source.request(command, timeout_s=5.0 + wait_s, limit=MAX_REPLY, tolerate=_is_no_group)[0]
+        if not isinstance(reply, hiredis.ReplyError):
+            self._start = "0"
+            return reply
+        create = pack(b"XGROUP", b"CREATE", *self._group, self._start, b"MKSTREAM")
+        self._source.request(create, tolerate=lambda error: str(error).startswith("BUSYGROUP"))
+        return None
+
+
+def _is_no_group(reply: Any) -> bool:
+    return str(reply).startswith(("NOGROUP", "ERR no such key"))
+
+
+def _entry(item: Any) -> Entry:
+    """An entry as Redis sends it; one that was trimmed meanwhile has no fields."""
+    words = item[1] or []
+    return Entry(item[0], dict(zip(words[::2], words[1::2], strict=True)))
+
+
+def _as_dict(words: Sequence[Any]) -> dict[bytes, Any]:
+    return dict(zip(words[::2], words[1::2], strict=True))

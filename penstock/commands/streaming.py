@@ -1,0 +1,128 @@
+"""`penstock features stream`: consume a Redis stream into the feature store until told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.commands.features import Json, Url, existing, opened
+from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.features.streams import Consumer
+
+REPORT_S = 10.0
+
+
+def stream(
+    view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
+    name: Annotated[str, typer.Option("--stream", metavar="NAME", help="Key of the stream.")],
+    features: Url = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL", help="Redis that has the stream; the feature store's if left out."),
+    ] = None,
+    group: Annotated[str, typer.Option(help="Consumer group; made if it is not there.")] = "penstock",
+    consumer: Annotated[str, typer.Option(help="Name in the group; host and process if left out.")] = "",
+    time_field: Annotated[
+        str | None, typer.Option("--time", metavar="FIELD", help="Field of the event time; else the entry's id.")
+    ] = None,
+    start: Annotated[str, typer.Option(help="Where a new group begins: 0, the oldest entry, or $, the next.")] = "0",
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Entries taken at a time.")] = 1000,
+    claim_after_s: Annotated[
+        float, typer.Option(min=0.1, help="After so long what another consumer left pending is taken over.")
+    ] = 60.0,
+    dead: Annotated[str, typer.Option(metavar="NAME", help="Dead-letter stream; STREAM:dead if left out.")] = "",
+    dead_entries: Annotated[int, typer.Option(min=1, help="How many it keeps, about.")] = 10_000,
+    once: Annotated[bool, typer.Option("--once", help="Stop when nothing is left.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the entries of a Redis stream into the store as they come, unless a newer event is stored.
+
+    Fields are named as the view's columns and its entity; for a view with aggregates entries are events. What is
+    neither goes to the dead-letter stream, with the reason. Ctrl-C or SIGTERM ends it; what it has not acknowledged by
+    then is delivered again.
+
+    Example: penstock features stream customer_activity --stream activity --time at
+    """
+    from penstock.commands._console import console, print_json
+    from penstock.features.aggregating import writer_for
+    from penstock.features.redis import RedisStore
+    from penstock.features.streams import Consumer, Settings
+
+    if start not in {"0", "$"}:
+        raise PenstockError(f"--start is 0 or $, not {start!r}")
+    settings = Settings(
+        stream=name,
+        group=group,
+        consumer=consumer or f"{socket.gethostname()}-{os.getpid()}",
+        time_field=time_field,
+        start=start,
+        batch=batch,
+        claim_after_s=claim_after_s,
+        dead=dead or f"{name}:dead",
+        dead_entries=dead_entries,
+    )
+    with existing(features) as store, opened(source) if source else nullcontext(store) as streams:
+        if not isinstance(streams, RedisStore):
+            raise PenstockError(
+                "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
+            )
+        reader = Consumer(streams, writer_for(store, store.view(view), time_field), settings)
+        with until_told() as stop:
+            reader.run(stop, once=once, told=reporting(reader))
+        with suppress(PenstockError):
+            reader.leave()
+    if as_json:
+        print_json(asdict(reader.counts))
+    else:
+        console.print(in_words(reader), highlight=False)
+
+
+@contextmanager
+def until_told() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, instead of what they do otherwise."""
+    stop = threading.Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def reporting(reader: Consumer) -> Callable[[], None]:
+    """Says on stderr how it goes, every ten seconds."""
+    from penstock.commands._console import errors
+
+    last = time.monotonic()
+
+    def told() -> None:
+        nonlocal last
+        if time.monotonic() - last < REPORT_S:
+            return
+        last = time.monotonic()
+        with suppress(PenstockError):
+            lag = reader.lag()
+            left = "" if lag.entries is None else f"{lag.entries:,} entries, "
+            errors.print(f"{in_words(reader)}; behind by {left}{lag.behind_ms / 1000:.1f} s", highlight=False)
+
+    return told
+
+
+def in_words(reader: Consumer) -> str:
+    """What became of the entries, in one line."""
+    counts = reader.counts
+    parts = [f"read {counts.read:,} entries, wrote {counts.written:,} rows"]
+    told = {"older": counts.older, "counted before": counts.repeated}
+    told |= {"to the dead-letter stream": counts.rejected, "trimmed unread": counts.trimmed}
+    return ", ".join([*parts, *(f"{number:,} {what}" for what, number in told.items() if number)])

@@ -1,0 +1,71 @@
+"""The page on offline features: its Python runs, its settings are taken, and the check prints what it shows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from penstock.commands.features import app
+from penstock.features.offline import served
+from penstock.kernels.joins import SOURCE_STORE
+from penstock.server.config import Config
+
+PAGE = (Path(__file__).parents[2] / "docs" / "offline.md").read_text("utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """What its Python leaves behind, run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks("python"):
+        exec(compile(block, "offline.md", "exec"), names)
+    return names
+
+
+def test_the_python_of_the_page_runs_and_its_assertions_hold(page):
+    assert page["training"].num_rows == 4
+
+
+def test_the_settings_of_the_page_are_taken(tmp_path):
+    (tmp_path / "serve.yaml").write_text(blocks("yaml")[0])
+    settings = Config.read(tmp_path / "serve.yaml").sample_served
+    assert (settings.rate, settings.max_bytes) == (0.01, 64 << 20)
+
+
+def test_the_check_prints_what_the_page_shows(page, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    noon = int(np.datetime64("2026-03-09T12:00", "ms").astype(np.int64))
+    view = page["view"]
+    origin = served.Origin(model="fraud", version=1, digest="d", columns=view.feature_names, views=(view,))
+    values = np.array([[5, 21], [1, 5]], np.float32)
+    sources = np.full((2, 2), SOURCE_STORE, np.uint8)
+    page["store"].write(view, _more(), time="computed_at", created="computed_at")
+    (tmp_path / "penstock-served").mkdir()
+    rows = served.ServedRows(np.array([noon] * 2), [b"ada", b"bob"], values, sources)
+    served.write(tmp_path / "penstock-served", origin, [rows])
+    command = next(block for block in blocks("bash") if "check" in block).split()
+    done = CliRunner().invoke(app, command[2:])
+    assert done.exit_code == 1, done.output
+    came = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    for line in blocks("text")[-1].splitlines():
+        assert " ".join(line.split()) in came, done.stdout
+
+
+def _more():
+    """Bob's average, which the page leaves open."""
+    return {"customer_id": ["bob"], "transactions_7d": [1], "avg_amount": [5.0], "computed_at": ["2026-03-09T00:00"]}
+
+
+def test_every_option_of_the_check_is_told():
+    shown = CliRunner().invoke(app, ["check", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    options = set(re.findall(r"(?<![\w-])--[a-z]+", shown)) - {"--help", "--sample", "--offline"}
+    assert options == set(re.findall(r"^\| `(--[a-z]+)`", PAGE, re.MULTILINE))

@@ -1,0 +1,232 @@
+"""Redis and the ingester are killed (SIGKILL) at points drawn from a seed: no acknowledged row is lost, none regresses.
+
+Redis keeps an append-only file, fsynced before each answer (`always`) on even seeds and each second (`everysec`) on odd
+ones. A killed process leaves its writes to the kernel, so what Redis wrote survives here; it may put a write off by up
+to two seconds under `everysec` while another is being synced, and then the ingestion itself must find out and be
+resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import redis
+from pyarrow import parquet
+
+from penstock.features import Column, FeatureView, Lookup, open_store
+from penstock.features.embedded import find_executable
+
+VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
+VICTIM = Path(__file__).with_name("victims.py")
+ROWS, ENTITIES, EVENTS = 10_000, 3_000, 1_500
+LOST = 3
+QUICK = (6, 7)  # seeds of the default run
+SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed not in QUICK else []) for seed in range(50)]
+
+
+class Redis:
+    """A redis-server over one folder, to be killed and started again."""
+
+    def __init__(self, fsync):
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
+        self.url = f"unix://{self.folder}/s"
+        options = {"port": "0", "unixsocket": "s", "dir": self.folder, "save": "", "logfile": "log"}
+        options |= {"appendonly": "yes", "appendfsync": fsync}
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        self._command = [find_executable(), *words]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self._command)
+        until = time.monotonic() + 20
+        with redis.Redis.from_url(self.url) as client:
+            while True:
+                with contextlib.suppress(redis.ConnectionError, redis.exceptions.BusyLoadingError):
+                    client.ping()
+                    return
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.005)
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(20)
+
+    def close(self):
+        self.kill()
+        shutil.rmtree(self.folder)
+
+
+class Victim:
+    """An ingester; `acknowledged` is the last number it told."""
+
+    def __init__(self, *words):
+        self.acknowledged = 0
+        self.process = subprocess.Popen([sys.executable, VICTIM, *words], stdout=subprocess.PIPE, text=True)
+
+    def run_until(self, lines, delay_s):
+        """Let it live until it has told so many lines, and a little longer; True if it is still running."""
+        for _ in range(lines):
+            self._hear(self.process.stdout.readline())
+        time.sleep(delay_s)
+        return self.process.poll() is None
+
+    def end(self, *, kill=False):
+        """Its exit status, after all it had to say."""
+        if kill:
+            self.process.send_signal(signal.SIGKILL)
+        for line in self.process.stdout:
+            self._hear(line)
+        self.process.stdout.close()
+        return self.process.wait(60)
+
+    def _hear(self, line):
+        if line.endswith("\n") and line.strip().isdigit():
+            self.acknowledged = int(line)
+
+
+@pytest.fixture(params=SEEDS)
+def chance(request):
+    return random.Random(request.param)
+
+
+@pytest.fixture
+def server(chance, request):
+    server = Redis("everysec" if request.node.callspec.params["chance"] % 2 else "always")
+    with closing(server):
+        yield server
+
+
+def newest(events):
+    """For each entity the event (time, value) that must stay; of equal times the later one."""
+    found = {}
+    for entity, time_ms, value in events:
+        if entity not in found or time_ms >= found[entity][0]:
+            found[entity] = (time_ms, value)
+    return found
+
+
+def rows_of(server, entities):
+    """What is stored: {entity: (time, value)}."""
+    with closing(open_store(server.url)) as store:
+        rows = store.fetch([Lookup(VIEW, [b"%d" % entity for entity in entities])], 10)[0]
+    found = zip(entities, rows.event_times.tolist(), rows.values[:, 0].tolist(), rows.status.tolist(), strict=True)
+    return {entity: (time_ms, int(value)) for entity, time_ms, value, status in found if status == 0}
+
+
+def assert_none_lost(server, events):
+    """Each entity has its newest event of these, or a newer one."""
+    expected = newest(events)
+    stored = rows_of(server, list(expected))
+    lost = [entity for entity, (time_ms, _) in expected.items() if stored.get(entity, (-1, 0))[0] < time_ms]
+    assert not lost, f"{len(lost)} of {len(expected)} lost"
+
+
+def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server, tmp_path):
+    events = [(chance.randrange(ENTITIES), chance.randrange(10**6), row) for row in range(ROWS)]
+    others = [(entity, 500_000, -1) for entity in chance.sample(range(ENTITIES), 500)]  # of somebody else, before
+    ids, times, values = zip(*events, strict=True)
+    parquet.write_table(pa.table({"id": ids, "at": times, "n": values}), tmp_path / "t.parquet", row_group_size=999)
+    with closing(open_store(server.url)) as store:
+        store.apply(VIEW)
+        put(store, others)
+    words = ("ingest", server.url, str(tmp_path / "t.parquet"))
+    for _ in range(chance.randint(1, 3)):
+        victim = Victim(*words)
+        alive = victim.run_until(chance.randint(1, ROWS // 250), chance.random() * 0.01)
+        whom = chance.choice(["redis", "ingester", "both"])
+        if whom != "ingester":
+            server.kill()
+        if whom != "redis":
+            victim.end(kill=True)
+        time.sleep(chance.random() * 0.1)
+        if whom != "ingester":
+            server.start()
+        if whom == "redis" and alive:
+            assert victim.end() in ((0,) if server_is_strict(server) else (0, LOST))
+        elif whom == "redis":
+            victim.end()
+        if server_is_strict(server):
+            assert_none_lost(server, [*others, *events[: victim.acknowledged]])
+    victim = Victim(*words)
+    assert victim.end() == 0
+    assert rows_of(server, range(ENTITIES)) == newest([*others, *events])
+
+
+def consumed(chance, server, between=lambda: None):
+    """Have the stream consumed by victims, Redis being killed at times, too; `between` looks after each."""
+    for _ in range(chance.randint(1, 3)):
+        victim = Victim("stream", server.url)
+        victim.run_until(chance.randint(0, EVENTS // 50 // 3), chance.random() * 0.01)
+        if chance.random() < 0.5:
+            server.kill()
+            time.sleep(chance.random() * 0.1)
+            server.start()
+            victim.run_until(0, chance.random() * 0.3)
+        victim.end(kill=True)
+        between()
+    assert Victim("stream", server.url, "once").end() == 0
+
+
+def fill(server, view, events):
+    with closing(open_store(server.url)) as store:
+        store.apply(view)
+    with redis.Redis.from_url(server.url) as client:
+        pipeline = client.pipeline(transaction=False)
+        for entity, time_ms, value in events:
+            pipeline.xadd("events", {"id": entity, "at": time_ms, "n": value}, id=f"{value + 1}-0")
+        pipeline.execute()
+
+
+def test_a_stream_is_consumed_in_full_whoever_is_killed_meanwhile(chance, server):
+    events = [(chance.randrange(300), chance.randrange(10**6), row) for row in range(EVENTS)]
+    fill(server, VIEW, events)
+    consumed(chance, server, lambda: assert_none_lost(server, settled(server, events)))
+    assert len(settled(server, events)) == EVENTS
+    assert rows_of(server, range(300)) == newest(events)
+
+
+def test_every_event_is_counted_once_whoever_is_killed_meanwhile(chance, server):
+    aggregates = {"columns": {"n": {"function": "count", "window": "7d"}}}
+    view = FeatureView.model_validate(VIEW.model_dump() | {"aggregates": aggregates})
+    now = time.time_ns() // 1_000_000
+    events = [(chance.randrange(20), now - chance.randrange(10**6), row) for row in range(EVENTS)]
+    fill(server, view, events)
+    consumed(chance, server)
+    counts = {entity: count for entity, (_, count) in rows_of(server, range(20)).items()}
+    assert counts == Counter(entity for entity, _, _ in events)
+
+
+def put(store, events):
+    entities, times, values = zip(*events, strict=True)
+    store.put(VIEW, [b"%d" % entity for entity in entities], {"n": np.array(values)}, np.array(times))
+
+
+def settled(server, events):
+    """The events that the group has acknowledged."""
+    with redis.Redis.from_url(server.url) as client:
+        groups = client.xinfo_groups("events")
+        if not groups:
+            return []
+        delivered = int(groups[0]["last-delivered-id"].split(b"-")[0])
+        held = client.xpending_range("events", "g", "-", "+", EVENTS)
+    pending = {int(entry["message_id"].split(b"-")[0]) for entry in held}
+    return [event for event in events if event[2] + 1 <= delivered and event[2] + 1 not in pending]
+
+
+def server_is_strict(server):
+    with redis.Redis.from_url(server.url) as client:
+        return client.config_get("appendfsync")["appendfsync"] == "always"

@@ -1,0 +1,129 @@
+"""The near cache: answers as the store's, never older than it says, never larger, and hits through an outage."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.features import Column, FeatureView, Lookup, StoreUnavailable
+from penstock.features.memory import MemoryStore
+from penstock.features.near import NearCache
+
+OK, ABSENT, LOST, CACHED, COMPUTED = 0, 1, 5, 6, 7
+NUMBERS = FeatureView(name="n", entity="e", columns=[Column(name=c, dtype="float32") for c in "abc"])
+HASHES = FeatureView(name="h", entity="e", layout="hash", columns=[Column(name="x", dtype="int64")])
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+class Counting:
+    """A reader that remembers what was asked of it, and can be away."""
+
+    def __init__(self, store):
+        self.store = store
+        self.asked = []
+        self.away = False
+
+    def fetch(self, lookups, timeout_s):
+        self.asked.append([(lookup.view.name, [*lookup.entities]) for lookup in lookups])
+        if self.away:
+            raise StoreUnavailable("away")
+        return self.store.fetch(lookups, timeout_s)
+
+
+@pytest.fixture
+def near():
+    store = MemoryStore()
+    for value in (1, 2):
+        store.put(NUMBERS, [b"%d" % value], {c: np.full(1, value, np.float32) for c in "abc"}, np.array([1000 + value]))
+        store.put(HASHES, [b"%d" % value], {"x": np.full(1, value)})
+    cache = NearCache(Counting(store), 1 << 20, 5.0, Clock())
+    cache.reader, cache.clock = cache._reader, cache._clock
+    return cache
+
+
+def test_a_row_is_fetched_once_and_comes_from_here_until_it_is_too_old(near):
+    lookups = [Lookup(NUMBERS, [b"1", b"no", b"2"]), Lookup(HASHES, [b"2"])]
+    first = near.fetch(lookups, 1)
+    again = near.fetch(lookups, 1)
+    assert [rows.status.tolist() for rows in first] == [[OK, ABSENT, OK], [OK]]
+    assert [rows.status.tolist() for rows in again] == [[CACHED, ABSENT, CACHED], [CACHED]]
+    for one, other in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.values, other.values)
+        np.testing.assert_array_equal(one.event_times, other.event_times)
+    assert len(near.reader.asked) == 1
+    near.clock.now = 4.999
+    near.fetch(lookups, 1)
+    assert len(near.reader.asked) == 1
+    near.clock.now = 5.0
+    assert near.fetch(lookups, 1)[0].status.tolist() == [OK, ABSENT, OK]
+    assert (near.counts.hits, near.counts.misses, near.counts.expired) == (8, 8, 4)
+
+
+def test_only_what_is_not_here_is_asked_for_and_the_order_is_kept(near):
+    near.fetch([Lookup(NUMBERS, [b"1"])], 1)
+    rows, hashes = near.fetch([Lookup(NUMBERS, [b"2", b"1", b"no"]), Lookup(HASHES, [b"1"])], 1)
+    assert near.reader.asked[1] == [("n", [b"2", b"no"]), ("h", [b"1"])]
+    assert rows.status.tolist() == [OK, CACHED, ABSENT]
+    np.testing.assert_array_equal(rows.values[:2], [[2] * 3, [1] * 3])
+    assert rows.event_times.tolist() == [1002, 1001, 0]
+    assert hashes.values.tolist() == [[1]]
+
+
+def test_while_the_store_is_away_rows_from_here_are_given_and_the_others_lost(near):
+    near.fetch([Lookup(NUMBERS, [b"1"])], 1)
+    near.reader.away = True
+    rows = near.fetch([Lookup(NUMBERS, [b"1", b"2"])], 1)[0]
+    assert rows.status.tolist() == [CACHED, LOST]
+    assert rows.trouble == "away"
+    assert np.isnan(rows.values[1]).all()
+    with pytest.raises(StoreUnavailable):
+        near.fetch([Lookup(NUMBERS, [b"2"])], 1)
+    near.reader.away = False
+    assert near.fetch([Lookup(NUMBERS, [b"2"])], 1)[0].status.tolist() == [OK]  # what was lost was not kept
+
+
+def test_it_never_holds_more_than_it_may_and_the_oldest_go_first(near):
+    near._limit = 2000
+    for i in range(50):
+        near.fetch([Lookup(NUMBERS, [b"x%d" % i])], 1)
+        assert near.bytes <= 2000
+    assert near.counts.evicted > 30
+    asked = len(near.reader.asked)
+    near.fetch([Lookup(NUMBERS, [b"x49"])], 1)
+    assert len(near.reader.asked) == asked
+    near.fetch([Lookup(NUMBERS, [b"x0"])], 1)
+    assert len(near.reader.asked) == asked + 1
+    near.fetch([Lookup(NUMBERS, [b"y%d" % i for i in range(100)])], 1)  # more than it could ever hold
+    assert near.bytes <= 2000
+
+
+def test_views_of_one_name_and_other_columns_share_nothing(near):
+    other = FeatureView(name="n", entity="e", columns=[Column(name="z", dtype="float32")])
+    near.fetch([Lookup(NUMBERS, [b"1"])], 1)
+    assert near.fetch([Lookup(other, [b"1"])], 1)[0].values.shape == (1, 1)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.lists(st.integers(0, 9), unique=True, max_size=6), st.floats(0, 3)), max_size=30))
+def test_whatever_is_asked_it_answers_as_the_store_did_within_the_age(steps):
+    """The store's rows change all the time; each is a function of entity and time of writing."""
+    clock, store = Clock(), MemoryStore()
+    near = NearCache(store, 3000, 2.0, clock)
+    for ids, passed in steps:
+        clock.now += passed
+        entities = [b"%d" % i for i in ids]
+        stamp = np.full(10, clock.now, np.float32)
+        columns = {"a": np.arange(10, dtype=np.float32), "b": stamp, "c": stamp}
+        store.put(NUMBERS, [b"%d" % i for i in range(10)], columns)
+        rows = near.fetch([Lookup(NUMBERS, entities)], 1)[0]
+        assert rows.values[:, 0].tolist() == ids
+        assert (clock.now - rows.values[:, 1] <= 2.001).all()
+        assert near.bytes <= 3000

@@ -1,0 +1,143 @@
+"""Real sentinels, a master and a replica: planned and unplanned failovers, and what is said when nobody knows."""
+
+import contextlib
+import importlib.util
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import redis
+
+from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
+
+OK, ABSENT = 0, 1
+VIEW = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float32")])
+
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"feature_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+servers = _load("servers")
+
+
+class Service:
+    """A master, its replica, and a sentinel that watches them as "rows"; the URL also names one that is not there."""
+
+    def __init__(self, executable):
+        self.servers = [servers.RedisProcess(executable)]
+        self.servers.append(servers.RedisProcess(executable, replicaof=f"127.0.0.1 {self.servers[0].port}"))
+        self.sentinel = servers.RedisProcess(executable, "--sentinel")
+        with self.sentinel.client() as client:
+            client.sentinel_monitor("rows", "127.0.0.1", self.servers[0].port, 1)
+            client.sentinel_set("rows", "down-after-milliseconds", 300)
+            client.sentinel_set("rows", "failover-timeout", 2000)
+        servers.wait_until(lambda: self.slaves() == 1)
+        self.url = f"redis+sentinel://127.0.0.1:{servers.free_port()},127.0.0.1:{self.sentinel.port}/rows"
+
+    def slaves(self):
+        with self.sentinel.client() as client:
+            master = client.sentinel_master("rows")
+            return master["num-slaves"] if master["flags"] == "master" else 0
+
+    def master(self):
+        """The server that sentinel takes for the master."""
+        with self.sentinel.client() as client:
+            port = client.sentinel_get_master_addr_by_name("rows")[1]
+        return next(server for server in self.servers if server.port == port)
+
+    def fail_over(self):
+        """Ask for the replica to be made the master; False where sentinel does not know enough of it yet."""
+        with self.sentinel.client() as client, contextlib.suppress(redis.ResponseError):
+            return client.execute_command("SENTINEL", "FAILOVER", "rows")
+
+    def close(self):
+        for server in (self.sentinel, *self.servers):
+            server.close()
+
+
+@pytest.fixture(params=servers.VERSIONS)
+def service(request):
+    with closing(Service(request.param)) as service:
+        yield service
+
+
+def put(store, value):
+    store.put(VIEW, [b"1"], {"a": np.full(1, value, np.float32)}, overwrite=True)
+
+
+def fetched(store):
+    """The value of the row, or why there is none."""
+    try:
+        (rows,) = store.fetch([Lookup(VIEW, [b"1"])], 0.3)
+    except StoreUnavailable as error:
+        return str(error)
+    return rows.values[0, 0] if rows.status[0] == OK else None
+
+
+def written(store, value):
+    try:
+        put(store, value)
+    except StoreUnavailable:
+        return False
+    return True
+
+
+def test_the_master_is_found_by_its_service_and_followed_when_another_is_made_master(service):
+    with closing(open_store(service.url)) as store:
+        put(store, 1)
+        assert fetched(store) == 1
+        first = service.master()
+        servers.wait_until(lambda: first.client().wait(1, 100) == 1)
+        servers.wait_until(service.fail_over)
+        servers.wait_until(lambda: service.master() is not first)
+        servers.wait_until(lambda: written(store, 2))
+        assert fetched(store) == 2
+        second = service.master()
+        assert second.client().get(VIEW.key(b"1")) is not None
+
+
+def test_a_master_that_dies_is_left_for_the_next(service):
+    with closing(open_store(service.url)) as store:
+        put(store, 1)
+        first = service.master()
+        servers.wait_until(lambda: first.client().wait(1, 100) == 1)
+        first.kill()
+        assert "unavailable" in str(fetched(store))
+        servers.wait_until(lambda: fetched(store) == 1)
+        servers.wait_until(lambda: written(store, 2))
+
+
+def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):
+    """What happens in the moments of a failover, here for good: a sentinel that watches the wrong server."""
+    replica = service.servers[1]
+    with closing(servers.RedisProcess(servers.EXECUTABLES[servers.NEWEST], "--sentinel")) as wrong:
+        wrong.client().sentinel_monitor("rows", "127.0.0.1", replica.port, 3)
+        wrong.client().sentinel_set("rows", "down-after-milliseconds", 60_000)
+        with closing(open_store(f"redis+sentinel://127.0.0.1:{wrong.port}/rows")) as store:
+            assert "is not the master of rows" in fetched(store)
+
+
+def test_a_service_that_nobody_watches_is_a_misconfiguration(service):
+    with (
+        closing(open_store(service.url.replace("/rows", "/cows"))) as store,
+        pytest.raises(StoreMisconfigured, match=f"127.0.0.1:{service.sentinel.port} refuses us: it watches no 'co"),
+    ):
+        store.fetch([Lookup(VIEW, [b"1"])], 0.5)
+
+
+def test_without_any_sentinel_it_is_unavailable():
+    with closing(open_store(f"redis+sentinel://127.0.0.1:{servers.free_port()}/rows")) as store:
+        assert "unavailable" in fetched(store)
+
+
+@pytest.mark.parametrize("url", ["redis+sentinel://:hunter2@h", "redis+sentinel://:hunter2@h/s/x"])
+def test_a_url_without_a_service_is_a_misconfiguration(url):
+    with pytest.raises(StoreMisconfigured, match="name of Sentinel's service") as caught:
+        open_store(url)
+    assert "hunter2" not in str(caught.value)

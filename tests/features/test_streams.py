@@ -1,0 +1,299 @@
+"""A stream into a store: what is delivered is written or buried before it is acknowledged, whoever dies meanwhile."""
+
+import json
+import threading
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from penstock.cli import app
+from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
+from penstock.features.streams import Consumer, RowWriter, Settings
+
+VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
+
+
+@pytest.fixture
+def store(redis_url):
+    with closing(open_store(redis_url)) as store:
+        yield store
+
+
+@pytest.fixture
+def client(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def consumer(store):
+    """Makes a consumer of the stream `events` in the group `g`."""
+
+    def make(name="one", source=store, writer=None, **settings):
+        settings = {"stream": "events", "group": "g", "dead": "events:dead", "time_field": "at"} | settings
+        made = Settings(consumer=name, **settings)
+        return Consumer(source, writer or RowWriter(store, VIEW, made.time_field), made)
+
+    return make
+
+
+class Dies:
+    """A writer that ends before (or after) it has written."""
+
+    def __init__(self, writer=None):
+        self._writer = writer
+
+    def write(self, entries, floor, counts):
+        if self._writer:
+            self._writer.write(entries, floor, counts)
+        raise KeyError("killed")
+
+    def rest(self):
+        pass
+
+
+def add(client, *events):
+    return [client.xadd("events", {"id": entity, "n": n, "at": at}) for entity, n, at in events]
+
+
+def stored(store, *entities):
+    rows = store.fetch([Lookup(VIEW, [b"%d" % entity for entity in entities])], 5)[0]
+    return [None if np.isnan(value) else int(value) for value in rows.values[:, 0]]
+
+
+def drain(consumer):
+    consumer.run(threading.Event(), once=True)
+    return consumer.counts
+
+
+def pending(client):
+    return client.xpending("events", "g")["pending"]
+
+
+def test_entries_become_rows_and_are_acknowledged(store, client, consumer):
+    add(client, *((i % 10, i, i) for i in range(100)))
+    counts = drain(consumer(batch=7))
+    assert (counts.read, counts.written, counts.older, counts.rejected) == (100, 100, 0, 0)
+    assert stored(store, *range(10)) == list(range(90, 100))
+    assert pending(client) == 0
+    add(client, (3, 7, 1000))
+    assert drain(consumer()).read == 1  # the group goes on where it was
+
+
+def test_events_that_come_in_the_wrong_order_end_right(store, client, consumer):
+    add(client, (1, 5, 50), (1, 6, 60), (1, 4, 40))
+    assert drain(consumer(batch=1)).older == 1
+    assert stored(store, 1) == [6]
+
+
+def test_what_was_delivered_to_one_that_died_is_taken_up_under_the_same_name(store, client, consumer):
+    add(client, (1, 1, 1), (2, 2, 2))
+    with pytest.raises(KeyError):
+        drain(consumer(writer=Dies()))
+    add(client, (1, 3, 3))
+    assert (pending(client), stored(store, 1, 2)) == (2, [None, None])
+    assert drain(consumer()).read == 3
+    assert (pending(client), stored(store, 1, 2)) == (0, [3, 2])
+
+
+def test_what_was_written_and_not_acknowledged_is_delivered_again_without_effect(store, client, consumer):
+    add(client, (1, 1, 1), (2, 2, 2))
+    with pytest.raises(KeyError):
+        drain(consumer(writer=Dies(RowWriter(store, VIEW, "at"))))
+    store.put(VIEW, [b"1"], {"n": np.array([9])}, np.array([9]))
+    counts = drain(consumer())
+    assert (counts.read, counts.written, counts.older) == (2, 1, 1)
+    assert (pending(client), stored(store, 1, 2)) == (0, [9, 2])
+
+
+def test_others_claim_what_one_that_died_left_behind(store, client, consumer):
+    add(client, *((i, i, i) for i in range(5)))
+    with pytest.raises(KeyError):
+        drain(consumer("dead", writer=Dies()))
+    heir = consumer("heir", claim_after_s=0.001, batch=2)
+    heir.run(threading.Event(), once=True)
+    while heir.counts.claimed < 5:
+        heir.step()
+    assert (pending(client), stored(store, *range(5))) == (0, list(range(5)))
+    patient = consumer("patient", claim_after_s=60)
+    assert drain(patient).claimed == 0
+
+
+def test_an_entry_that_is_no_row_is_buried_with_its_reason_and_acknowledged(store, client, consumer):
+    add(client, (1, 1, 1), (2, "two", 2), (3, 3, "soon"), (4, 4, 4))
+    counts = drain(consumer(dead_entries=100))
+    assert (counts.written, counts.rejected, pending(client)) == (2, 2, 0)
+    assert stored(store, 1, 2, 3, 4) == [1, None, None, 4]
+    first, second = (fields for _, fields in client.xrange("events:dead"))
+    assert first[b"penstock:reason"] == b"field 'n': 'two' is not int64"
+    assert first[b"penstock:stream"] == b"events"
+    assert {name: first[name] for name in (b"id", b"n", b"at")} == {b"id": b"2", b"n": b"two", b"at": b"2"}
+    assert client.xrange("events", first[b"penstock:id"], first[b"penstock:id"])
+    assert b"'at'" in second[b"penstock:reason"]
+
+
+def test_the_dead_letter_stream_is_bounded(client, consumer):
+    add(client, *((i, "bad", i) for i in range(1000)))
+    assert drain(consumer(dead_entries=10)).rejected == 1000
+    assert client.xlen("events:dead") <= 200  # Redis trims whole nodes of a hundred
+
+
+def test_nothing_is_acknowledged_where_the_dead_letter_stream_cannot_be_written(client, consumer):
+    add(client, (1, "bad", 1))
+    client.set("events:dead", "not a stream")
+    with pytest.raises(StoreMisconfigured, match="WRONGTYPE"):
+        drain(consumer())
+    assert pending(client) == 1
+
+
+def test_entries_that_were_trimmed_before_they_could_be_read_again_are_counted(client, consumer):
+    add(client, (1, 1, 1), (2, 2, 2))
+    with pytest.raises(KeyError):
+        drain(consumer(writer=Dies()))
+    client.xtrim("events", 0)
+    counts = drain(consumer())
+    assert (counts.trimmed, counts.written, pending(client)) == (2, 0, 0)
+
+
+def test_trimmed_entries_of_one_that_died_do_not_stay_pending(client, consumer):
+    add(client, (1, 1, 1), (2, 2, 2))
+    with pytest.raises(KeyError):
+        drain(consumer("dead", writer=Dies()))
+    client.xtrim("events", 0)
+    heir = consumer("heir", claim_after_s=0.001)
+    until = time.monotonic() + 5
+    while pending(client):
+        heir.step(0)
+        assert time.monotonic() < until
+
+
+def test_a_group_that_is_gone_is_made_anew_from_the_beginning(store, client, consumer):
+    reader = consumer(start="$")
+    drain(reader)
+    add(client, (1, 1, 1))
+    drain(reader)
+    client.xgroup_destroy("events", "g")
+    add(client, (2, 2, 2))
+    drain(reader)  # makes it
+    drain(reader)
+    assert stored(store, 1, 2) == [1, 2]
+    client.delete("events")
+    drain(reader)
+    add(client, (3, 3, 3))
+    drain(reader)
+    assert stored(store, 3) == [3]
+
+
+def test_a_new_group_may_begin_with_what_comes_next(store, client, consumer):
+    add(client, (1, 1, 1))
+    reader = consumer(start="$")
+    drain(reader)
+    add(client, (2, 2, 2))
+    drain(reader)
+    assert stored(store, 1, 2) == [None, 2]
+
+
+def test_several_consumers_share_the_entries(store, client, consumer):
+    add(client, *((i, i, i) for i in range(300)))
+    readers = [consumer(f"c{i}", batch=10) for i in range(3)]
+    threads = [threading.Thread(target=drain, args=(reader,)) for reader in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert sum(reader.counts.read for reader in readers) == 300
+    assert (pending(client), stored(store, *range(300))) == (0, list(range(300)))
+
+
+def test_one_that_leaves_is_forgotten_unless_entries_are_pending(client, consumer):
+    add(client, (1, 1, 1))
+    with pytest.raises(KeyError):
+        drain(failing := consumer("failing", writer=Dies()))
+    failing.leave()
+    leaving = consumer("leaving")
+    drain(leaving)
+    leaving.leave()
+    assert [c["name"] for c in client.xinfo_consumers("events", "g")] == [b"failing"]
+
+
+def test_the_lag_is_told(client, consumer):
+    reader = consumer(batch=1)
+    assert reader.lag().behind_ms == 0
+    for ms in (1000, 3000, 8000):
+        client.xadd("events", {"id": 1, "n": 1, "at": 1}, id=f"{ms}-0")
+    reader.step()
+    lag = reader.lag()
+    assert (lag.pending, lag.behind_ms) == (0, 7000)
+    assert lag.entries in (None, 2)
+
+
+def test_an_outage_is_waited_out(store, client, proxy, consumer):
+    add(client, *((i, i, i) for i in range(20)))
+    with closing(open_store(proxy.url)) as remote:
+        reader = consumer(source=remote, batch=5)
+        stop, steps = threading.Event(), []
+
+        def told():
+            steps.append(reader.counts.read)
+            if len(steps) == 1:
+                proxy.refuse()
+            if stored(store, *range(20)) == list(range(20)) and pending(client) == 0:
+                stop.set()
+
+        thread = threading.Thread(target=reader.run, args=(stop,), kwargs={"told": told})
+        thread.start()
+        while not reader.counts.failures:
+            assert not stop.wait(0.01)
+        proxy.restore()
+        thread.join(20)
+        assert not thread.is_alive()
+    assert reader.counts.written >= 20
+
+
+def test_a_store_that_is_away_leaves_entries_pending_until_it_is_back(store, client, consumer):
+    add(client, (1, 1, 1))
+
+    class Away(RowWriter):
+        failures = 2
+
+        def write(self, entries, floor, counts):
+            self.failures -= 1
+            if self.failures >= 0:
+                raise StoreUnavailable("away")
+            return super().write(entries, floor, counts)
+
+    reader = consumer(writer=Away(store, VIEW, "at"))
+    counts = drain(reader)
+    assert (counts.failures, counts.written, pending(client)) == (2, 1, 0)
+
+
+def test_a_refusal_ends_it(client, consumer):
+    client.set("events", "not a stream")
+    with pytest.raises(StoreMisconfigured, match="WRONGTYPE"):
+        drain(consumer())
+
+
+def test_the_command_consumes_until_nothing_is_left(redis_url, store, client):
+    store.apply(VIEW)
+    add(client, (1, 1, 1), (2, "two", 2))
+    words = ["features", "stream", "activity", "--stream", "events", "--features", redis_url, "--time", "at", "--once"]
+    found = CliRunner().invoke(app, [*words, "--json"])
+    assert found.exit_code == 0, found.output
+    counts = json.loads(found.stdout)
+    assert (counts["read"], counts["written"], counts["rejected"]) == (2, 1, 1)
+    assert client.xinfo_consumers("events", "penstock") == []
+    assert "read 0 entries" in CliRunner().invoke(app, words).stdout
+
+
+def test_the_command_reads_from_another_redis_if_told(redis_url, client, tmp_path):
+    with closing(open_store(f"embedded://{tmp_path}")) as store:
+        store.apply(VIEW)
+        add(client, (1, 1, 1))
+        words = ["features", "stream", "activity", "--stream", "events", "--from", redis_url, "--once"]
+        found = CliRunner().invoke(app, [*words, "--features", f"embedded://{tmp_path}", "--group", "other"])
+        assert found.exit_code == 0, found.output
+        assert stored(store, 1) == [1]

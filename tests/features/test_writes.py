@@ -1,0 +1,132 @@
+"""The newest event wins, whatever the order and repetition of writes, and whatever stood there before."""
+
+from contextlib import closing
+
+import numpy as np
+import pytest
+import redis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.features import Column, FeatureView, Lookup, open_store
+from penstock.features.columns import check_table
+from penstock.features.memory import MemoryStore
+from penstock.features.writes import CALLS, KEYS_A_CALL, write_requests
+
+OK = 0
+COLUMN = Column(name="a", dtype="float64")
+ROWS = FeatureView(name="v", entity="e", columns=[COLUMN])
+HASHES = FeatureView(name="v", entity="e", columns=[COLUMN], layout="hash")
+
+
+@pytest.fixture
+def store(redis_url):
+    with closing(open_store(redis_url)) as store:
+        yield store
+
+
+@pytest.fixture
+def client(redis_url):
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def value(store, entity=b"1", view=ROWS):
+    rows = store.fetch([Lookup(view, [entity])], timeout_s=5)[0]
+    assert rows.status.tolist() == [OK]
+    return rows.values[0, 0]
+
+
+def put(store, time_ms, value, view=ROWS):
+    return store.put(view, [b"1"], {"a": np.array([value])}, np.array([time_ms]))
+
+
+TIMES = st.integers(-(2**53), 2**53) | st.integers(-3, 3)
+BATCH = st.lists(st.tuples(st.sampled_from([b"x", b"y", b"z"]), TIMES), min_size=1, max_size=8)
+
+
+@settings(max_examples=60)
+@given(batches=st.lists(BATCH, max_size=5), layout=st.sampled_from(["row", "hash"]))
+def test_redis_and_the_dictionary_agree_on_every_order_of_writes(redis_server, batches, layout):
+    view = {"row": ROWS, "hash": HASHES}[layout]
+    with closing(open_store(redis_server)) as store, redis.Redis.from_url(redis_server) as client:
+        client.flushall()
+        memory = MemoryStore()
+        for number, batch in enumerate(batches):
+            entities, times = [entity for entity, _ in batch], np.array([time for _, time in batch])
+            values = {"a": 100.0 * number + np.arange(len(batch))}
+            assert store.put(view, entities, values, times) == memory.put(view, entities, values, times)
+        lookups = [Lookup(view, [b"x", b"y", b"z"])]
+        found, expected = store.fetch(lookups, 5)[0], memory.fetch(lookups, 5)[0]
+        np.testing.assert_array_equal(found.values, expected.values)
+        np.testing.assert_array_equal(found.event_times, expected.event_times)
+
+
+def test_a_row_that_cannot_be_read_gives_way_whatever_its_time(store, client):
+    other = FeatureView(name="v", entity="e", columns=[Column(name="b", dtype="float64")])
+    store.put(other, [b"1"], {"b": np.array([1.0])}, np.array([10**12]))
+    assert put(store, 5, 7.0) == 1
+    assert value(store) == 7
+    for stored in (b"", b"short", b"\1" * 8):
+        client.set(ROWS.key(b"1"), stored)
+        assert put(store, 5, 8.0) == 1
+        assert value(store) == 8
+
+
+@pytest.mark.parametrize("view", [ROWS, HASHES], ids=["row", "hash"])
+def test_a_key_of_another_kind_gives_way(store, client, view):
+    key = view.key(b"1")
+    client.delete(key)
+    client.lpush(key, b"a list")
+    assert put(store, 5, 7.0, view) == 1
+    assert value(store, view=view) == 7
+
+
+def test_a_hash_whose_event_time_is_no_number_gives_way(store, client):
+    client.hset(HASHES.key(b"1"), mapping={"_ts:v": "yesterday", "a": "3"})
+    assert put(store, -1, 7.0, HASHES) == 1
+    assert value(store, view=HASHES) == 7
+
+
+def test_a_hash_of_as_many_columns_as_a_view_may_have_is_written_and_emptied(store, client):
+    names = [f"c{i}" for i in range(4096)]
+    view = FeatureView(name="v", entity="e", columns=[Column(name=n, dtype="int32") for n in names], layout="hash")
+    store.put(view, [b"1"], {name: np.array([7]) for name in names}, np.array([1]))
+    assert client.hlen(view.key(b"1")) == 4097
+    store.put(view, [b"1"], {name: np.array([np.nan]) for name in names}, np.array([2]))
+    assert client.hgetall(view.key(b"1")) == {b"_ts:v": b"2"}
+
+
+def test_rows_live_as_long_as_their_view_says_from_when_they_were_written(store, client):
+    for view in (ROWS, HASHES):
+        put(store, 5, 7.0, view)
+        client.expire(view.key(b"1"), 10)
+        put(store, 4, 7.0, view)  # an older one does not prolong it
+        assert client.ttl(view.key(b"1")) <= 10
+        put(store, 5, 7.0, view)
+        assert client.ttl(view.key(b"1")) > 86000
+
+
+def test_a_server_without_the_script_is_brought_it_with_every_request(store, client):
+    rows = CALLS * KEYS_A_CALL * 2 + 1
+    entities = [b"%d" % i for i in range(rows)]
+    for _ in range(2):
+        client.script_flush()
+        assert store.put(ROWS, entities, {"a": np.arange(rows, dtype=float)}) == rows
+    assert value(store, entities[-1]) == rows - 1
+
+
+@pytest.mark.parametrize("size", [1, 3, KEYS_A_CALL])
+def test_a_call_has_as_many_keys_as_is_asked_for(size):
+    table = check_table(ROWS, [b"%d" % i for i in range(100)], {"a": np.zeros(100)}, None)
+    requests = list(write_requests(ROWS, table, overwrite=False, keys_a_call=size))
+    calls = -(-100 // size)
+    assert sum(len(request.commands) for request in requests) == calls
+    commands = b"".join(command for request in requests for command in request.commands)
+    assert commands.count(b"EVAL\r\n") == len(requests) == -(-calls // CALLS)
+    assert commands.count(b"EVALSHA\r\n") == calls - len(requests)
+
+
+def test_an_empty_table_asks_for_nothing(store):
+    for overwrite in (False, True):
+        assert store.put(ROWS, [], {"a": np.zeros(0)}, overwrite=overwrite) == 0
