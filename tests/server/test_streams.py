@@ -136,7 +136,7 @@ def test_bytes_that_are_no_request_are_told_without_an_id(caller):
     assert value(told[1]) == ("4", 8.0)
 
 
-def test_a_full_queue_is_told_in_the_stream(double, gate, serving, calling, requests):
+def test_a_full_queue_is_told_in_the_stream(double, gate, serving, calling, requests, eventually):
     caller = calling(serving(max_queue_rows=2))
     gate.shut()
     answers = caller.stub.ModelStreamInfer(iter(requests), timeout=20)
@@ -145,7 +145,7 @@ def test_a_full_queue_is_told_in_the_stream(double, gate, serving, calling, requ
     for n in (1, 2, 3):
         requests.put(number(caller, n))
     gate.queued(2)
-    caller.stub.ServerLive(pb.ServerLiveRequest(), timeout=5)
+    eventually(lambda: sum(lane.snapshot()["refused"] for lane in gate.lanes))
     gate.open()
     told = [value(next(answers)) for _ in range(4)]
     assert told[:3] == [("0", 0.0), ("1", 2.0), ("2", 4.0)]
