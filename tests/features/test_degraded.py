@@ -77,7 +77,9 @@ def test_a_server_that_is_killed_and_started_again(server, store):
     assert fetched(store) == 3
 
 
-@pytest.mark.parametrize("how", ["stopped", "paused", "asleep"])
+@pytest.mark.parametrize(
+    "how", ["stopped", *(pytest.param(one, marks=pytest.mark.slow) for one in ("paused", "asleep"))]
+)
 def test_a_server_that_hangs_is_unavailable_in_time_and_then_at_once(server, store, how):
     if how == "stopped":
         os.kill(server.process.pid, signal.SIGSTOP)
@@ -126,9 +128,9 @@ def test_a_replica_answers_and_takes_nothing_and_without_its_master_says_so(serv
 
 def test_a_server_that_is_loading_its_rows_is_unavailable_until_it_has_them(server, store):
     client = server.client()
-    client.execute_command("DEBUG", "POPULATE", "20000", "filler", "500")
-    client.save()
     is_new = int(client.info("server")["redis_version"].split(".")[0]) > 6
+    client.execute_command("DEBUG", "POPULATE", "6000" if is_new else "20000", "filler", "500")
+    client.save()
     server.kill()
     with server.config.open("a") as config:
         config.write("save 3600 1\nkey-load-delay 100\n")
