@@ -167,9 +167,8 @@ def print_lines(lines: Sequence[dict[str, Any]]) -> None:
     for line in lines:
         spread = f" ({line['range'][0]} to {line['range'][1]})" if line["range"] else ""
         judged = "held" if line["held"] else "MISSED"
-        errors.print(
-            f"{line['name']}: {line['value']}{spread}, {line['limit']}: {judged}", markup=False, highlight=False
-        )
+        text = f"{line['name']}: {line['value']}{spread}, {line['limit']}: {judged}"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

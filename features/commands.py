@@ -29,6 +29,13 @@ def pack(*words: bytes | str) -> bytes:
     return packed
 
 
+def hmgets(keys: Sequence[bytes], fields: Sequence[bytes]) -> list[bytes]:
+    """One HMGET a key, 0.3 µs each: the fields are the same for all and packed once."""
+    start = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2)
+    end = b"".join([b"$%d\r\n%b\r\n" % (len(field), field) for field in fields])
+    return [b"%b$%d\r\n%b\r\n%b" % (start, len(key), key, end) for key in keys]
+
+
 def encode_fetch(lookups: Sequence[Lookup], keys: Keys) -> tuple[bytes, int, int]:
     """The request for all lookups (`keys[i]` belong to `lookups[i]`), its number of replies, and of values in them."""
     rows: list[bytes] = [b"MGET"]
@@ -39,7 +46,7 @@ def encode_fetch(lookups: Sequence[Lookup], keys: Keys) -> tuple[bytes, int, int
             rows += own
         else:
             fields = lookup.view.fields
-            hashes += [pack(b"HMGET", key, *fields) for key in own]
+            hashes += hmgets(own, fields)
             values += len(own) * len(fields)
     values += len(rows) - 1
     if len(rows) > 1:
@@ -59,7 +66,7 @@ def encode_singly(lookups: Sequence[Lookup], keys: Keys) -> tuple[list[bytes], l
     for i in order:
         view, own = lookups[i].view, keys[i]
         is_row = view.layout == "row"
-        commands += [pack(b"GET", key) for key in own] if is_row else [pack(b"HMGET", key, *view.fields) for key in own]
+        commands += [pack(b"GET", key) for key in own] if is_row else hmgets(own, view.fields)
         flat += own
         values += len(own) * (1 if is_row else len(view.fields))
     return commands, flat, values

@@ -23,6 +23,7 @@ from penstock.features.commands import (
     decode_fetch,
     encode_fetch,
     encode_singly,
+    hmgets,
     is_wrong_type,
     mark_lost,
     pack,
@@ -141,7 +142,7 @@ class RedisStore(FeatureStore):
             elif view.layout == "row":
                 found += self.request(pack(b"MGET", *some))[0]
             else:
-                commands = [pack(b"HMGET", key, *view.fields) for key in some]
+                commands = hmgets(some, view.fields)
                 replies = self.request(*commands, tolerate=is_wrong_type)
                 found += [None if is_wrong_type(reply) else reply for reply in replies]
         return found
