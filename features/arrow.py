@@ -6,6 +6,7 @@ count rows from `first_row`. Nothing here imports pyarrow before it is used.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,12 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.columns import whole_numbers
 from penstock.features.entities import entity_key
 from penstock.features.entries import AHEAD_MS
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
 from penstock.features.tables import load_pyarrow
 
+NO_NUMBER = ("NA", "N/A", "n/a", "#N/A", "NULL", "null")
 EVENT_TIME = "event_time"  # the column of a table that holds event times, unless the view has one of that name
 
 
@@ -81,9 +84,12 @@ def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any
         array = array.dictionary_decode()
     if _is_text(array.type):
         exact = pa.bool_() if dtype == "bool" else pa.int64()
+        texts = array = _without_words(array)
         array = _parse(array, (pa.float64(),) if "float" in dtype else (exact, pa.float64()), name, first_row)
+        if kind.is_floating(array.type) and "int" in dtype:
+            return whole_numbers(texts.to_pylist())
     if kind.is_decimal(array.type) or kind.is_null(array.type):
-        array = array.cast(pa.float64())
+        array = _from_decimal(array, dtype)
     if kind.is_boolean(array.type):
         array = array.cast(pa.uint8())
     if not (kind.is_integer(array.type) or kind.is_floating(array.type)):
@@ -91,6 +97,26 @@ def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any
     if not array.null_count:
         return np.asarray(array)
     return np.ma.MaskedArray(np.asarray(array.fill_null(0)), np.asarray(array.is_null()))
+
+
+def _without_words(texts: Any) -> Any:
+    """Null where a text says that there is no number; in columns of text the same words are words."""
+    import pyarrow.compute as pc
+
+    pa = load_pyarrow()
+    if pa.types.is_string_view(texts.type):  # not yet known to the functions below
+        texts = texts.cast(pa.large_string())
+    none = pc.is_in(texts, value_set=pa.array(NO_NUMBER, texts.type))
+    return pc.if_else(none, pa.scalar(None, texts.type), texts)
+
+
+def _from_decimal(array: Any, dtype: str) -> Any:
+    """Exact for integers, which many databases write as decimals; what is none is for `fit` to refuse."""
+    pa = load_pyarrow()
+    if "int" in dtype:
+        with contextlib.suppress(pa.ArrowInvalid):
+            return array.cast(pa.int64())
+    return array.cast(pa.float64())
 
 
 def to_texts(array: Any, name: str, dtype: str) -> NDArray[np.object_]:
@@ -116,7 +142,7 @@ def to_vectors(array: Any, name: str, first_row: int) -> NDArray[np.object_]:
     for i, value in enumerate(array.to_pylist()):
         try:
             vectors[i] = json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             shown = value[:100]
             raise InvalidData(f"column {name!r}, row {first_row + i}: {shown!r} is not a JSON list") from error
     return vectors

@@ -199,9 +199,13 @@ class Cluster:
 
     def _learn(self, deadline: float) -> None:
         """Ask who has the slots, now; raises what the last node said if none tells."""
-        with self._refreshing:
+        if not self._refreshing.acquire(timeout=max(deadline - time.monotonic(), 0.0)):
+            raise self.name.unavailable(TimeoutError())
+        try:
             if not self._known:
                 self._refresh(deadline)
+        finally:
+            self._refreshing.release()
 
     def _refresh_soon(self) -> None:
         """Ask again, in a thread, unless that is being done or was a moment ago."""

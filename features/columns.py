@@ -151,12 +151,20 @@ def _numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> 
     nothing = np.full(size, np.nan)
     rows = [nothing if np.all(n) or _is_null(value) else value for value, n in zip(data, null, strict=True)]
     for i, row in enumerate(rows):
-        if np.shape(row) != (size,):
+        if _shape(row) != (size,):
             raise InvalidData(f"column {column.name!r}, row {first_row + i}: not a vector of {size} numbers")
     try:
         return np.array(rows, np.float64).reshape(-1, size)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InvalidData(f"column {column.name!r} holds vectors of what is no number") from error
+
+
+def _shape(value: object) -> tuple[int, ...] | None:
+    """The shape of an array or a list; None for lists in a list that are not of one length."""
+    try:
+        return np.shape(value)  # type: ignore[arg-type]  # whatever it is
+    except ValueError:
+        return None
 
 
 def _fit_texts(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
@@ -218,6 +226,30 @@ def _lost(data: NDArray[Any], values: NDArray[Any]) -> Mask:
     elif values.dtype.kind == "i":  # and an integer may wrap
         lost |= (values < 0) != (data < 0)
     return lost
+
+
+def whole_numbers(texts: Sequence[str | bytes | None]) -> NDArray[Any]:
+    """Numbers of an integer column that are not all written as integers: exact, masked where there is none or NaN.
+
+    One is `1.0` or `1e3`: read as float64 all together, every other beyond 2**53 would be rounded. Where one is no
+    whole number, or none that int64 holds, they are float64, for `fit` to say which. Raises ValueError.
+    """
+    numbers = [_whole(text or b"nan") for text in texts]
+    null = np.array([number is None for number in numbers], bool)
+    given = [0 if number is None else number for number in numbers]
+    try:
+        exact = all(isinstance(number, int) for number in given)
+        return np.ma.MaskedArray(np.array(given, np.int64 if exact else np.float64), null)
+    except OverflowError:
+        return np.ma.MaskedArray(np.array([float(text or b"nan") for text in texts]), null)
+
+
+def _whole(text: str | bytes) -> int | float | None:
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        return None if number != number else int(number) if number.is_integer() else number  # noqa: PLR0124 -- NaN
 
 
 def to_text(values: Values) -> list[bytes]:

@@ -45,7 +45,7 @@ LATE = "computing features did not end in time"
 FULL = "too many computations of features wait already"
 
 Function = Callable[[Sequence[bytes]], Mapping[str, ArrayLike]]
-Key = tuple[str, int, bytes]
+Key = tuple[tuple[str, int, str, str], bytes]  # `FeatureView.read_as`, and an entity
 
 log = logging.getLogger(__name__)
 
@@ -134,13 +134,13 @@ class Computing:
     def _join_flights(self, lookup: Lookup, absent: Sequence[int]) -> tuple[list[tuple[int, _Task, int]], list[int]]:
         """For each absent entity the call that will tell, begun now if none is on its way; those refused."""
         view = lookup.view
-        name = (view.name, view.schema_id)
+        name = view.read_as
         waiting: list[tuple[int, _Task, int]] = []
         task = _Task(view, [], Future())
         with self._lock:
             self._forget(self._clock())
             for i in absent:
-                key = (*name, lookup.entities[i])
+                key = (name, lookup.entities[i])
                 if not 0 < len(lookup.entities[i]) <= MAX_ENTITY:
                     continue  # no store takes such an id
                 if key in self._unknown:
@@ -156,7 +156,7 @@ class Computing:
             if not task.entities or self._begin(task):
                 return waiting, []
             for entity in task.entities:
-                del self._flights[(*name, entity)]
+                del self._flights[name, entity]
             self.counts.refused += len(task.entities)
         return [one for one in waiting if one[1] is not task], [i for i, mine, _ in waiting if mine is task]
 
@@ -194,7 +194,7 @@ class Computing:
                 self._land(task, rows, columns)
             with self._lock:
                 for entity in task.entities:
-                    del self._flights[task.view.name, task.view.schema_id, entity]
+                    del self._flights[task.view.read_as, entity]
 
     def _failed(self, task: _Task, error: BaseException) -> None:
         line = " ".join(str(error).split())[:300]
@@ -209,7 +209,7 @@ class Computing:
         until = self._clock() + self._unknown_s
         with self._lock:
             for i in np.flatnonzero(rows.status == ROW_ABSENT):
-                self._unknown[task.view.name, task.view.schema_id, task.entities[i]] = until
+                self._unknown[task.view.read_as, task.entities[i]] = until
             self.counts.computed += len(known)
             self.counts.unknown += len(task.entities) - len(known)
         task.rows.set_result(rows)

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import fit
+from penstock.features.columns import fit, whole_numbers
 from penstock.features.entities import MAX_ENTITY, entity_key
 from penstock.features.errors import InvalidData
 from penstock.features.schema import PLAIN, Column
 
+MAX_NUMBER = 512  # bytes of a text that is taken for a number
 AHEAD_MS = 86_400_000  # an event later than this from now is a mistake (of units, mostly), and would win for years
 
 
@@ -148,6 +149,8 @@ def to_array(column: Column, texts: Sequence[bytes | None]) -> NDArray[Any]:
         return np.array([text or None for text in texts], object)
     if column.dtype == "vector":
         return _vectors(column, texts)
+    if (longest := max(texts, key=lambda text: len(text or b""))) and len(longest) > MAX_NUMBER:
+        raise _no_number(column, longest)  # numpy would make every other as long
     given = [text or b"0" for text in texts]
     if column.dtype == "bool":
         given = [BOOLS.get(text.lower(), text) for text in given]
@@ -161,20 +164,26 @@ def _vectors(column: Column, texts: Sequence[bytes | None]) -> NDArray[np.object
     for i, text in enumerate(texts):
         try:
             vectors[i] = json.loads(text) if text else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             shown = _short((text or b"").decode("utf-8", "replace"))
             raise InvalidData(f"field {column.name!r}: {shown} is not a JSON list") from error
     return vectors
 
 
 def _numbers(column: Column, texts: NDArray[np.bytes_]) -> NDArray[Any]:
-    exact = () if "float" in column.dtype else (np.int64,)
-    for dtype in (*exact, np.float64):
+    ways = [lambda: texts.astype(np.float64)]
+    if "float" not in column.dtype:
+        ways = [lambda: texts.astype(np.int64), lambda: whole_numbers(texts.tolist())]
+    for way in ways:
         try:
-            return texts.astype(dtype)
+            return way()
         except (ValueError, OverflowError):
             continue
-    raise InvalidData(f"field {column.name!r}: {_short(texts[0].decode('utf-8', 'replace'))} is not {column.dtype}")
+    raise _no_number(column, texts[0])
+
+
+def _no_number(column: Column, text: bytes) -> InvalidData:
+    return InvalidData(f"field {column.name!r}: {_short(text.decode('utf-8', 'replace'))} is not {column.dtype}")
 
 
 BOOLS = {b"true": b"1", b"false": b"0"}

@@ -69,7 +69,7 @@ class NearCache:
         self._limit = size
         self._max_age_s = max_age_s
         self._clock = clock
-        self._rows: dict[tuple[str, int, int], dict[bytes, bytes]] = {}
+        self._rows: dict[tuple[str, int, str, str], dict[bytes, bytes]] = {}
         self._groups: deque[_Group] = deque()
         self._lock = threading.Lock()
         self.bytes = 0
@@ -80,7 +80,7 @@ class NearCache:
         asked = self._clock()  # a row's age counts from before it is fetched
         with self._lock:
             self._leave(asked)
-            tables = [self._rows.setdefault(_name(lookup.view), {}) for lookup in lookups]
+            tables = [self._rows.setdefault(lookup.view.read_as, {}) for lookup in lookups]
             found = [[*map(table.get, lookup.entities)] for table, lookup in zip(tables, lookups, strict=True)]
             missed = sum(rows.count(None) for rows in found)
             self.counts.misses += missed
@@ -145,11 +145,6 @@ class NearCache:
         for entity in group.entities:
             group.rows.pop(entity, None)  # two batches may have brought it at once
         return len(group.entities)
-
-
-def _name(view: FeatureView) -> tuple[str, int, int]:
-    """What rows are kept under: versions may have the same view with other columns."""
-    return view.name, view.schema_id, view.width
 
 
 def _packed(rows: FetchedRows) -> list[bytes]:

@@ -321,6 +321,14 @@ class FeatureView(Value):
         return RowLayout(self.schema_id, specs)
 
     @cached_property
+    def read_as(self) -> tuple[str, int, str, str]:
+        """Tells apart views that make other numbers of the same stored row, or of one that is not there.
+
+        The schema id does not: it leaves defaults and policies out, and models may keep a view with other ones.
+        """
+        return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute
+
+    @cached_property
     def translations(self) -> dict[int, Any]:
         """How rows of former schemas are read, by schema id; filled in by features/evolution.py."""
         return {}

@@ -86,7 +86,10 @@ def _csv(path: Path, columns: list[str], batch_rows: int, skip: int) -> Batches:
     with csv.open_csv(path) as head:
         _require(path, columns, head.schema.names)
     convert = csv.ConvertOptions(
-        column_types=dict.fromkeys(columns, pa.string()), include_columns=columns, strings_can_be_null=True
+        column_types=dict.fromkeys(columns, pa.string()),
+        include_columns=columns,
+        strings_can_be_null=True,
+        null_values=[""],  # no more: "NA" may be Namibia, and "null" somebody's name
     )
     size, done = max(path.stat().st_size, 1), 0
     with (

@@ -3,7 +3,9 @@
 import importlib.util
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -167,6 +169,23 @@ def test_without_any_node_it_is_unavailable_in_time_and_comes_back():
         with pytest.raises(StoreUnavailable, match=str(port)):
             store.fetch([Lookup(WIDE, ENTITIES)], 0.3)
         assert time.monotonic() - started < 0.36
+
+
+def test_who_has_little_time_does_not_wait_for_somebody_who_has_much():
+    silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    url = "redis+cluster://" + ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
+    with closing(open_store(url)) as store:
+        patient = threading.Thread(target=lambda: pytest.raises(StoreUnavailable, store.views))
+        patient.start()
+        silent[0].accept()[0].close()
+        servers.wait_until(lambda: store._servers._refreshing.locked())
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="in time"):
+            store.fetch([Lookup(WIDE, ENTITIES)], 0.1)
+        assert time.monotonic() - started < 0.3
+        patient.join()
+    for one in silent:
+        one.close()
 
 
 def test_a_server_that_is_no_cluster_is_a_misconfiguration(redis_url, proxy):

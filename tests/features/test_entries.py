@@ -45,6 +45,28 @@ def test_texts_are_numbers_in_their_column_s_dtype_and_nothing_is_null():
     assert {name: values.dtype.name for name, values in rows.columns.items()} == {name: name for name in DTYPES}
 
 
+@pytest.mark.parametrize("other", ["1.0", "1e3", "nan", "0.5", "9" * 30])
+def test_an_integer_is_exact_whatever_stands_in_the_entries_beside_it(other):
+    entries = [entry(1, int64="9007199254740993"), entry(2, int64=other), entry(3, int64="-9223372036854775808")]
+    decoded = decode(Form(("id",), COLUMNS, None), entries, NOW)
+    found = [number for rows in decoded.rows for number in rows.columns["int64"].tolist()]
+    assert found[0] == 9007199254740993
+    assert found[-1] == -(2**63)
+    assert len(decoded.rejected) == (other not in ("1.0", "1e3", "nan"))
+
+
+@pytest.mark.parametrize("text", ["[1,[2]]", f"[1,1{'0' * 400}]", "[" * 100_000, "{}", '["a", 1]', "[[1, 2]]"])
+def test_what_is_no_vector_is_a_dead_letter_and_ends_nobody(text):
+    form = Form(("id",), [Column(name="x", dtype="vector", size=2)], None)
+    decoded = decode(form, [entry(1, x=text), entry(2, x="[1, 2]")], NOW)
+    assert [bad.id for bad, _ in decoded.rejected] == [b"1-0"]
+    assert decoded.rows[0].columns["x"].tolist() == [[1, 2]]
+
+
+def test_a_long_text_where_a_number_should_be_takes_no_memory_for_the_entries_beside_it():
+    assert "...' is not int64" in reason(entry(int64="1" * 100_000))
+
+
 @pytest.mark.parametrize(
     ("text", "ms"),
     [

@@ -158,6 +158,36 @@ def test_a_file_that_is_missing_damaged_or_of_another_kind_is_named(store, tmp_p
         assert "\n" not in str(caught.value)
 
 
+PLACES = FeatureView(
+    name="places",
+    entity="country",
+    columns=[
+        Column(name="city", dtype="string", max_bytes=20),
+        Column(name="number", dtype="int64"),
+        Column(name="mean", dtype="float64"),
+    ],
+)
+
+
+def test_in_a_csv_file_an_empty_field_is_null_and_words_for_nothing_are_so_among_numbers_only(store, tmp_path):
+    (tmp_path / "t.csv").write_text("country,city,number,mean\nNA,null,NA,null\nb,,3,NaN\n")
+    ingest(store, PLACES, tmp_path / "t.csv")
+    found = store.get(PLACES, ["NA", "b"])
+    assert found.status == ("ok", "ok")
+    assert found["city"].tolist() == ["null", None]
+    assert found["number"].tolist() == [None, 3]
+    assert found["mean"].tolist() == [None, None]
+
+
+def test_integers_stay_exact_beside_others_and_as_decimals(store, tmp_path):
+    large = 9007199254740993
+    (tmp_path / "t.csv").write_text(f"country,city,number,mean\na,x,{large},1\nb,y,1.0,1\n")
+    ingest(store, PLACES, tmp_path / "t.csv")
+    table = pa.table({"country": ["c"], "city": ["z"], "mean": [1.0], "number": pa.array([large], pa.decimal128(38, 0))})
+    store.put_table(PLACES, table)
+    assert store.get(PLACES, ["a", "b", "c"])["number"].tolist() == [large, 1, large]
+
+
 def test_a_file_with_no_rows_writes_none(store, write):
     assert ingest(store, VIEW, write(TABLE.slice(0, 0))).rows == 0
 

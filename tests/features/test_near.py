@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features import Column, FeatureView, Lookup, StoreUnavailable
+from penstock.features.computing import Computing
 from penstock.features.memory import MemoryStore
 from penstock.features.near import NearCache
 
@@ -109,6 +110,31 @@ def test_views_of_one_name_and_other_columns_share_nothing(near):
     other = FeatureView(name="n", entity="e", columns=[Column(name="z", dtype="float32")])
     near.fetch([Lookup(NUMBERS, [b"1"])], 1)
     assert near.fetch([Lookup(other, [b"1"])], 1)[0].values.shape == (1, 1)
+
+
+def test_views_of_one_schema_and_other_defaults_each_get_their_own_answer():
+    def view(default):
+        word = Column(name="w", dtype="category", vocabulary=["a", "b"], default=default)
+        return FeatureView(name="v", entity="e", columns=[word])
+
+    store = MemoryStore()
+    store.put(view(None), [b"1"], {"w": ["neither"]})
+    cache = NearCache(store, 1 << 20, 5.0, Clock())
+    for _ in range(2):
+        for one, expected in ((view(None), -1), (view("b"), np.nan)):
+            np.testing.assert_array_equal(cache.fetch([Lookup(one, [b"1"])], 1)[0].values, [[expected]])
+
+
+def test_an_entity_that_one_view_lacks_is_still_computed_for_another():
+    columns = [Column(name="a", dtype="float32")]
+    plain = FeatureView(name="v", entity="e", columns=columns)
+    computed = plain.model_copy(update={"on_missing": "compute", "compute": "f"})
+    other = plain.model_copy(update={"on_missing": "compute", "compute": "g"})
+    functions = {"f": lambda ids: {"a": [1.0] * len(ids)}, "g": lambda ids: {"a": [None] * len(ids)}}
+    cache = NearCache(Computing(MemoryStore(), functions, store_s=10), 1 << 20, 5.0, Clock())
+    found = [cache.fetch([Lookup(view, [b"1"])], 10)[0].status.tolist() for view in (plain, other, computed)]
+    assert found == [[ABSENT], [ABSENT], [COMPUTED]]
+
 
 
 @settings(max_examples=50)
