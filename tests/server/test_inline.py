@@ -254,9 +254,11 @@ def nicer(registry, graphs, serving, calling):
     graphs.publish(registry, "double", graphs.double())
 
     def serve(**settings):
+        before = {*threading.enumerate()}  # threads of libraries among them, whose end Python is not told of
         caller = calling(serving(transport="native", **settings))
         assert caller.answer(caller.send("double", [[1.0, 2.0]])).tolist() == [[2, 4]]
-        nice = {t.name: os.getpriority(os.PRIO_PROCESS, t.native_id) for t in threading.enumerate() if t.native_id}
+        started = [thread for thread in threading.enumerate() if thread not in before and thread.native_id]
+        nice = {thread.name: os.getpriority(os.PRIO_PROCESS, thread.native_id) for thread in started}
         own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         return {name: value - own for name, value in nice.items() if value != own}
 
