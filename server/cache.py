@@ -135,6 +135,6 @@ def shared_of(
 
 def _place_of(features: str) -> str:
     """A feature store's URL without who asks; empty for one of this process alone."""
-    if re.match(r"(rediss?|unix):", features) or re.match(r"embedded://.", features):
+    if re.match(r"(rediss?(\+cluster|\+sentinel)?|unix):", features) or re.match(r"embedded://.", features):
         return re.sub(r"//[^/]*@", "//", features)
     return ""
