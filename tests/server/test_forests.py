@@ -229,6 +229,18 @@ def test_a_function_of_the_models_own_is_not_what_its_name_says():
     assert (ours.run({input_of(model): rows})["twice"] == theirs.run({input_of(model): rows})["twice"]).all()
 
 
+@pytest.mark.parametrize("name", ["score", "label"])
+def test_an_input_may_be_called_as_what_a_forest_gives(name):
+    model = onnx.load_model_from_string(followed_by(helper.make_node("Add", ["raw", name], ["sum"]), TensorProto.FLOAT))
+    model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]))
+    theirs = session_of(model.SerializeToString())
+    loaded = load(model.SerializeToString(), theirs, mode="on")
+    assert loaded.told.startswith("forest: "), loaded.told
+    rows = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    feeds = {model.graph.input[0].name: rows[:, :4].copy(), name: rows[:, 4:].copy()}
+    assert (loaded.session.run(feeds)["sum"] == theirs.run(feeds)["sum"]).all()
+
+
 def tree_ensemble(**changed):
     """A TreeEnsemble of ai.onnx.ml 5: `x0 < 1 ? 10 : (x1 >= 2 ? 20 : 30)`, and one that is a leaf of 5."""
     tensor = lambda values, dtype: numpy_helper.from_array(np.array(values, dtype))  # noqa: E731
