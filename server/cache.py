@@ -100,7 +100,13 @@ def _chosen(model: str, settings: Mapping[str, CacheSettings]) -> CacheSettings 
 
 
 def shared_of(
-    manifest: Manifest, digest: str, cache: Cache | None, settings: Mapping[str, CacheSettings], features: str
+    manifest: Manifest,
+    digest: str,
+    cache: Cache | None,
+    settings: Mapping[str, CacheSettings],
+    *,
+    features: str,
+    functions: Mapping[str, str],
 ) -> Shared | None:
     """Where one version shares its answers; None where it does not. Nothing is connected to yet.
 
@@ -110,6 +116,7 @@ def shared_of(
         cache: its own.
         settings: by model; `ALL` stands for those not named.
         features: URL of the feature store: only servers that look features up at the same place share what they gave.
+        functions: those that answers may come from, with where the operator has them: no part of the version.
     """
     chosen = _chosen(manifest.model_name, settings)
     if cache is None or chosen is None or chosen.shared is None:
@@ -126,7 +133,7 @@ def shared_of(
     return Shared(
         Values(chosen.shared, WHAT),
         prefix=b"cache:{%s}:" % digest[:16].encode(),
-        identity=identity_of(__version__, name, digest, place),
+        identity=identity_of(__version__, name, digest, place, *map("=".join, sorted(functions.items()))),
         ttl_ns=cache.ttl_ns,
         timeout_s=chosen.shared_timeout_ms / 1000,
         name=name,
@@ -135,6 +142,6 @@ def shared_of(
 
 def _place_of(features: str) -> str:
     """A feature store's URL without who asks; empty for one of this process alone."""
-    if re.match(r"(rediss?|unix):", features) or re.match(r"embedded://.", features):
+    if re.match(r"(rediss?(\+cluster|\+sentinel)?|unix):", features) or re.match(r"embedded://.", features):
         return re.sub(r"//[^/]*@", "//", features)
     return ""

@@ -106,7 +106,7 @@ class ForestSession:
         if self._after is not None:
             made = {"score": scores, "label": label}
             outputs |= self._after.run(
-                {name: made.get(what, feeds.get(what)) for name, what in self._after_inputs.items()}
+                {name: feeds[name] if name in feeds else made[what] for name, what in self._after_inputs.items()}
             )
         return outputs
 

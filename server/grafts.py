@@ -25,6 +25,7 @@ Step = tuple[str, Any, float]
 """Name, values and number as `Forest` takes them; one value stands for all features."""
 MOST_STEPS = 8
 FLOAT, INT64, STRING, DOUBLE = 1, 7, 8, 11  # onnx.TensorProto
+STANDARD = ("", "ai.onnx")
 KEEPS_TYPE = ("Identity", "Add", "Div", "Imputer", "Mul", "Scaler", "Sub")
 """Of float32 also the width. Behind an ensemble, and in ai.onnx.ml, onnx infers nothing."""
 COMMUTE = ("Add", "Mul")
@@ -173,8 +174,8 @@ class _Cut:
 
         node = self._maker.get(name)
         tensor = self._constants.get(name)
-        if node is not None and node.op_type == "Constant" and node.attribute[0].name == "value":
-            tensor = node.attribute[0].t
+        if node is not None and (node.op_type, node.attribute and node.attribute[0].name) == ("Constant", "value"):
+            tensor = node.attribute[0].t if node.domain in STANDARD else None
         if tensor is None or tensor.data_type != FLOAT or list(tensor.dims[:-1]) not in ([], [1]):
             return None
         return np.array(numpy_helper.to_array(tensor), np.float32)
@@ -191,13 +192,15 @@ class _Cut:
         return name
 
     def _changes_nothing(self, node: onnx.NodeProto) -> bool:
+        if node.domain not in STANDARD:  # a function of the model's own may have any name
+            return False
         if node.op_type == "Identity":
             return True
         if node.op_type == "Cast":
             inner = self._maker.get(node.input[0])
-            if inner is not None and inner.op_type == "Cast" and inner.attribute[0].i == DOUBLE:
-                return node.attribute[0].i == FLOAT == self._type_of(inner.input[0])[0]  # there and back is exact
-            return bool(node.attribute[0].i == self._type_of(node.input[0])[0])
+            if inner is not None and inner.op_type == "Cast" and _cast_to(inner) == DOUBLE:
+                return _cast_to(node) == FLOAT == self._type_of(inner.input[0])[0]  # there and back is exact
+            return _cast_to(node) == self._type_of(node.input[0])[0]
         ones = self._constant(node.input[1]) if node.op_type == "Mul" else None
         return ones is not None and ones.tolist() in (1, [1]) and self._type_of(node.input[0])[0] == FLOAT
 
@@ -290,6 +293,11 @@ class _Cut:
         model.graph.output.append(helper.make_tensor_value_info(ALONE[1], FLOAT, [None, None]))
         serialized: bytes = model.SerializeToString()
         return serialized
+
+
+def _cast_to(node: onnx.NodeProto) -> int:
+    """The element type that a Cast makes; 0 where it does not say."""
+    return next((entry.i for entry in node.attribute if entry.name == "to"), 0)
 
 
 def _type(value: onnx.ValueInfoProto) -> tuple[int, int]:

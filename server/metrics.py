@@ -167,7 +167,7 @@ def _shared(served: list[Served]) -> Iterator[Metric]:
     corrupt = CounterMetricFamily("penstock_cache_shared_corrupt", "Values that were no such answer", labels=MODEL)
     written = CounterMetricFamily("penstock_cache_shared_written", "Answers written for others", labels=MODEL)
     size = CounterMetricFamily("penstock_cache_shared_written_bytes", "Bytes of these answers", labels=MODEL)
-    left = CounterMetricFamily("penstock_cache_shared_unwritten", "Answers there was no time to write", labels=MODEL)
+    left = CounterMetricFamily("penstock_cache_shared_unwritten", "Answers too many or too large", labels=MODEL)
     for version in served:
         if version.pipeline.shared is None:
             continue

@@ -46,8 +46,8 @@ class Outbox(Generic[Item]):
                 self._bytes += size
                 taken += 1
             if taken and not self._started:
+                self._thread.start()  # raises where there are no more threads, and is tried again then
                 self._started = True
-                self._thread.start()
             self._changed.notify()
         return taken
 

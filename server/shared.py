@@ -30,6 +30,7 @@ from penstock.server.sealed import Answer, name_of, seal, unseal
 
 _log = logging.getLogger("penstock.server")
 
+LARGEST = 1 << 20  # bytes of a key and its reply that are written: more would take a look-up's whole time to read
 LEAST_S = 0.001  # with less time than this Redis is not asked
 WRITE_S = 0.1  # callers do not wait for it
 PAUSE_NS = 1_000_000_000  # after a refusal that somebody must mend
@@ -57,7 +58,7 @@ class Counts:
         unasked: requests that were not, as Redis failed or there was no time.
         failed_reads, failed_writes: round trips, those that a breaker kept from being tried among them.
         written, written_bytes: answers.
-        unwritten: answers for which there was no room in the outbox.
+        unwritten: answers for which there was no room in the outbox, or that are too large.
         hit_ns, miss_ns: what their batches' round trips took, told to each request as Triton does.
     """
 
@@ -119,7 +120,8 @@ class Shared:
             run(batch)
         if batch.copies:
             answers = [Answer(key, reply, found.clock_us) for key, reply in batch.copies]
-            taken = self._outbox.put([(answer, len(answer.key) + len(answer.reply)) for answer in answers])
+            sized = [(answer, len(answer.key) + len(answer.reply)) for answer in answers]
+            taken = self._outbox.put([(answer, size) for answer, size in sized if size <= LARGEST])
             self._count(unwritten=len(answers) - taken)
 
     def close(self) -> None:

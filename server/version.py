@@ -15,6 +15,7 @@ from penstock.errors import PenstockError
 from penstock.features.schemas import KnownSchemas
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
+from penstock.kernels.transforms import Program
 from penstock.kernels.wire import Plan
 from penstock.monitoring import Reference
 from penstock.registry import Version
@@ -70,7 +71,14 @@ class Served:
         self.curve = _measured(_trial(contents, self.pipeline, config), pool, config)
         self.cap = _cap(self.curve, self.plan, config)
         cache = cache_of(self.name, self.plan, views_of(self.manifest), config.cache)
-        shared = shared_of(self.manifest, self.digest, cache, config.cache, config.features)
+        shared = shared_of(
+            self.manifest,
+            self.digest,
+            cache,
+            config.cache,
+            features=config.features,
+            functions=_functions(contents, config),
+        )
         self.pipeline = replace(self.pipeline, cap=self.cap, shared=shared)
         self._max_batch_rows = self.cap or config.max_batch_rows
         workers = config.workers or _workers(self.pipeline, self.curve)
@@ -188,6 +196,13 @@ def _pipeline(contents: Contents, plan: Plan, config: Config, lookups: Lookups |
     if forest.alone:
         session.release()
     return replace(pipeline, forest=forest)
+
+
+def _functions(contents: Contents, config: Config) -> dict[str, str]:
+    """The operator's functions, where the version calls any."""
+    calls = contents.transforms is not None and not isinstance(contents.transforms, Program)
+    computes = any(view.compute for view in views_of(contents.manifest))
+    return config.functions if calls or computes else {}
 
 
 def _forest(contents: Contents, pipeline: Pipeline, config: Config) -> forests.Loaded:

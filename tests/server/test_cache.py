@@ -104,9 +104,19 @@ def test_the_password_of_a_url_is_not_shown():
     assert "geheim" not in str(config.cache)
 
 
-@pytest.mark.parametrize("one", ["redis://ada:pw@h:1/0", "unix:///run/redis.sock", "embedded:///srv/rows"])
+@pytest.mark.parametrize(
+    "one",
+    [
+        "redis://ada:pw@h:1/0",
+        "unix:///run/redis.sock",
+        "embedded:///srv/rows",
+        "redis+cluster://ada:pw@h:1,i:2",
+        "rediss+sentinel://ada:pw@h:1,i:2/rows",
+    ],
+)
 def test_a_place_of_features_is_the_same_whoever_asks(one):
     assert _place_of(one) == _place_of(one.replace("ada:pw@", "bob:other@"))
+    assert _place_of(one)
     assert _place_of(one) != _place_of(one.replace("h:1", "h:2").replace("/run", "/tmp").replace("/srv", "/tmp"))
 
 

@@ -191,6 +191,56 @@ def test_what_comes_after_is_left_to_onnx_runtime_too():
     agreed(model.SerializeToString(), np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32))
 
 
+def followed_by(node, kind, functions=()):
+    """A regression of four features whose output `raw` goes through a node to the only output."""
+    model = onnx.load_model_from_string(to_onnx(complete(5, 3, 4)))
+    model.graph.node[0].output[0] = "raw"
+    model.graph.node.append(node)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info(node.output[0], kind, ["n", 1]))
+    standard = next(entry for entry in model.opset_import if not entry.domain)
+    standard.version = 19
+    model.opset_import.extend(helper.make_opsetid(function.domain, 1) for function in functions)
+    model.functions.extend(functions)
+    model.ir_version = 9
+    return model.SerializeToString()
+
+
+def test_a_cast_is_told_by_its_type_whatever_else_it_says():
+    cast = helper.make_node("Cast", ["raw"], ["whole"], saturate=1, to=TensorProto.INT64)
+    assert cast.attribute[0].name == "saturate"
+    model = followed_by(cast, TensorProto.INT64)
+    theirs = session_of(model)
+    ours = load(model, theirs, mode="on").session
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    expected, got = theirs.run({input_of(model): rows})["whole"], ours.run({input_of(model): rows})["whole"]
+    assert got.dtype == expected.dtype == np.int64
+    assert (got == expected).all()
+
+
+def test_a_function_of_the_models_own_is_not_what_its_name_says():
+    two = helper.make_node("Constant", [], ["two"], value=numpy_helper.from_array(np.float32([2]), "two"))
+    body = [two, helper.make_node("Mul", ["given", "two"], ["made"])]
+    function = helper.make_function("own", "Identity", ["given"], ["made"], body, [helper.make_opsetid("", 19)])
+    node = helper.make_node("Identity", ["raw"], ["twice"], domain="own")
+    model = followed_by(node, TensorProto.FLOAT, [function])
+    theirs = session_of(model)
+    ours = load(model, theirs, mode="on").session
+    rows = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    assert (ours.run({input_of(model): rows})["twice"] == theirs.run({input_of(model): rows})["twice"]).all()
+
+
+@pytest.mark.parametrize("name", ["score", "label"])
+def test_an_input_may_be_called_as_what_a_forest_gives(name):
+    model = onnx.load_model_from_string(followed_by(helper.make_node("Add", ["raw", name], ["sum"]), TensorProto.FLOAT))
+    model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1]))
+    theirs = session_of(model.SerializeToString())
+    loaded = load(model.SerializeToString(), theirs, mode="on")
+    assert loaded.told.startswith("forest: "), loaded.told
+    rows = np.random.default_rng(0).normal(size=(50, 5)).astype(np.float32)
+    feeds = {model.graph.input[0].name: rows[:, :4].copy(), name: rows[:, 4:].copy()}
+    assert (loaded.session.run(feeds)["sum"] == theirs.run(feeds)["sum"]).all()
+
+
 def tree_ensemble(**changed):
     """A TreeEnsemble of ai.onnx.ml 5: `x0 < 1 ? 10 : (x1 >= 2 ? 20 : 30)`, and one that is a leaf of 5."""
     tensor = lambda values, dtype: numpy_helper.from_array(np.array(values, dtype))  # noqa: E731

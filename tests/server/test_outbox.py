@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from penstock.server.outbox import MOST_AT_ONCE, MOST_WAITING, Outbox
 
 
@@ -68,3 +70,31 @@ def test_a_failure_is_told_and_the_next_is_written(caplog):
 
 def test_one_that_was_never_used_ends_at_once():
     Outbox(Slow(), "test").close(0)
+
+
+def test_a_thread_that_could_not_be_started_is_started_later(monkeypatch):
+    wrote: list[int] = []
+    outbox = Outbox(wrote.extend, "test")
+
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="new thread"):
+            outbox.put([(1, 1)])
+    assert outbox.put([(2, 1)]) == 1
+    outbox.close(20)
+    assert wrote == [1, 2]
+
+
+def test_one_whose_thread_never_started_can_be_closed(monkeypatch):
+    outbox = Outbox(print, "test")
+
+    def refused(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="new thread"):
+        outbox.put([(1, 1)])
+    outbox.close(20)

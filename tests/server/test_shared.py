@@ -15,7 +15,7 @@ from penstock.kernels.calls import EventSink
 from penstock.kernels.lanes import Lane
 from penstock.kernels.wire import Plan
 from penstock.proto import inference_pb2 as pb
-from penstock.server.sealed import identity_of
+from penstock.server.sealed import HEADER_BYTES, identity_of
 from penstock.server.shared import Shared
 
 PLAN = Plan("m", "1", [("x", "FP32", (-1,), "tensor", False)], [("y", "FP32", (), False)])
@@ -127,6 +127,21 @@ def test_what_one_server_answered_another_answers_without_a_run(shelf):
     counts = first.shared.counts
     assert (counts.hits, counts.misses, counts.written) == (0, 2, 2)
     assert counts.written_bytes == sum(map(len, shelf.values.values()))
+
+
+def test_an_answer_that_is_too_large_is_not_written(shelf, monkeypatch):
+    monkeypatch.setattr("penstock.server.shared.LARGEST", 150)
+    server = Server(shelf, 1.0)
+    server.ask((7, ""))
+    server.written()
+    (value,) = shelf.values.values()
+    shelf.values.clear()
+    monkeypatch.setattr("penstock.server.shared.LARGEST", len(value) - HEADER_BYTES - 1)
+    server = Server(shelf, 1.0)
+    assert server.ask((7, ""), (8, "")) == [(1.0, "", False), (1.0, "", False)]
+    server.written()
+    assert not shelf.values
+    assert (server.shared.counts.written, server.shared.counts.unwritten) == (0, 2)
 
 
 def test_another_version_shares_nothing(shelf):

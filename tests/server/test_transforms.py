@@ -40,7 +40,12 @@ def ratios(columns):
     return {"twice": columns["amount"] * 2}
 
 
+def thirds(columns):
+    return {"twice": columns["amount"] * 3}
+
+
 PLACE = f"{__name__}:ratios"
+OTHER = f"{__name__}:thirds"
 
 
 def rows(n=300):
@@ -137,6 +142,15 @@ def with_function(registry, graphs):
 def test_a_registered_function_is_called_once_a_batch(with_function, serving, calling):
     caller = calling(serving(functions={"twice": PLACE}))
     assert caller.client.predict("calls", np.array([[3.0], [4.5]], np.float32))["y"].tolist() == [[3, 6], [4.5, 9]]
+
+
+def test_servers_share_no_answers_of_functions_of_other_places(with_function, serving, calling, own_redis, eventually):
+    cache = {"calls": {"shared": own_redis.url, "shared_timeout_ms": 2000.0}}
+    first, second, third = (calling(serving(functions={"twice": at}, cache=cache)) for at in (PLACE, OTHER, PLACE))
+    assert first.answer(first.send("calls", [[3.0]])).tolist() == [[3, 6]]
+    eventually(lambda: own_redis.client.keys("cache:*"))
+    assert second.answer(second.send("calls", [[3.0]])).tolist() == [[3, 9]]
+    assert "cached" in third.send("calls", [[3.0]]).result().parameters
 
 
 def test_a_function_that_fails_fails_its_own_call_with_an_opaque_error(with_function, serving, calling):
