@@ -136,7 +136,6 @@ def test_an_entity_that_one_view_lacks_is_still_computed_for_another():
     assert found == [[ABSENT], [ABSENT], [COMPUTED]]
 
 
-
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.lists(st.integers(0, 9), unique=True, max_size=6), st.floats(0, 3)), max_size=30))
 def test_whatever_is_asked_it_answers_as_the_store_did_within_the_age(steps):
