@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import whole_numbers
+from penstock.features.columns import AHEAD_MS, whole_numbers
 from penstock.features.entities import entity_key
-from penstock.features.entries import AHEAD_MS
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
-from penstock.features.tables import load_pyarrow
+from penstock.features.tables import load_pyarrow, require_columns
 
 NO_NUMBER = ("NA", "N/A", "n/a", "#N/A", "NULL", "null")
 EVENT_TIME = "event_time"  # the column of a table that holds event times, unless the view has one of that name
@@ -43,10 +42,10 @@ def from_table(view: FeatureView, table: Any) -> tuple[list[bytes], dict[str, ND
     except (TypeError, ValueError, pa.ArrowException) as error:
         raise InvalidData(f"a {type(table).__name__} is no Arrow table") from error
     wanted = [*view.entity_keys, *view.column_names]
-    if missing := [name for name in wanted if name not in whole.column_names]:
-        raise InvalidData(f"the table has no column {missing[0]!r}; it has {', '.join(whole.column_names[:20])}")
-    arrays = {name: whole.column(name).combine_chunks() for name in whole.column_names if name in (*wanted, EVENT_TIME)}
-    timed = EVENT_TIME in arrays and EVENT_TIME not in view.column_names
+    timed = EVENT_TIME in whole.column_names and EVENT_TIME not in view.column_names
+    wanted += [EVENT_TIME] * timed
+    require_columns("the table", wanted, whole.column_names)
+    arrays = {name: whole.column(name).combine_chunks() for name in wanted}
     entities = to_entities([arrays[key] for key in view.entity_keys], view.entity_keys)
     columns = {column.name: to_array(arrays[column.name], column) for column in view.columns}
     return entities, columns, to_times(arrays[EVENT_TIME], EVENT_TIME, 0) if timed else None

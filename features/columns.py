@@ -20,6 +20,7 @@ from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
 
+AHEAD_MS = 86_400_000  # an event later than this from now is a mistake (of units, mostly), and would win for years
 UNKNOWN = -1  # index of a word that the vocabulary does not have
 
 Values = NDArray[Any] | list[bytes]
@@ -88,9 +89,13 @@ def as_times(times: ArrayLike) -> NDArray[np.int64]:
     if array.dtype.kind == "M":
         if np.isnat(array).any():
             raise InvalidData(f"row {int(np.isnat(array).argmax())}: an event time is missing")
-        return array.astype("datetime64[ms]").astype(np.int64)
-    if array.dtype.kind not in "iu" and len(array):
+        array = array.astype("datetime64[ms]").astype(np.int64)
+    if array.dtype.kind not in "iu" and array.size:
         raise InvalidData(f"event times are {array.dtype}; they are datetime64, or integers in ms since 1970")
+    ahead = array > time.time_ns() // 1_000_000 + AHEAD_MS
+    if ahead.any():
+        i = int(ahead.argmax())
+        raise InvalidData(f"row {i}: the event time {array.flat[i]} is more than a day ahead; it is in ms since 1970")
     return array.astype(np.int64)
 
 
@@ -159,10 +164,10 @@ def _numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> 
         raise InvalidData(f"column {column.name!r} holds vectors of what is no number") from error
 
 
-def _shape(value: object) -> tuple[int, ...] | None:
+def _shape(value: Any) -> Any:
     """The shape of an array or a list; None for lists in a list that are not of one length."""
     try:
-        return np.shape(value)  # type: ignore[arg-type]  # whatever it is
+        return np.shape(value)
     except ValueError:
         return None
 

@@ -197,7 +197,10 @@ class Computing:
                     del self._flights[task.view.read_as, entity]
 
     def _failed(self, task: _Task, error: BaseException) -> None:
-        line = " ".join(str(error).split())[:300]
+        try:
+            line = " ".join(str(error).split())[:300]
+        except Exception:  # noqa: BLE001 -- not ours either
+            line = "it cannot be told"
         trouble = f"function {task.view.compute!r} of view {task.view.name!r} failed: {type(error).__name__}: {line}"
         with self._lock:
             self.counts.failures += 1
@@ -218,10 +221,15 @@ class Computing:
         try:
             some = {name: values[known] for name, values in columns.items()}
             self._store.prepare(task.view, [task.entities[i] for i in known], some, rows.event_times[known])()
-        except FeatureError as error:
+        except Exception as error:  # noqa: BLE001 -- they are answered; the thread goes on, and nobody joins this call
             with self._lock:
                 self.counts.unwritten += 1
-            log.debug("computed features of view %r are not kept: %s", task.view.name, error)
+            log.log(
+                logging.DEBUG if isinstance(error, FeatureError) else logging.ERROR,
+                "computed features of view %r are not kept: %r",
+                task.view.name,
+                error,
+            )
 
 
 def _take(rows: FetchedRows, i: int, task: _Task, place: int) -> str:

@@ -12,7 +12,7 @@ stand alone, each with its reason: k bad ones of n cost about k log n conversion
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -20,13 +20,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import fit, whole_numbers
+from penstock.features.columns import AHEAD_MS, fit, whole_numbers
 from penstock.features.entities import MAX_ENTITY, entity_key
 from penstock.features.errors import InvalidData
 from penstock.features.schema import PLAIN, Column
 
 MAX_NUMBER = 512  # bytes of a text that is taken for a number
-AHEAD_MS = 86_400_000  # an event later than this from now is a mistake (of units, mostly), and would win for years
 
 
 Id = tuple[int, int]
@@ -171,7 +170,7 @@ def _vectors(column: Column, texts: Sequence[bytes | None]) -> NDArray[np.object
 
 
 def _numbers(column: Column, texts: NDArray[np.bytes_]) -> NDArray[Any]:
-    ways = [lambda: texts.astype(np.float64)]
+    ways: list[Callable[[], NDArray[Any]]] = [lambda: texts.astype(np.float64)]
     if "float" not in column.dtype:
         ways = [lambda: texts.astype(np.int64), lambda: whole_numbers(texts.tolist())]
     for way in ways:

@@ -127,12 +127,22 @@ class NearCache:
         size = len(entities) * (OVERHEAD + 4 * (view.width + TAIL)) + sum(map(len, entities))
         if not entities or size > self._limit:
             return
+        group = _Group(asked + self._max_age_s, table, entities, size)
         with self._lock:
+            if group.until <= self._clock():
+                return
             while self.bytes + size > self._limit:
                 self.counts.evicted += self._drop()
             table.update(zip(entities, packed, strict=True))
-            self._groups.append(_Group(asked + self._max_age_s, table, entities, size))
+            self._insert(group)
             self.bytes += size
+
+    def _insert(self, group: _Group) -> None:
+        """Behind those that leave before it: who waited for a computation comes later than others that asked later."""
+        place = len(self._groups)
+        while place and self._groups[place - 1].until > group.until:
+            place -= 1
+        self._groups.insert(place, group)
 
     def _leave(self, now: float) -> None:
         """Let go of what is too old."""

@@ -133,8 +133,8 @@ class FeatureStore(Reader):
             ids: n ids, as for `get`.
             columns: arrays or lists of n values under exactly the view's names. Words and texts are str, vectors rows
                 of a matrix; None, NaN and a masked element are null.
-            event_times: n times, datetime64 or ms since 1970 (UTC); now if None. Of equal times the row written last
-                stays.
+            event_times: n times, datetime64 or ms since 1970 (UTC), at most a day ahead; now if None. Of equal times
+                the row written last stays.
             overwrite: write whatever is stored.
 
         Raises:

@@ -159,6 +159,7 @@ class Consumer:
         self._start = settings.start  # of the group, if it is not there
         self._claim_at = 0.0
         self._claim_from = "0-0"
+        self._batch = settings.batch  # fewer after failures, for a reply may have been too large
 
     def run(self, stop: threading.Event, *, once: bool = False, told: Callable[[], None] = lambda: None) -> None:
         """Consume until `stop` is set, or with `once` until nothing is left; `told` is called after each step.
@@ -176,6 +177,7 @@ class Consumer:
                     log.warning("%s; trying until it is back", error)
                 self.counts.failures += 1
                 self._recovering = "0"
+                self._batch = max(1, self._batch // 2)
                 stop.wait(next(waits))
                 continue
             if waits is not None:
@@ -195,6 +197,7 @@ class Consumer:
         self.counts.trimmed += len(entries) - len(whole)
         self._bury(self._writer.write(whole, self._floor(), self.counts))
         self._ask(pack(b"XACK", *self._group, *[entry.id for entry in entries]))
+        self._batch = min(2 * self._batch, self._settings.batch)
         return len(entries)
 
     def leave(self) -> None:
@@ -228,7 +231,7 @@ class Consumer:
         if now < self._claim_at:
             return []
         settings = self._settings
-        idle, count = str(int(settings.claim_after_s * 1000)), str(settings.batch)
+        idle, count = str(int(settings.claim_after_s * 1000)), str(self._batch)
         words = (*self._group, settings.consumer, idle, self._claim_from, b"COUNT", count)
         reply = self._ask(pack(b"XAUTOCLAIM", *words))
         if reply is None:
@@ -248,7 +251,7 @@ class Consumer:
     def _read(self, after: str, block_s: float = 0.0) -> list[Entry]:
         settings = self._settings
         block: tuple[bytes | str, ...] = (b"BLOCK", str(int(block_s * 1000))) if block_s else ()
-        words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(settings.batch), *block)
+        words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(self._batch), *block)
         reply = self._ask(pack(b"XREADGROUP", *words, b"STREAMS", settings.stream, after), wait_s=block_s)
         return [_entry(item) for item in reply[0][1]] if reply else []
 

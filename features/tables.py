@@ -65,7 +65,7 @@ def _parquet(path: Path, columns: list[str], batch_rows: int, skip: int) -> Batc
     from pyarrow import parquet
 
     with parquet.ParquetFile(path, pre_buffer=False) as file:  # else whole row groups are kept, raw
-        _require(path, columns, file.schema_arrow.names)
+        require_columns(path, columns, file.schema_arrow.names)
         total, done = max(file.metadata.num_rows, 1), 0
         groups = list(range(file.metadata.num_row_groups))
         while groups and done + file.metadata.row_group(groups[0]).num_rows <= skip:
@@ -84,7 +84,7 @@ def _csv(path: Path, columns: list[str], batch_rows: int, skip: int) -> Batches:
     from pyarrow import csv
 
     with csv.open_csv(path) as head:
-        _require(path, columns, head.schema.names)
+        require_columns(path, columns, head.schema.names)
     convert = csv.ConvertOptions(
         column_types=dict.fromkeys(columns, pa.string()),
         include_columns=columns,
@@ -106,7 +106,7 @@ def _arrow(path: Path, columns: list[str], batch_rows: int, skip: int) -> Batche
     import pyarrow as pa
 
     with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
-        _require(path, columns, file.schema.names)
+        require_columns(path, columns, file.schema.names)
         done = 0
         for number in range(file.num_record_batches):
             batch = file.get_batch(number)
@@ -122,7 +122,7 @@ def _in_memory(source: Any, columns: list[str], batch_rows: int, skip: int) -> B
         reader = pa.RecordBatchReader.from_stream(source)
     except TypeError as error:
         raise InvalidData(f"a {type(source).__name__} is neither the path of a table nor Arrow data") from error
-    _require("the table", columns, reader.schema.names)
+    require_columns("the table", columns, reader.schema.names)
     total, done = getattr(source, "num_rows", None), 0
     for batch in reader:
         left = _after(batch, skip - done)
@@ -153,8 +153,11 @@ def _sliced(batch: Any, batch_rows: int, fraction: float) -> Batches:
         yield batch.slice(start, batch_rows), fraction
 
 
-def _require(where: Path | str, columns: list[str], present: list[str]) -> None:
+def require_columns(where: Path | str, columns: list[str], present: list[str]) -> None:
+    """`InvalidData` unless each of `columns` is `present` once."""
     missing = [name for name in columns if name not in present]
     if missing:
         listed = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
         raise InvalidData(f"{where}: no column {missing[0]!r}; it has {listed}")
+    if twice := [name for name in columns if present.count(name) > 1]:
+        raise InvalidData(f"{where}: more than one column {twice[0]!r}")

@@ -175,10 +175,15 @@ def test_who_has_little_time_does_not_wait_for_somebody_who_has_much():
     silent = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{one.getsockname()[1]}" for one in silent)
     with closing(open_store(url)) as store:
-        patient = threading.Thread(target=lambda: pytest.raises(StoreUnavailable, store.views))
+
+        def wait_long():
+            with pytest.raises(StoreUnavailable):
+                store.views()
+
+        patient = threading.Thread(target=wait_long)
         patient.start()
         silent[0].accept()[0].close()
-        servers.wait_until(lambda: store._servers._refreshing.locked())
+        servers.wait_until(store._servers._refreshing.locked)
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match="in time"):
             store.fetch([Lookup(WIDE, ENTITIES)], 0.1)

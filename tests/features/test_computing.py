@@ -184,6 +184,36 @@ def test_what_does_not_fit_the_view_is_a_failure_of_the_function(store, wrong):
     assert "'twice' of view 'v' failed: InvalidData: " in rows.trouble
 
 
+class Wordless(Exception):  # noqa: N818 -- somebody else's
+    """An error that cannot even be told."""
+
+    def __str__(self):
+        raise RuntimeError
+
+
+def test_an_error_that_cannot_be_told_is_a_failure_like_any_other(store):
+    def fails(_):
+        raise Wordless
+
+    computing = Computing(store, {"twice": fails}, store_s=1.0, threads=1)
+    for _ in range(2):
+        rows = fetch(computing, b"7")
+        assert rows.status.tolist() == [LOST]
+        assert "Wordless" in rows.trouble
+
+
+def test_a_store_that_breaks_while_rows_are_kept_does_not_end_the_computing(store, function):
+    def breaks(*_, **__):
+        raise RuntimeError("not its day")
+
+    store.prepare = breaks
+    computing = Computing(store, {"twice": function}, store_s=1.0, threads=1)
+    for count in (1, 2):
+        assert fetch(computing, b"7").status.tolist() == [COMPUTED]
+        eventually(lambda count=count: computing.counts.unwritten == count and not computing._flights)
+    assert function.calls == [[b"7"]] * 2
+
+
 def test_a_newer_event_that_was_stored_meanwhile_stays(computing, store, function):
     function.shut()
     asking = threading.Thread(target=fetch, args=(computing, b"9"))

@@ -183,9 +183,20 @@ def test_integers_stay_exact_beside_others_and_as_decimals(store, tmp_path):
     large = 9007199254740993
     (tmp_path / "t.csv").write_text(f"country,city,number,mean\na,x,{large},1\nb,y,1.0,1\n")
     ingest(store, PLACES, tmp_path / "t.csv")
-    table = pa.table({"country": ["c"], "city": ["z"], "mean": [1.0], "number": pa.array([large], pa.decimal128(38, 0))})
-    store.put_table(PLACES, table)
+    decimal = pa.array([large], pa.decimal128(38, 0))
+    store.put_table(PLACES, pa.table({"country": ["c"], "city": ["z"], "mean": [1.0], "number": decimal}))
     assert store.get(PLACES, ["a", "b", "c"])["number"].tolist() == [large, 1, large]
+
+
+def test_a_column_that_is_there_twice_is_refused(store, tmp_path):
+    twice = pa.table([*TABLE.columns, TABLE["count"]], [*TABLE.column_names, "count"])
+    for name, writer in WRITERS.items():
+        writer(twice, tmp_path / f"t.{name}")
+    for source in (twice, *(tmp_path / f"t.{name}" for name in WRITERS)):
+        with pytest.raises(InvalidData, match="more than one column 'count'"):
+            ingest(store, VIEW, source)
+    with pytest.raises(InvalidData, match="more than one column 'count'"):
+        store.put_table(VIEW, twice)
 
 
 def test_a_file_with_no_rows_writes_none(store, write):

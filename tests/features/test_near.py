@@ -106,6 +106,23 @@ def test_it_never_holds_more_than_it_may_and_the_oldest_go_first(near):
     assert near.bytes <= 2000
 
 
+@pytest.mark.parametrize("late", [1.0, 6.0])
+def test_a_row_that_took_long_to_come_stays_no_longer_than_others(near, late):
+    def slowly(lookups, timeout_s):
+        rows = quick(lookups, timeout_s)
+        near.reader.fetch = quick
+        near.clock.now += 3.0
+        near.fetch([Lookup(NUMBERS, [b"2"])], 1)  # who asks later is answered before
+        near.clock.now += late
+        return rows
+
+    quick = near.reader.fetch
+    near.reader.fetch = slowly
+    near.fetch([Lookup(NUMBERS, [b"1"])], 1)
+    near.clock.now += 1.0  # the first is 5 s old now, or 10
+    assert near.fetch([Lookup(NUMBERS, [b"1"])], 1)[0].status.tolist() == [OK]
+
+
 def test_views_of_one_name_and_other_columns_share_nothing(near):
     other = FeatureView(name="n", entity="e", columns=[Column(name="z", dtype="float32")])
     near.fetch([Lookup(NUMBERS, [b"1"])], 1)
@@ -134,7 +151,6 @@ def test_an_entity_that_one_view_lacks_is_still_computed_for_another():
     cache = NearCache(Computing(MemoryStore(), functions, store_s=10), 1 << 20, 5.0, Clock())
     found = [cache.fetch([Lookup(view, [b"1"])], 10)[0].status.tolist() for view in (plain, other, computed)]
     assert found == [[ABSENT], [ABSENT], [COMPUTED]]
-
 
 
 @settings(max_examples=50)

@@ -36,13 +36,25 @@ def test_event_times_are_kept_in_rows_and_default_to_now(store, view, table):
     before = time.time_ns() // 1_000_000
     store.put(view, ENTITIES, table)
     now = fetch(store, view, ENTITIES).event_times
-    store.put(view, ENTITIES, table, np.array([1, 2, 2**60]), overwrite=True)
+    store.prepare(view, ENTITIES, table, np.array([1, 2, 2**60]), overwrite=True)()
     given = fetch(store, view, ENTITIES).event_times
     if view.layout == "hash":  # it has no place for them
         assert now.tolist() == given.tolist() == [0, 0, 0]
     else:
         assert (now >= before).all()
         assert given.tolist() == [1, 2, 2**60]
+
+
+@pytest.mark.parametrize(
+    "at",
+    [[0, time.time_ns()], np.array([0, 2**63 + 5], np.uint64), np.array([0, "2999-01-01"], "M8[s]")],
+    ids=["ns", "uint64", "far"],
+)
+def test_an_event_time_far_ahead_is_refused_for_nothing_would_replace_it(store, view, table, at):
+    two = {name: array[:2] for name, array in table.items()}
+    with pytest.raises(InvalidData, match=r"row 1: .* is more than a day ahead"):
+        store.put(view, ENTITIES[:2], two, at)
+    assert fetch(store, view, ENTITIES[:2]).status.tolist() == [ABSENT] * 2
 
 
 def test_an_older_event_never_replaces_a_newer_one_and_of_equal_times_the_last_written_stays(

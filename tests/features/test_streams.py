@@ -271,6 +271,17 @@ def test_a_store_that_is_away_leaves_entries_pending_until_it_is_back(store, cli
     assert (counts.failures, counts.written, pending(client)) == (2, 1, 0)
 
 
+def test_entries_that_are_too_large_together_are_taken_one_by_one(store, client, consumer, monkeypatch):
+    monkeypatch.setattr("penstock.features.streams.MAX_REPLY", 1 << 16)
+    for entity in range(4):
+        client.xadd("events", {"id": entity, "n": entity, "at": 1, "other": "x" * 40_000})
+    counts = drain(consumer(batch=4))
+    assert counts.written == 4
+    assert counts.failures >= 2
+    assert stored(store, *range(4)) == [0, 1, 2, 3]
+    assert pending(client) == 0
+
+
 def test_a_refusal_ends_it(client, consumer):
     client.set("events", "not a stream")
     with pytest.raises(StoreMisconfigured, match="WRONGTYPE"):

@@ -55,7 +55,8 @@ def test_redis_and_the_dictionary_agree_on_every_order_of_writes(redis_server, b
         for number, batch in enumerate(batches):
             entities, times = [entity for entity, _ in batch], np.array([time for _, time in batch])
             values = {"a": 100.0 * number + np.arange(len(batch))}
-            assert store.put(view, entities, values, times) == memory.put(view, entities, values, times)
+            written = [one.prepare(view, entities, values, times)() for one in (store, memory)]
+            assert written[0] == written[1]
         lookups = [Lookup(view, [b"x", b"y", b"z"])]
         found, expected = store.fetch(lookups, 5)[0], memory.fetch(lookups, 5)[0]
         np.testing.assert_array_equal(found.values, expected.values)
