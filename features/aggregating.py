@@ -10,6 +10,10 @@ the sorted set `fs:due:<view>`; every consumer looks there once a second and wri
 it has time. So a row is late by a second more than its windows' steps, while one consumer runs and keeps up. The time
 is noted before the state is written; where a consumer dies between the two, the entity is looked at in vain.
 
+On a cluster an entity's state and row share a slot, by the braces in their keys, and a call of the script has one
+entity's; the calls go to all masters at the same time. The sorted set is one master's, and without that one no state
+is written. An id that begins with a closing brace has no slot of its own; its events are dead letters there.
+
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
 it was last merged.
 
@@ -92,10 +96,14 @@ class AggregateWriter:
         """See `streams.Writer`."""
         now_ms = self._clock()
         decoded = decode(self._form, entries, now_ms)
+        rejected = list(decoded.rejected)
         events: dict[bytes, list[Event]] = {}
         for rows in decoded.rows:
-            for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
-                events.setdefault(entity, []).append(event)
+            for entry, entity, event in zip(rows.entries, rows.entities, events_of(self._of, rows), strict=True):
+                if self._store.is_sharded and entity.startswith(b"}"):
+                    rejected.append((entry, "on a cluster the id of an aggregated entity does not begin with '}'"))
+                else:
+                    events.setdefault(entity, []).append(event)
 
         def take(entity: bytes, state: State) -> Taken:
             return state.take(events.get(entity, ()), floor, now_ms)
@@ -104,7 +112,7 @@ class AggregateWriter:
             counts.written += taken.counted
             counts.older += taken.late
             counts.repeated += taken.repeated
-        return decoded.rejected
+        return rejected
 
     def rest(self) -> None:
         """Write rows anew whose windows have moved on."""
@@ -131,7 +139,7 @@ class AggregateWriter:
         for start in range(0, len(entities), ENTITIES_A_WRITE):
             left = list(entities[start : start + ENTITIES_A_WRITE])
             while left:
-                stored = self._ask(pack(b"MGET", *map(self._state_key, left)))[0]
+                stored = self._store.values([self._state_key(entity) for entity in left], MAX_REPLY)
                 versions = [
                     Version(entity, (data or b"")[:IDENTITY], self._read(entity, data))
                     for entity, data in zip(left, stored, strict=True)
@@ -159,18 +167,21 @@ class AggregateWriter:
     def _swap(self, versions: Sequence[Version], now_ms: int) -> set[bytes]:
         """Note when they are due, then write states and rows; the entities whose state somebody else has written."""
         due = [(str(at), v.entity) for v in versions if (at := v.state.changes_at(now_ms)) is not None]
-        commands = [pack(b"ZADD", self._due, *(word for pair in due for word in pair))] if due else []
-        rows = self._rows(versions, now_ms)
-        for start in range(0, len(versions), PAIRS_A_CALL):
+        if due:  # in a round trip of its own: masters of a cluster heed no order among themselves
+            self._ask(pack(b"ZADD", self._due, *(word for pair in due for word in pair)))
+        changed = list(zip(versions, self._rows(versions, now_ms), strict=True))
+        pairs = 1 if self._store.is_sharded else PAIRS_A_CALL
+        commands = []
+        for start in range(0, len(changed), pairs):
             keys: list[bytes] = []
             words = [b"%d" % self._of.keep_s]
-            for version, row in list(zip(versions, rows, strict=True))[start : start + PAIRS_A_CALL]:
+            for version, row in changed[start : start + pairs]:
                 key = self._state_key(version.entity)
                 keys += (key, self._view.key(version.entity))
                 words += (version.before, version.state.encode(key), row)
             commands.append(pack(b"EVAL", SWAP, str(len(keys)), *keys, *words))
-        replies = self._ask(*commands)[bool(due) :]
-        return {versions[PAIRS_A_CALL * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
+        replies = self._ask(*commands)
+        return {versions[pairs * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
 
     def _rows(self, versions: Sequence[Version], now_ms: int) -> list[bytes]:
         """The states' values as packed rows; what a column's dtype cannot hold is null."""

@@ -35,8 +35,9 @@ BUSY = (
     "MISCONF",
     "NOREPLICAS",
     "NOSCRIPT",
+    "UNBLOCKED",
 )
-NOT_MASTER = ("READONLY", "MASTERDOWN")
+NOT_MASTER = ("READONLY", "MASTERDOWN", "UNBLOCKED")
 
 
 @dataclass(frozen=True, slots=True)

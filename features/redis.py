@@ -111,7 +111,7 @@ class RedisStore(FeatureStore):
     ) -> Write:
         """Check and encode rows now, to be written when the result is called (see `FeatureStore.prepare`)."""
         table = check_table(view, entities, columns, event_times)
-        keys_a_call = 1 if isinstance(self._servers, Cluster) else KEYS_A_CALL
+        keys_a_call = 1 if self.is_sharded else KEYS_A_CALL
         requests = list(write_requests(view, table, overwrite=overwrite, keys_a_call=keys_a_call))
         return lambda: sum(self._write(request) for request in requests)
 
@@ -137,15 +137,26 @@ class RedisStore(FeatureStore):
         keys = view.keys(entities)
         for start in range(0, len(keys), READ_KEYS):
             some = keys[start : start + READ_KEYS]
-            if view.layout == "row" and isinstance(self._servers, Cluster):
-                found += self.request(*[pack(b"GET", key) for key in some])
-            elif view.layout == "row":
-                found += self.request(pack(b"MGET", *some))[0]
+            if view.layout == "row":
+                found += self.values(some)
             else:
                 commands = hmgets(some, view.fields)
                 replies = self.request(*commands, tolerate=is_wrong_type)
                 found += [None if is_wrong_type(reply) else reply for reply in replies]
         return found
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether entities are kept by several servers, so that no command or script takes the keys of two of them."""
+        return isinstance(self._servers, Cluster)
+
+    def values(self, keys: Sequence[bytes], limit: int = MAX_SLOW_REPLY) -> list[bytes | None]:
+        """What strings stand under these keys, None where there is none; of `limit` bytes at most (see `request`)."""
+        if not self.is_sharded:
+            found: list[bytes | None] = self.request(pack(b"MGET", *keys), limit=limit)[0]
+            return found
+        replies = self.request(*[pack(b"GET", key) for key in keys], limit=limit, tolerate=is_wrong_type)
+        return [None if is_wrong_type(reply) else reply for reply in replies]
 
     def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = SLOW_S) -> dict[str, bytes]:
         """The definitions under these names, or all (see `FeatureStore.definitions`)."""

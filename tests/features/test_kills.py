@@ -9,6 +9,7 @@ resumed.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import random
 import shutil
 import signal
@@ -29,8 +30,16 @@ from pyarrow import parquet
 from penstock.features import Column, FeatureView, Lookup, open_store
 from penstock.features.embedded import find_executable
 
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"feature_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+Victim = _load("victims").Victim
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
-VICTIM = Path(__file__).with_name("victims.py")
 ROWS, ENTITIES, EVENTS = 10_000, 3_000, 1_500
 LOST = 3
 QUICK = (6, 7)  # seeds of the default run
@@ -68,34 +77,6 @@ class Redis:
     def close(self):
         self.kill()
         shutil.rmtree(self.folder)
-
-
-class Victim:
-    """An ingester; `acknowledged` is the last number it told."""
-
-    def __init__(self, *words):
-        self.acknowledged = 0
-        self.process = subprocess.Popen([sys.executable, VICTIM, *words], stdout=subprocess.PIPE, text=True)
-
-    def run_until(self, lines, delay_s):
-        """Let it live until it has told so many lines, and a little longer; True if it is still running."""
-        for _ in range(lines):
-            self._hear(self.process.stdout.readline())
-        time.sleep(delay_s)
-        return self.process.poll() is None
-
-    def end(self, *, kill=False):
-        """Its exit status, after all it had to say."""
-        if kill:
-            self.process.send_signal(signal.SIGKILL)
-        for line in self.process.stdout:
-            self._hear(line)
-        self.process.stdout.close()
-        return self.process.wait(60)
-
-    def _hear(self, line):
-        if line.endswith("\n") and line.strip().isdigit():
-            self.acknowledged = int(line)
 
 
 @pytest.fixture(params=SEEDS)

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import redis
 
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
+from penstock.features.streams import Consumer, RowWriter, Settings
 
 OK, ABSENT = 0, 1
 VIEW = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float32")])
@@ -23,7 +25,7 @@ def _load(name):
     return module
 
 
-servers = _load("servers")
+servers, walkthrough = _load("servers"), _load("walkthrough")
 
 
 class Service:
@@ -88,18 +90,38 @@ def written(store, value):
     return True
 
 
+@contextlib.contextmanager
+def consuming(store):
+    """A consumer of the stream `events` that waits for entries."""
+    stop = threading.Event()
+    reader = Consumer(store, RowWriter(store, VIEW, None), Settings("events", "g", "c", "dead"))
+    thread = threading.Thread(target=reader.run, args=(stop,))
+    thread.start()
+    try:
+        yield reader
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_the_master_is_found_by_its_service_and_followed_when_another_is_made_master(service):
-    with closing(open_store(service.url)) as store:
+    """By writers, readers, and a consumer that waits for entries meanwhile."""
+    with closing(open_store(service.url)) as store, consuming(store) as reader:
         put(store, 1)
         assert fetched(store) == 1
         first = service.master()
         servers.wait_until(lambda: first.client().wait(1, 100) == 1)
+        servers.wait_until(lambda: first.client().info("clients")["blocked_clients"] == 1)
         servers.wait_until(service.fail_over)
         servers.wait_until(lambda: service.master() is not first)
         servers.wait_until(lambda: written(store, 2))
         assert fetched(store) == 2
         second = service.master()
         assert second.client().get(VIEW.key(b"1")) is not None
+        second.client().xadd("events", {"e": 1, "a": 7})
+        servers.wait_until(lambda: reader.counts.written == 1)
+        assert fetched(store) == 7
 
 
 def test_a_master_that_dies_is_left_for_the_next(service):
@@ -111,6 +133,11 @@ def test_a_master_that_dies_is_left_for_the_next(service):
         assert "unavailable" in str(fetched(store))
         servers.wait_until(lambda: fetched(store) == 1)
         servers.wait_until(lambda: written(store, 2))
+
+
+def test_every_command_works_through_sentinel(service, tmp_path):
+    with service.master().client() as client:
+        walkthrough.walk(service.url, client, tmp_path)
 
 
 def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):
