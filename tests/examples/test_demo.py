@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 COMMAND = [sys.executable, "-m", "penstock.cli", "demo", "--customers", "1000", "--calls", "1000"]
+IN_THE_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$0" "$@"']
+"""Runs a command as a shell does with `&`."""
 SERVING = b"Start the server, a process of its own"
 
 
@@ -102,21 +104,15 @@ def test_no_process_and_no_file_is_left(demo):
     assert_nothing_is_left(demo[0])
 
 
-def in_the_background():
-    """What a shell does to a process before it runs it with `&`."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@pytest.mark.parametrize(("number", "prepare"), [(signal.SIGINT, None), (signal.SIGTERM, in_the_background)])
-def test_an_interrupt_while_calls_run_leaves_nothing(tmp_path, number, prepare):
+@pytest.mark.parametrize(("number", "before"), [(signal.SIGINT, []), (signal.SIGTERM, IN_THE_BACKGROUND)])
+def test_an_interrupt_while_calls_run_leaves_nothing(tmp_path, number, before):
     """Ctrl-C reaches every process of the terminal, a polite kill only the demo itself."""
     demo = subprocess.Popen(
-        [*COMMAND, "--calls", "1000000"],
+        [*before, *COMMAND, "--calls", "1000000"],
         env=environment(tmp_path) | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=prepare,
     )
     try:
         for line in demo.stdout:
