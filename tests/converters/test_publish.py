@@ -292,6 +292,7 @@ def test_a_number_that_is_no_words_is_the_empty_text_to_the_model(mixed, tmp_pat
     views = [FeatureView(name="v", entity="customer", columns=[CARD, KIND])]
     converted = convert(model, "m", rows, registry=tmp_path, views=views)
     assert converted.sent == ("age",)
+    assert any("refuses missing values" in note for note in converted.notes)
     version = published(tmp_path)
     strange = rows.iloc[:40].assign(**{"card.type": "", "card type": "visa"})
     matrix = np.stack([np.zeros(40), strange["age"], np.zeros(40)], axis=1).astype(np.float32)
