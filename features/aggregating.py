@@ -120,12 +120,12 @@ class AggregateWriter:
         if now_ms < self._look_at:
             return
         words = (b"-inf", str(now_ms), b"LIMIT", b"0", str(DUE_A_LOOK))
-        due = self._ask(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
+        due = self._store.request(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
         if len(due) < DUE_A_LOOK:
             self._look_at = now_ms + int(LOOK_S * 1000)
         if due:
             list(self._change(due, lambda _, state: state.take((), (0, 0), now_ms), now_ms, begin=False))
-            self._ask(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
+            self._store.write(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
 
     # States -----------------------------------------------------------------------------------------------------------
 
@@ -168,7 +168,7 @@ class AggregateWriter:
         """Note when they are due, then write states and rows; the entities whose state somebody else has written."""
         due = [(str(at), v.entity) for v in versions if (at := v.state.changes_at(now_ms)) is not None]
         if due:  # in a round trip of its own: masters of a cluster heed no order among themselves
-            self._ask(pack(b"ZADD", self._due, *(word for pair in due for word in pair)))
+            self._store.write(pack(b"ZADD", self._due, *(word for pair in due for word in pair)))
         changed = list(zip(versions, self._rows(versions, now_ms), strict=True))
         pairs = 1 if self._store.is_sharded else PAIRS_A_CALL
         commands = []
@@ -180,7 +180,7 @@ class AggregateWriter:
                 keys += (key, self._view.key(version.entity))
                 words += (version.before, version.state.encode(key), row)
             commands.append(pack(b"EVAL", SWAP, str(len(keys)), *keys, *words))
-        replies = self._ask(*commands)
+        replies = self._store.write(*commands)
         return {versions[pairs * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
 
     def _rows(self, versions: Sequence[Version], now_ms: int) -> list[bytes]:
@@ -195,9 +195,6 @@ class AggregateWriter:
         table = check_table(self._view, entities, columns, np.full(len(versions), now_ms, np.int64))
         keys = self._view.keys(entities)
         return self._view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
-
-    def _ask(self, *commands: bytes) -> list[Any]:
-        return self._store.request(*commands, limit=MAX_REPLY)
 
 
 def writer_for(store: FeatureStore, view: FeatureView, time_field: str | None) -> Writer:

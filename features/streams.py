@@ -48,6 +48,8 @@ class Redis(Protocol):
         self, *commands: bytes, timeout_s: float = ..., limit: int = ..., tolerate: Callable[[Any], bool] = ...
     ) -> list[Any]: ...
 
+    def write(self, *commands: bytes) -> list[Any]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -273,7 +275,7 @@ class Consumer:
                 pack(b"XADD", settings.dead, b"MAXLEN", b"~", most, b"*", *about, "penstock:id", entry.id, *fields)
             )
         if commands:
-            self._source.request(*commands)
+            self._source.write(*commands)
             self.counts.rejected += len(commands)
 
     def _ask(self, command: bytes, wait_s: float = 0.0) -> Any:

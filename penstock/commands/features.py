@@ -33,7 +33,8 @@ Url = Annotated[
     typer.Option(
         "--features",
         metavar="URL",
-        help="redis://, rediss://, unix:// or embedded:///FOLDER. Default: $PENSTOCK_FEATURES, else "
+        help="redis://, rediss://, redis+cluster://, redis+sentinel://, unix:// or embedded:///FOLDER. "
+        "Default: $PENSTOCK_FEATURES, else "
         "embedded:///CURRENT-DIRECTORY/penstock-features.",
         show_default=False,
     ),

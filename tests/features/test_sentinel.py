@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.util
+import os
+import signal
 import sys
 import threading
 from contextlib import closing
@@ -12,6 +14,7 @@ import pytest
 import redis
 
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
+from penstock.features.commands import pack
 from penstock.features.streams import Consumer, RowWriter, Settings
 
 OK, ABSENT = 0, 1
@@ -138,6 +141,27 @@ def test_a_master_that_dies_is_left_for_the_next(service):
 def test_every_command_works_through_sentinel(service, tmp_path):
     with service.master().client() as client:
         walkthrough.walk(service.url, client, tmp_path)
+
+
+def test_what_is_written_counts_once_as_many_replicas_have_it_as_the_url_says(service):
+    replica = service.servers[1]
+    with closing(open_store(f"{service.url}?replicas=1")) as store:
+        servers.wait_until(lambda: written(store, 1))
+        os.kill(replica.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable, match="is unavailable: 0 of 1 replicas have what was written"):
+                store.write(pack(b"SET", b"k", b"v"), timeout_s=0.3)
+            assert fetched(store) == 1
+        finally:
+            os.kill(replica.process.pid, signal.SIGCONT)
+        servers.wait_until(lambda: written(store, 2))
+
+
+@pytest.mark.parametrize("said", ["x", "-1", "", "101"])
+def test_a_number_of_replicas_that_is_none_is_a_misconfiguration(said):
+    with pytest.raises(StoreMisconfigured, match="expected a number up to 100") as caught:
+        open_store(f"redis://:hunter2@h?replicas={said}")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):
