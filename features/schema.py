@@ -384,6 +384,11 @@ class FeatureView(Value):
         return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute
 
     @cached_property
+    def readable(self) -> tuple[int, ...]:
+        """The schema ids of rows that it can read: its own, and the former ones."""
+        return (self.schema_id, *(former.schema_id for former in self.former))
+
+    @cached_property
     def translations(self) -> dict[int, Any]:
         """How rows of former schemas are read, by schema id; filled in by features/evolution.py."""
         return {}
