@@ -1,4 +1,4 @@
-"""What versions look features up through: the store; before it what learns schemas, what computes, and the near cache."""
+"""What versions look features up through: the store, and before it what learns schemas, computes and keeps near."""
 
 from __future__ import annotations
 
