@@ -99,6 +99,12 @@ class FeatureStore(Reader):
 
     name: str
 
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """An instance of a subclass; `TypeError` for who means `open_store`."""
+        if cls is FeatureStore:
+            raise TypeError("a FeatureStore is opened by penstock.features.open_store(url)")
+        return super().__new__(cls)
+
     # For people ---------------------------------------------------------------------------------------------------
 
     def get(self, view: FeatureView | str, ids: Iterable[Id], columns: Sequence[str] | None = None) -> Features:

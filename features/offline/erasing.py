@@ -2,7 +2,8 @@
 
 A file that holds one of the entities is written anew without their rows beside its place, and renamed over it once it
 is whole and on disk: a reader sees the one or the other. Whoever erases holds a lock on the view's folder, so that two
-at once do not bring back each other's rows; writers add files of their own and need none.
+at once do not bring back each other's rows; writers add files of their own and need none. What one who was killed has
+left, under names that begin with `.erasing-`, no reader looks at, and the next one takes away.
 
 Cost: every file's ids are read, and what holds one of the entities is read and written in full.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from penstock.features.offline.tables import arrow
 from penstock.features.schema import NAME, FeatureView
 
 FILES = "date=*/part-*.parquet"
+STAGED = ".erasing-"
 Progress = Callable[[int, float], None]
 
 
@@ -61,10 +62,12 @@ def erase_view(store: OfflineStore, name: str, *, dry_run: bool = False) -> int:
     with _locked(store, name) as folder:
         files = folder.glob(FILES)
         rows = sum(_read(file, lambda source: source.metadata.num_rows) for file in files)
-        if not dry_run and folder.is_dir():
-            gone = folder.with_name(f".{name}-{secrets.token_hex(4)}")  # at once for readers
-            folder.rename(gone)
-            shutil.rmtree(gone)
+        if not dry_run:
+            gone = folder.with_name(STAGED + name)
+            shutil.rmtree(gone, ignore_errors=True)
+            if folder.is_dir():
+                folder.rename(gone)  # at once for readers
+                shutil.rmtree(gone)
     return int(rows)
 
 
@@ -82,6 +85,8 @@ def _locked(store: OfflineStore, name: str) -> Iterator[Path]:
     number = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX)
+        for left in folder.glob(f"date=*/{STAGED}*"):
+            left.unlink()
         yield folder
     finally:
         os.close(number)
@@ -101,7 +106,7 @@ def _without(file: Path, entity: str, entities: Sequence[bytes], *, dry_run: boo
     """Write a file anew without the rows of some entities, if it has any; how many it has."""
     found: int = _read(file, lambda source: _count(source, entity, entities))
     if found and not dry_run:
-        staged = file.with_name(f".{file.stem}-{secrets.token_hex(4)}.parquet")
+        staged = file.with_name(STAGED + file.name)
         try:
             _read(file, lambda source: _copy(source, staged, entity, entities))
             _sync(staged)

@@ -96,7 +96,17 @@ def test_stopped_before_a_file_is_whole_leaves_it_as_it_was(history, monkeypatch
     with pytest.raises(OSError, match="space"):
         erase(history, view(), [b"ada"])
     assert rows_of(history, b"ada") == 6
-    assert not list((history.root / "v").rglob(".part*"))
+    assert not list((history.root / "v").rglob(".*"))
+
+
+def test_what_a_killed_one_has_left_is_taken_away_by_the_next(history):
+    (history.root / ".erasing-v").mkdir()
+    left = history.root / "v" / "date=1970-01-02" / ".erasing-part-1.parquet"
+    left.write_bytes(b"half of it")
+    assert erase(history, view(), [b"nobody"]) == 0
+    assert not left.exists()
+    erase_view(history, "v")
+    assert list(history.root.iterdir()) == []
 
 
 def test_two_who_erase_at_once_bring_back_nobody(history):
