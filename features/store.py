@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from penstock.features.arrow import from_table
 from penstock.features.columns import as_array, as_times
+from penstock.features.complaints import meant
 from penstock.features.deleting import delete_rows
 from penstock.features.entities import Id, entity_ids
 from penstock.features.errors import InvalidView, StoreUnavailable, UnknownView
@@ -215,7 +216,8 @@ class FeatureStore(Reader):
         """One definition; raises `UnknownView` or `InvalidView`."""
         definition = self.definitions([name]).get(name)
         if definition is None:
-            raise UnknownView(f"no view {name!r} in the feature store at {self.name}; apply its YAML file first")
+            asked = meant(name, list(self.definitions())) or "apply its YAML file first"
+            raise UnknownView(f"no view {name!r} in the feature store at {self.name}; {asked}")
         return stored_view(name, definition, self.name)
 
     def __enter__(self) -> Self:
