@@ -1,14 +1,15 @@
 """Whether the measured cap on runs is as good as any fixed one.
 
-Every side is `penstock serve` on the native transport with another `batch_cap`: auto, and a range of fixed ones. The
-same callers ask for requests of 1, 8, 64 and 256 rows of three models: a logistic regression and 200 trees of depth 6
-on 30 features, and a network 128-256-256. All rows differ, and every answer's status is checked.
+One `penstock serve` on the native transport serves each model several times, under a name for every `batch_cap`: auto,
+and a range of fixed ones. Servers of equal settings differ by several percent from process to process, and versions
+within one do not. The same callers ask for requests of 1, 8, 64 and 256 rows of three models: a logistic regression and
+200 trees of depth 6 on 30 features, and a network 128-256-256. All rows differ, and every answer's status is checked.
 
-Auto must reach 0.95 of every fixed cap, and noise is as large as that. So auto and a fixed cap run side by side, many
-times and shortly, each first in turn, and the median of the ratios of requests per second is judged. Another server of
-auto's settings is compared in the same way: the **control**, whose ratio would be 1 if there were no noise. A fixed
-cap equal to the measured one is no side: it would be a second control. Medians of the server's CPU time a request
-stand beside, since they are steadier where something else runs on the machine.
+Auto must reach 0.95 of every fixed cap, and noise is as large as that. So auto and a fixed cap run in turn, many times
+and shortly, neither always first, and the median of the ratios of requests per second is judged. Another copy with
+auto's settings is compared in the same way: the **control**, whose ratio would be 1 if there were no noise. A fixed cap
+equal to the measured one is no side: it would be a second control. Medians of the server's CPU time a request stand
+beside, since they are steadier where something else runs on the machine.
 
     python -m penstock.benchmarks.caps [--rounds 15] [--seconds 0.2] [--callers 32] [--json]
 """
@@ -17,8 +18,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ from penstock.benchmarks.seeded import Seeded, publish
 from penstock.benchmarks.sides import Run, Side, machine, measure, penstock, requests_for
 from penstock.client import Client
 from penstock.commands._console import console, errors, print_json, print_table
+from penstock.registry import Draft, Registry
 
 AUTO, CONTROL = "auto", "control"
 FIXED = (8, 32, 64, 128, 256)
@@ -98,20 +100,19 @@ class Scenario:
 
 
 def compare(
-    model: Seeded, rows: int, servers: dict[str, Server], rounds: int, seconds: float, callers: int, cores: str
+    model: Seeded, rows: int, server: Server, against: list[str], rounds: int, seconds: float, callers: int, cores: str
 ) -> Scenario:
     """Drive auto beside every other side, `rounds` times."""
-    generator, bodies = PoolLoad(CONNECTIONS), model.bodies(rows)
-    sides = {name: Side(name, server, bodies) for name, server in servers.items()}
-    auto = sides.pop(AUTO)
+    generator = PoolLoad(CONNECTIONS)
+    auto, *others = (Side(name, server, named(model, name).bodies(rows)) for name in (AUTO, *against))
     requests = requests_for(seconds, auto, generator, callers, cores)
-    pairs = {name: Pair(name, []) for name in sides}
+    pairs = {side.name: Pair(side.name, []) for side in others}
     for i in range(rounds):
         errors.print(f"{model.name}, {rows} rows a request: round {i + 1} of {rounds}", highlight=False)
-        for turn, (name, side) in enumerate(sides.items()):
+        for turn, side in enumerate(others):
             order = (auto, side) if (i + turn) % 2 else (side, auto)  # nobody is always first
             runs = {one.name: measure(one, generator, callers, requests, cores) for one in order}
-            pairs[name].runs.append((runs[AUTO], runs[name]))
+            pairs[side.name].runs.append((runs[AUTO], runs[side.name]))
     return Scenario(f"{model.name}, {rows} rows", pairs.pop(CONTROL), list(pairs.values()))
 
 
@@ -119,38 +120,54 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Of every pair.")] = 15,
     seconds: Annotated[float, typer.Option(min=0.05, help="Of one run.")] = 0.2,
     callers: Annotated[int, typer.Option(min=1, help="Callers in a closed loop.")] = 32,
-    server_cores: Annotated[str, typer.Option(metavar="CORES", help="Keep servers there; any otherwise.")] = "",
+    server_cores: Annotated[str, typer.Option(metavar="CORES", help="Keep the server there; any otherwise.")] = "",
     load_cores: Annotated[str, typer.Option(metavar="CORES", help="Keep the generator there.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Compare the measured cap with fixed ones; ends with 1 if auto is below 0.95 of one of them anywhere."""
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         published = publish(folder, MODELS)
-        settings = {AUTO: AUTO, CONTROL: AUTO} | {str(cap): str(cap) for cap in FIXED}
-        servers = {
-            side: stack.enter_context(penstock(side, folder, "native", server_cores, f"batch_cap: {cap}\n"))
-            for side, cap in settings.items()
-        }
-        caps = {side: measured_caps(servers[side], published) for side in (AUTO, CONTROL)}
-        scenarios = [
-            compare(model, rows, without(servers, caps[AUTO][model.name]), rounds, seconds, callers, load_cores)
-            for model in published.values()
-            for rows in ROWS
-        ]
+        settings = copied(Registry(folder / "registry"), published)
+        with penstock("caps", folder, "native", server_cores, settings) as server:
+            caps = {side: measured_caps(server, published.values(), side) for side in (AUTO, CONTROL)}
+            scenarios = [
+                compare(model, rows, server, others(caps[AUTO][model.name]), rounds, seconds, callers, load_cores)
+                for model in published.values()
+                for rows in ROWS
+            ]
     report(scenarios, caps, as_json)
     raise typer.Exit(0 if all(pair.held for scenario in scenarios for pair in scenario.fixed) else 1)
 
 
-def measured_caps(server: Server, models: dict[str, Seeded]) -> dict[str, int]:
-    """What the server found for each model."""
+def named(model: Seeded, side: str) -> Seeded:
+    """The model under the name that a side serves it by."""
+    return replace(model, name=f"{model.name}-{side}")
+
+
+def copied(registry: Registry, models: dict[str, Seeded]) -> str:
+    """Publish each model once for every side; the lines of configuration that give each its cap."""
+    lines = ["batch_cap:"]
+    for model in models.values():
+        version = registry.load(model.name, 1)
+        described = version.manifest.model_dump(include=set(Draft.model_fields))
+        for side in (AUTO, CONTROL, *map(str, FIXED)):
+            name = named(model, side).name
+            registry.publish(Draft.model_validate(described | {"model_name": name}), version.files)
+            lines.append(f"  {name}: {side if side.isdigit() else AUTO}")
+    return "\n".join(lines) + "\n"
+
+
+def measured_caps(server: Server, models: Iterable[Seeded], side: str) -> dict[str, int]:
+    """What the server found for a side of each model."""
     with Client(server.address) as client:
-        return {name: int(client.config(name).parameters["penstock.cap"]) for name in models}
+        found = {model.name: client.config(named(model, side).name) for model in models}
+    return {name: int(config.parameters["penstock.cap"]) for name, config in found.items()}
 
 
-def without(servers: dict[str, Server], cap: int) -> dict[str, Server]:
-    """All sides but the one that does what auto does."""
-    return {side: server for side, server in servers.items() if side != str(cap)}
+def others(cap: int) -> list[str]:
+    """All sides but auto, and the one that does what auto does."""
+    return [CONTROL, *(str(fixed) for fixed in FIXED if fixed != cap)]
 
 
 def as_data(pair: Pair) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from penstock.server.address import Address
-from penstock.server.cache import CacheSettings, explained
+from penstock.server.cache import ALL, CacheSettings, explained
 from penstock.server.certificates import Certificates
 from penstock.server.errors import BadConfig
 from penstock.server.lookups import NearCacheSettings
@@ -26,9 +26,19 @@ LONGEST_S = 1_000_000
 """Of the times of a connection: eleven days, which gRPC can still count in milliseconds."""
 
 
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def _switch(value: Any) -> Any:
     """What YAML makes of a bare `on` or `off` is a truth value."""
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+def _caps(value: Any) -> Any:
+    """One cap for every model, or each model's own; numbers are texts, and YAML's bare `off` a truth value."""
+    caps = value if isinstance(value, dict) else {ALL: value}
+    return {ALL: "auto"} | {name: "off" if cap is False else str(cap) for name, cap in caps.items()}
 
 
 def _defaults(value: Any) -> Any:
@@ -55,10 +65,10 @@ class Config(BaseModel):
     tls_client_ca: Path | None = Field(default=None, description="PEM; callers must show a certificate signed by it")
 
     max_batch_rows: int = Field(default=256, ge=1, le=MOST_BATCH_ROWS, description="rows a worker takes at once")
-    batch_cap: Annotated[str, BeforeValidator(lambda value: "off" if value is False else value)] = Field(
+    batch_cap: Annotated[dict[str, str], BeforeValidator(_caps)] = Field(
         default="auto",
-        coerce_numbers_to_str=True,
-        description="rows of a run at most: auto (measured), off or a number",
+        validate_default=True,
+        description="rows of a run at most: auto (measured), off or a number; or these by model, * for those not named",
     )
     foresee: bool = Field(default=True, description="refuse at once what could not be answered in time")
     warmup_ms: int = Field(default=300, ge=0, le=60_000, description="for measuring a version's curve; 0: not at all")
@@ -129,15 +139,19 @@ class Config(BaseModel):
 
     @field_validator("batch_cap")
     @classmethod
-    def _known_cap(cls, value: str) -> str:
-        if value in {"auto", "off"} or (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_BATCH_ROWS):
-            return value
-        raise ValueError(f"it is auto, off or a number of rows from 1 to {MOST_BATCH_ROWS}, not {value[:40]!r}")
+    def _known_caps(cls, value: dict[str, str]) -> dict[str, str]:
+        for model, cap in value.items():
+            if cap not in {"auto", "off"} and not (_is_count(cap) and 1 <= int(cap) <= MOST_BATCH_ROWS):
+                of = "" if model == ALL else f"for {model} "
+                raise ValueError(
+                    f"it is auto, off or a number of rows from 1 to {MOST_BATCH_ROWS}, {of}not {cap[:40]!r}"
+                )
+        return value
 
     @field_validator("worker_nice")
     @classmethod
     def _known_niceness(cls, value: str) -> str:
-        if value == "auto" or (value.isascii() and value.isdigit() and int(value) <= LEAST_URGENT):
+        if value == "auto" or (_is_count(value) and int(value) <= LEAST_URGENT):
             return value
         raise ValueError(f"it is auto or a number from 0 to {LEAST_URGENT}, not {value[:40]!r}")
 
@@ -163,15 +177,18 @@ class Config(BaseModel):
             return cls(**values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            name, told = ".".join(str(part) for part in first["loc"] if part != "[key]"), first["msg"]
+            name = ".".join(str(part) for part in first["loc"] if part != "[key]")
+            told = first["msg"].removeprefix("Value error, ")
             where = f" of {path}" if path is not None and name not in overrides else ""
             if first["type"] == "extra_forbidden":
                 told = "there is no such setting; penstock serve --help and docs/reference.md list them"
             if first["loc"][:1] == ("cache",):
-                told = explained(first["type"], of_name=first["loc"][-1] == "[key]") or told.removeprefix(
-                    "Value error, "
-                )
+                told = explained(first["type"], of_name=first["loc"][-1] == "[key]") or told
             raise BadConfig(f"setting {name!r}{where}: {told}") from error
+
+    def cap_of(self, model: str) -> str:
+        """The `batch_cap` of a model: auto, off or a number."""
+        return self.batch_cap.get(model, self.batch_cap[ALL])
 
     def address(self, name: Literal["grpc", "metrics"]) -> Address | None:
         """Where a listener is to be; None where it is off. Metrics are never on a unix socket.

@@ -24,13 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.errors import FeatureError, StoreMisconfigured
+from penstock.features.values import MAX_REPLY
 from penstock.kernels.batches import Batch
 from penstock.server.outbox import Outbox
 from penstock.server.sealed import Answer, name_of, seal, unseal
 
 _log = logging.getLogger("penstock.server")
 
-LARGEST = 1 << 20  # bytes of a key and its reply that are written: more would take a look-up's whole time to read
+LARGEST = MAX_REPLY // 256 - 1024  # bytes of a key and its reply that are written, so that a look-up may be all hits
 LEAST_S = 0.001  # with less time than this Redis is not asked
 WRITE_S = 0.1  # callers do not wait for it
 PAUSE_NS = 1_000_000_000  # after a refusal that somebody must mend

@@ -69,7 +69,7 @@ class Served:
         self._warm(contents.golden)
         pool = contents.pool(self.plan, config.max_batch_rows)
         self.curve = _measured(_trial(contents, self.pipeline, config), pool, config)
-        self.cap = _cap(self.curve, self.plan, config)
+        self.cap = _cap(config.cap_of(self.name), self.curve, self.plan, config.max_batch_rows)
         cache = cache_of(self.name, self.plan, views_of(self.manifest), config.cache)
         shared = shared_of(
             self.manifest,
@@ -258,13 +258,13 @@ def _trial(contents: Contents, pipeline: Pipeline, config: Config) -> Pipeline:
     return replace(pipeline, watch=contents.watch(config.drift_window_s), cost=Cost())
 
 
-def _cap(curve: Curve, plan: Plan, config: Config) -> int:
-    if config.batch_cap == "off" or not plan.batched or (config.batch_cap == "auto" and not curve.rows):
+def _cap(wanted: str, curve: Curve, plan: Plan, most: int) -> int:
+    """Rows of a run at most by what the operator wants: auto, off or a number."""
+    if wanted == "off" or not plan.batched or (wanted == "auto" and not curve.rows):
         return 0
     if any(-1 in output.shape for output in plan.outputs):  # parts may come out in other widths than the whole
         return 0
-    most = config.max_batch_rows
-    return curve.cap(most) if config.batch_cap == "auto" else min(int(config.batch_cap), most)
+    return curve.cap(most) if wanted == "auto" else min(int(wanted), most)
 
 
 def _check_profile(reference: Reference, manifest: Manifest) -> None:

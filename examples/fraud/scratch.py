@@ -17,10 +17,10 @@ PAUSE_S = 0.1
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A new folder. SIGTERM is taken as Ctrl-C meanwhile, so that it cleans up, too."""
+    """A new folder. SIGTERM ends the block as Ctrl-C does, even where a shell had the latter ignored."""
     folder = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)) if main else None
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main else None
     try:
         yield folder
     finally:

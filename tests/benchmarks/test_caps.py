@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from penstock.benchmarks import caps
-from penstock.benchmarks.caps import Middle, Pair, Scenario, compare, report, without
-from penstock.benchmarks.seeded import vector_bodies
+from penstock.benchmarks.caps import Middle, Pair, Scenario, compare, copied, others, report
+from penstock.benchmarks.seeded import Seeded, vector_bodies
 from penstock.benchmarks.sides import Run
 from penstock.proto import inference_pb2 as pb
+from penstock.registry import Draft, Registry, Signature, TensorSpec
+
+X, Y = (TensorSpec(name=name, datatype="FP32", shape=(-1, 2)) for name in ("x", "y"))
+SIGNATURE = Signature(inputs=(X,), outputs=(Y,), batched=True)
+
+
+def seeded(name):
+    return Seeded(name, None, np.zeros((4, 2), np.float32), SIGNATURE, Path("model.onnx"))
+
+
+def asked(side):
+    """The model that a side's requests name."""
+    (name,) = {pb.ModelInferRequest.FromString(body).model_name for body in side.bodies}
+    return name
 
 
 def pair(against: str, *ratios: float) -> Pair:
@@ -42,19 +59,26 @@ def test_the_nearest_rival_and_the_noise_are_shown(capsys):
 
 
 def test_a_fixed_cap_that_auto_chose_is_no_side():
-    servers = dict.fromkeys(("auto", "control", "64", "256"))
-    assert list(without(servers, 256)) == ["auto", "control", "64"]
-    assert list(without(servers, 100)) == list(servers)
+    assert others(256) == ["control", "8", "32", "64", "128"]
+    assert others(100) == ["control", "8", "32", "64", "128", "256"]
+
+
+def test_every_side_is_a_copy_of_the_model_with_its_own_cap(tmp_path):
+    registry = Registry(tmp_path)
+    draft = Draft(model_name="m", trained_at=datetime.now(UTC), framework="none", ir_version=8, signature=SIGNATURE)
+    digest = registry.publish(draft, {"model.onnx": b"graph"}).files["model.onnx"].sha256
+    settings = yaml.safe_load(copied(registry, {"m": seeded("m")}))["batch_cap"]
+    assert settings == {"m-auto": "auto", "m-control": "auto", **{f"m-{cap}": cap for cap in (8, 32, 64, 128, 256)}}
+    assert [registry.manifest(name, 1).files["model.onnx"].sha256 for name in settings] == [digest] * len(settings)
 
 
 def test_every_other_side_runs_beside_auto_and_neither_is_always_first(monkeypatch):
     ran = []
     monkeypatch.setattr(caps, "requests_for", lambda *_: 10)
-    monkeypatch.setattr(caps, "measure", lambda side, *_: ran.append(side.name) or Run(1.0, 1.0, 0.0))
-    model = type("Model", (), {"name": "m", "bodies": lambda _, rows: []})()
-    servers = dict.fromkeys(("auto", "control", "8"))
-    scenario = compare(model, 1, servers, 2, 0.1, 4, "")
-    assert ran == ["control", "auto", "auto", "8", "auto", "control", "8", "auto"]
+    monkeypatch.setattr(caps, "measure", lambda side, *_: ran.append((side.name, asked(side))) or Run(1.0, 1.0, 0.0))
+    scenario = compare(seeded("m"), 1, None, ["control", "8"], 2, 0.1, 4, "")
+    assert [name for name, _ in ran] == ["control", "auto", "auto", "8", "auto", "control", "8", "auto"]
+    assert all(model == f"m-{name}" for name, model in ran)
     assert len(scenario.control.runs) == 2
     assert [one.against for one in scenario.fixed] == ["8"]
 

@@ -131,14 +131,13 @@ def test_nobody_to_ask_is_told(model):
 
 @pytest.fixture
 def handled():
-    """Sets how SIGINT is handled, which a shell that runs the tests in the background has ignored."""
+    """Sets how SIGINT is handled."""
     before = signal.getsignal(signal.SIGINT)
     yield lambda handler: signal.signal(signal.SIGINT, handler)
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interruption_waits_for_the_end_of_a_run(handled):
-    handled(signal.default_int_handler)
+def test_an_interruption_waits_for_the_end_of_a_run():
     done = []
 
     def interrupted():

@@ -16,10 +16,7 @@ from penstock.bench.local import descendants  # after the kernel it needs is kno
 from penstock.benchmarks.processes import command_of
 from penstock.benchmarks.results import Results
 
-# A shell that runs the tests in the background has SIGINT ignored, and whatever the tests start inherits that.
-MINDING = "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-RUN = "runpy.run_module('penstock.benchmarks.suite', run_name='__main__')"
-SUITE = [sys.executable, "-X", "faulthandler", "-c", MINDING + RUN]
+SUITE = [sys.executable, "-X", "faulthandler", "-m", "penstock.benchmarks.suite"]
 
 
 def run(*words):

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 COMMAND = [sys.executable, "-m", "penstock.cli", "demo", "--customers", "1000", "--calls", "1000"]
+IN_THE_BACKGROUND = ["sh", "-c", 'trap "" INT; exec "$0" "$@"']
+"""Runs a command as a shell does with `&`."""
 SERVING = b"Start the server, a process of its own"
 
 
@@ -102,11 +104,11 @@ def test_no_process_and_no_file_is_left(demo):
     assert_nothing_is_left(demo[0])
 
 
-@pytest.mark.parametrize(("number", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
-def test_an_interrupt_while_calls_run_leaves_nothing(tmp_path, number, to_all):
+@pytest.mark.parametrize(("number", "before"), [(signal.SIGINT, []), (signal.SIGTERM, IN_THE_BACKGROUND)])
+def test_an_interrupt_while_calls_run_leaves_nothing(tmp_path, number, before):
     """Ctrl-C reaches every process of the terminal, a polite kill only the demo itself."""
     demo = subprocess.Popen(
-        [*COMMAND, "--calls", "1000000"],
+        [*before, *COMMAND, "--calls", "1000000"],
         env=environment(tmp_path) | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -116,7 +118,7 @@ def test_an_interrupt_while_calls_run_leaves_nothing(tmp_path, number, to_all):
         for line in demo.stdout:
             if b"one call at a time" in line:  # a million calls are under way next
                 break
-        os.killpg(demo.pid, number) if to_all else demo.send_signal(number)
+        os.killpg(demo.pid, number) if number == signal.SIGINT else demo.send_signal(number)
         _, told = demo.communicate(timeout=60)
     finally:
         demo.kill()

@@ -25,7 +25,14 @@ def test_an_empty_file_is_the_defaults(write):
 
 @pytest.mark.parametrize(("text", "cap"), [("off", "off"), ("'off'", "off"), ("auto", "auto"), ("16", "16")])
 def test_a_cap_may_be_switched_off_as_yaml_writes_it(write, text, cap):
-    assert Config.read(write(f"batch_cap: {text}\n")).batch_cap == cap
+    assert Config.read(write(f"batch_cap: {text}\n")).cap_of("any") == cap
+
+
+def test_a_cap_is_every_model_s_or_each_one_s_own(write):
+    config = Config.read(write("batch_cap: {plain: 8, trees: off}\n"))
+    assert [config.cap_of(model) for model in ("plain", "trees", "other")] == ["8", "off", "auto"]
+    with pytest.raises(BadConfig, match=r"'batch_cap' of .*: it is auto, off .*, for plain not 'many'$"):
+        Config.read(write("batch_cap: {plain: many}\n"))
 
 
 @pytest.mark.parametrize("bad", ["on", "-1", "20", "1.5", "lots"])

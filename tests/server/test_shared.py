@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features.errors import StoreMisconfigured, StoreUnavailable
+from penstock.features.values import MAX_REPLY
 from penstock.kernels.cache import Cache
 from penstock.kernels.calls import EventSink
 from penstock.kernels.lanes import Lane
 from penstock.kernels.wire import Plan
 from penstock.proto import inference_pb2 as pb
+from penstock.server.config import Config
 from penstock.server.sealed import HEADER_BYTES, identity_of
-from penstock.server.shared import Shared
+from penstock.server.shared import LARGEST, Shared
 
 PLAN = Plan("m", "1", [("x", "FP32", (-1,), "tensor", False)], [("y", "FP32", (), False)])
 SECOND = 1_000_000_000
@@ -127,6 +129,10 @@ def test_what_one_server_answered_another_answers_without_a_run(shelf):
     counts = first.shared.counts
     assert (counts.hits, counts.misses, counts.written) == (0, 2, 2)
     assert counts.written_bytes == sum(map(len, shelf.values.values()))
+
+
+def test_a_look_up_may_be_all_hits_of_the_largest_answers():
+    assert Config.model_fields["max_batch_rows"].default * (LARGEST + HEADER_BYTES + 16) <= MAX_REPLY
 
 
 def test_an_answer_that_is_too_large_is_not_written(shelf, monkeypatch):

@@ -171,7 +171,18 @@ def test_a_cap_that_is_none_is_refused(bad):
 
 
 def test_a_cap_may_stand_as_a_number_in_yaml():
-    assert Config(batch_cap=16).batch_cap == "16"
+    assert Config(batch_cap=16).cap_of("any") == "16"
+
+
+def test_a_model_may_have_a_cap_of_its_own(registry, graphs, serving, calling):
+    for name in ("first", "second", "third"):
+        graphs.publish(registry, name, graphs.double(), files={"golden.npz": DOUBLED})
+    caller = calling(serving(batch_cap={"*": "off", "first": 3, "second": "auto"}, max_batch_rows=8))
+    first, second, third = (
+        int(caller.client.config(name).parameters["penstock.cap"]) for name in ("first", "second", "third")
+    )
+    assert (first, third) == (3, 0)
+    assert second in (1, 2, 4, 8)
 
 
 # ---- Told ----------------------------------------------------------------------------------------------------------
