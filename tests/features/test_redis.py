@@ -313,7 +313,7 @@ def test_a_user_with_the_rights_of_the_docs_writes_what_was_computed(local, clie
     page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
     writing = ("+eval", "+evalsha", "+set", "+del", "+hset", "+hdel", "+expire")
     assert f"ACL SETUSER reader {' '.join(writing)}\n" in page
-    reading = ("~fs:*", "~features:*", "-@all", "+mget", "+hmget", "+hget")
+    reading = ("~fs:*", "~features:*", "-@all", "+mget", "+hmget", "+hget", "+hgetall")
     client.execute_command("ACL", "SETUSER", "reader", "on", ">right", "resetkeys", *reading)
     try:
         with closing(open_store(redis_url.replace("unix://", "unix://reader:right@"))) as store:
