@@ -249,7 +249,11 @@ def test_without_a_redis_server_the_error_says_how_to_get_one(installed):
     ("last_words", "error", "told"),
     [
         ("no memory for you", StoreUnavailable, "no memory for you"),
-        ("Bad file format reading the append only file: use --fix", StoreMisconfigured, "later or another kind of server"),
+        (
+            "Bad file format reading the append only file: use --fix",
+            StoreMisconfigured,
+            "later or another kind of server",
+        ),
     ],
 )
 def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path, monkeypatch, last_words, error, told):

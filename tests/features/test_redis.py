@@ -309,14 +309,17 @@ def test_a_wrong_password_is_a_misconfiguration_and_never_shown(local, client, r
 
 
 def test_a_user_with_the_rights_of_the_docs_writes_what_was_computed(local, client, redis_url, view, table):
-    """Those for reading (tests/features/test_tls.py) and these."""
-    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
+    """Those for reading, and these."""
+    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8").replace("\\\n", "")
     writing = ("+eval", "+evalsha", "+set", "+del", "+hset", "+hdel", "+expire")
     assert f"ACL SETUSER reader {' '.join(writing)}\n" in page
-    reading = ("~fs:*", "~features:*", "-@all", "+mget", "+hmget", "+hget", "+hgetall")
-    client.execute_command("ACL", "SETUSER", "reader", "on", ">right", "resetkeys", *reading)
+    reading = page.partition("ACL SETUSER reader on >PASSWORD ")[2].partition("\n")[0].split()
+    client.execute_command("ACL", "SETUSER", "reader", "on", ">right", *reading)
     try:
         with closing(open_store(redis_url.replace("unix://", "unix://reader:right@"))) as store:
+            store.ping()
+            assert store.views() == []
+            assert fetch(store, view, ENTITIES[:3]).status.tolist() == [ABSENT] * 3
             with pytest.raises(StoreMisconfigured, match="permissions"):
                 store.put(view, ENTITIES[:3], table)
             client.execute_command("ACL", "SETUSER", "reader", *writing)
