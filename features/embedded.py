@@ -257,7 +257,7 @@ def check_readable(folder: Path, executable: str) -> None:
 
 def check_kind(folder: Path, executable: str, last_words: str) -> None:
     """A server that ends over the rows of a later or another one advises to cut them off: advise against it."""
-    if "append only file" in last_words or "AOF" in last_words:
+    if re.search("# (Bad file format|Unrecoverable error reading|Error reading the RDB base)", last_words):
         raise StoreMisconfigured(
             f"{executable} cannot read the rows in {folder}: a later or another kind of server wrote them, or they are "
             "damaged. Nothing was changed; open the folder with the server that wrote it"

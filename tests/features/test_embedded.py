@@ -249,17 +249,13 @@ def test_without_a_redis_server_the_error_says_how_to_get_one(installed):
     ("last_words", "error", "told"),
     [
         ("no memory for you", StoreUnavailable, "no memory for you"),
-        (
-            "Bad file format reading the append only file: use --fix",
-            StoreMisconfigured,
-            "later or another kind of server",
-        ),
+        ("1:M # Bad file format reading the append only file: use --fix", StoreMisconfigured, "a later or another"),
     ],
 )
 def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path, monkeypatch, last_words, error, told):
     """But for those that advise to cut off what it cannot read."""
     executable = tmp_path / "redis-server"
-    executable.write_text(f"#!/bin/sh\necho {last_words} > $6/redis.log\nexit 1\n")
+    executable.write_text(f"#!/bin/sh\necho '{last_words}' > $6/redis.log\nexit 1\n")
     executable.chmod(0o755)
     monkeypatch.setattr(embedded, "find_executable", lambda: str(executable))
     monkeypatch.setattr(embedded.Server, "_options", lambda self: ["1", "2", "3", "4", "5", str(self.folder)])
