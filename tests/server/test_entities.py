@@ -15,11 +15,18 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from sklearn.linear_model import LogisticRegression
 
+from penstock.client import Client
+from penstock.converters import convert
 from penstock.errors import InvalidRequest, NotFound, PenstockError, Unavailable
 from penstock.features import Column, FeatureView, entity_key, open_store
+from penstock.features.offline import OfflineStore, join
+from penstock.features.offline.check import check
 from penstock.proto import inference_pb2 as pb
+from penstock.server.config import Config
 from penstock.server.plans import keys_of
+from penstock.server.testing import running
 
 STATUS = "penstock.feature_status"
 NAMES = ("total", "rate", "paid", "visits", "extra")
@@ -291,3 +298,48 @@ def test_versions_that_were_published_before_take_the_ids_of_their_one_entity(re
     signature = second.signature.model_copy(update={"entity_keys": ("c", "x")})
     with pytest.raises(PenstockError, match=r"view 'merchant' is of m, and its entity ids of c\|x"):
         keys_of(second.model_copy(update={"signature": signature}))
+
+
+# From history to a served model -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known(redis_url, tmp_path):
+    """What 20 customers and 5 merchants did until an hour ago, in Redis and in the history; the history."""
+    random, at = np.random.default_rng(3), time.time_ns() // 1_000_000 - 3_600_000
+    tables = [
+        (customer(), {"c": [f"c{i}" for i in range(20)], "total": random.normal(size=20), "visits": np.arange(20)}),
+        (merchant(), {"m": np.arange(5), "rate": random.random(5).astype("f4"), "unread": np.zeros(5, "i4")}),
+    ]
+    offline = OfflineStore(tmp_path / "history")
+    with closing(open_store(redis_url)) as online:
+        for view, table in tables:
+            times = np.full(len(table[view.entity]), at)
+            offline.write(view, table | {"event_time": times}, created="event_time")
+            columns = {name: values for name, values in table.items() if name != view.entity}
+            online.put(view, table[view.entity], columns, times)
+    return offline
+
+
+def test_a_model_trained_on_the_join_of_two_entities_is_served_the_same_rows(known, redis_url, tmp_path):
+    """Strangers among them; and what was served is what the history has."""
+    random = np.random.default_rng(4)
+    pairs = [(f"c{i}", int(j)) for i, j in zip(random.integers(0, 22, 200), random.integers(0, 6, 200), strict=True)]
+    labels = {"c": [c for c, _ in pairs], "m": [m for _, m in pairs], "at": np.full(200, time.time_ns() // 1_000_000)}
+    views = [customer(), merchant()]
+    frame = join(labels, views, known, time="at").select(["total", "rate"]).to_pandas()
+    fitted = LogisticRegression().fit(frame, frame["total"] + frame["rate"] > 0)
+    convert(fitted, "risk", frame, registry=tmp_path / "registry", views=views)
+    config = Config(
+        registry=tmp_path / "registry",
+        grpc="127.0.0.1:0",
+        metrics="off",
+        features=redis_url,
+        sample_served={"path": tmp_path / "sample", "rate": 1},
+    )
+    with running(config) as addresses, Client(addresses.grpc) as client:
+        told = client.predict("risk", entity_ids=pairs, outputs=["probabilities", "penstock.features"])
+    np.testing.assert_array_equal(told["penstock.features"], frame.to_numpy())
+    np.testing.assert_allclose(told["probabilities"], fitted.predict_proba(frame), atol=1e-5)
+    report = check(tmp_path / "sample", known)
+    assert (report.rows, report.compared, report.share) == (200, 400, 0)
