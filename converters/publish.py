@@ -183,7 +183,7 @@ def convert(
         functions: those that the transforms call, by name.
         now: where they count from the clock: milliseconds since 1970, one or [n]; the present if left out.
         views: feature views that hold the model's columns.
-        entity: name of the entity id input; the names of the views' keys, joined by '|', by default.
+        entity: name of the entity id input, where the views are of one entity; its keys, joined by '|', by default.
         tolerance: how far answers may part (`parity.py`).
         fuzz: also compare rows made to sit on tree thresholds (`fuzz.py`).
         trust: let a pickle run its code.

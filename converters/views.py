@@ -37,10 +37,10 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
     Args:
         inputs: the model's form of inputs; only a matrix can be joined.
         views: the feature views, none for a model that takes everything from the caller.
-        entity: name of the entity id input; that of its keys by default.
+        entity: name of the entity id input where the views are of one entity; that of its keys by default.
 
     Raises:
-        ConvertError: a column in two views, a name taken twice, keys that make no id, or nothing to join.
+        ConvertError: a column in two views, a name taken twice or not free, keys that make no id, or nothing to join.
     """
     if not views:
         if entity:
@@ -56,6 +56,12 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
     _require_numbers(inputs.columns, views)
     held = {name for view in views for name in view.feature_names}
     keys = _keys(views)
+    several = any(view.entity_keys != keys for view in views)
+    if several and entity:  # the name tells clients the order, also those that know an earlier version
+        raise ConvertError(
+            f"views of several entities are looked up by ids that are called by their keys, {'|'.join(keys)!r}: "
+            f"leave out the name {entity!r}"
+        )
     chosen = entity or "|".join(keys)
     if chosen in inputs.columns:
         raise ConvertError(
@@ -67,7 +73,6 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
             f"no column of the model is in view {', '.join(useless)}: leave it out, or compare the names"
         )
     sent = tuple(name for name in inputs.columns if name not in held)
-    several = any(view.entity_keys != keys for view in views)
     return Joined(tuple(_feature_set(view) for view in views), chosen, keys if several else (), sent)
 
 

@@ -249,8 +249,10 @@ def test_views_of_several_entities_have_one_id_whose_parts_are_told(logistic, tm
     assert (signature.entity, signature.entity_keys) == ("patient|ward|doctor", ("patient", "ward", "doctor"))
     assert converted.manifest.format == 2
     assert "an entity id has 3 parts, in this order: patient, ward, doctor" in converted.notes
-    again = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views[::-1], entity="id").manifest
-    assert (again.signature.entity, again.signature.entity_keys) == ("id", ("ward", "patient", "doctor"))
+    again = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views[::-1]).manifest
+    assert again.signature.entity == "ward|patient|doctor"
+    with pytest.raises(ConvertError, match=r"called by their keys, 'patient\|ward\|doctor': leave out the name 'id'"):
+        convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views, entity="id")
 
 
 def test_keys_have_a_limit(logistic, tmp_path):
