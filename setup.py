@@ -61,6 +61,7 @@ KERNELS = {
     "engines": Kernel(("pthread",)),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
+    "hashes": Kernel(),
     "ids": Kernel(),
     "joins": Kernel(),
     "ort": Kernel(("dl",)),
