@@ -65,7 +65,7 @@ def served(registry, graphs, serving, calling, redis_url):
     def start(views, columns=NAMES[:4], url=redis_url, **options):
         graphs.publish(registry, "copy", graphs.copy(len(columns)), columns=columns, views=views)
         store.apply(views)
-        options = {"feature_timeout_ms": 500, "metrics": "127.0.0.1:0", "warmup_ms": 0} | options
+        options = {"feature_timeout_ms": 500, "warmup_ms": 0} | options
         addresses = serving(features=url, **options)
         return calling(addresses), store, addresses.metrics
 
@@ -161,7 +161,7 @@ def oracle(served, redis_url):
 
 
 def test_each_entity_of_a_batch_is_looked_up_once_and_all_in_one_round_trip(served, redis_url):
-    caller, store, metrics = served([customer(), merchant(), pair()])
+    caller, store, metrics = served([customer(), merchant(), pair()], metrics="127.0.0.1:0")
     fill(store)
     with redis.Redis.from_url(redis_url) as client:
         client.config_resetstat()
@@ -235,7 +235,8 @@ def test_refusals_name_the_entity_that_is_missing(served):
 
 
 def test_hot_entities_are_kept_each_by_its_own_id(served):
-    caller, store, metrics = served([customer(), merchant()], NAMES[:2], near_cache={"max_age_s": 3600})
+    kept = {"near_cache": {"max_age_s": 3600}}
+    caller, store, metrics = served([customer(), merchant()], NAMES[:2], metrics="127.0.0.1:0", **kept)
     fill_two(store)
     ask(caller, [("ada", 7)])
     values, status = ask(caller, [("ada", 8), ("bob", 7)])
