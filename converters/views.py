@@ -63,17 +63,25 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
             f"leave out the name {entity!r}"
         )
     chosen = entity or "|".join(keys)
-    if chosen in inputs.columns:
+    _require_a_name_of_its_own(chosen, inputs.columns)
+    _require_use(inputs.columns, views)
+    sent = tuple(name for name in inputs.columns if name not in held)
+    return Joined(tuple(_feature_set(view) for view in views), chosen, keys if several else (), sent)
+
+
+def _require_a_name_of_its_own(entity: str, columns: Sequence[str]) -> None:
+    if entity in columns:
         raise ConvertError(
-            f"the entity id input {chosen!r} has the name of a feature column: choose another by --entity"
+            f"the entity id input {entity!r} has the name of a feature column: choose another by --entity"
         )
-    useless = [view.name for view in views if set(inputs.columns).isdisjoint(view.feature_names)]
+
+
+def _require_use(columns: Sequence[str], views: Sequence[FeatureView]) -> None:
+    useless = [view.name for view in views if set(columns).isdisjoint(view.feature_names)]
     if useless:
         raise ConvertError(
             f"no column of the model is in view {', '.join(useless)}: leave it out, or compare the names"
         )
-    sent = tuple(name for name in inputs.columns if name not in held)
-    return Joined(tuple(_feature_set(view) for view in views), chosen, keys if several else (), sent)
 
 
 def _keys(views: Sequence[FeatureView]) -> tuple[str, ...]:
