@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.commands.features import Json, Url, existing, opened
+from penstock.commands.features import FORMS, Json, Url, existing, opened
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
@@ -74,9 +74,7 @@ def stream(
     )
     with existing(features) as store, opened(source) if source else nullcontext(store) as streams:
         if not isinstance(streams, RedisStore):
-            raise PenstockError(
-                "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
-            )
+            raise PenstockError(f"a stream is in a Redis; --from says which ({FORMS})")
         reader = Consumer(streams, writer_for(store, store.view(view), time_field), settings)
         with until_told() as stop:
             reader.run(stop, once=once, told=reporting(reader))
