@@ -20,8 +20,10 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STEPS = 60  # buckets of a window
@@ -142,3 +144,13 @@ def check_columns(aggregates: Aggregates, dtypes: Mapping[str, str], layout: str
         allowed = ("float64", "float32") + (("int64", "int32") if column.function in ("count", "distinct") else ())
         if dtypes[name] not in allowed:
             raise ValueError(f"column {name!r}: a {column.function} is {' or '.join(allowed)}, not {dtypes[name]}")
+
+
+def as_columns(dtypes: Mapping[str, str], values: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Values of n states, float64 [n, k] in the order of `dtypes`, by column; what a dtype cannot hold is null."""
+    columns = {}
+    for (name, dtype), column in zip(dtypes.items(), values.T, strict=True):
+        kind = np.dtype(dtype)
+        most = np.finfo(kind).max if kind.kind == "f" else np.iinfo(kind).max
+        columns[name] = np.where(np.abs(column) <= most, column, np.nan)
+    return columns

@@ -120,18 +120,21 @@ class State:
                 told.repeated += 1
                 continue
             self.taken.add(event.id)
-            if now_ms - event.time_ms > self.of.late_ms:
+            if self.count(event, now_ms):
+                told.counted += 1
+            else:
                 told.late += 1
-                continue
-            self._count(event, min(event.time_ms, now_ms))
-            told.counted += 1
         if floor > self.floor:
             self.floor = floor
             self.taken = {one for one in self.taken if one >= floor}
-        self._forget(now_ms)
+        self.forget(now_ms)
         return told
 
-    def _count(self, event: Event, time_ms: int) -> None:
+    def count(self, event: Event, now_ms: int) -> bool:
+        """Count an event that comes now, whatever its id; False if it comes too late."""
+        if now_ms - event.time_ms > self.of.late_ms:
+            return False
+        time_ms = min(event.time_ms, now_ms)
         for window, buckets in zip(self.of.windows, self.buckets, strict=True):
             cells = buckets.setdefault(time_ms // (window // STEPS), [])
             if not cells:
@@ -143,8 +146,9 @@ class State:
             if value is not None:
                 key = hash_of(value)
                 seen[key] = max(seen.get(key, 0), time_ms)
+        return True
 
-    def _forget(self, now_ms: int) -> None:
+    def forget(self, now_ms: int) -> None:
         """Drop what no window has any more."""
         for window, buckets in zip(self.of.windows, self.buckets, strict=True):
             for number in [number for number in buckets if number < first_bucket(window, now_ms)]:
@@ -170,11 +174,11 @@ class State:
         ]
 
     def _merged(self, first: int, buckets: dict[int, list[Cell]]) -> list[Cell]:
-        """Each field's cell over the buckets from `first` on."""
+        """Each field's cell over the buckets from `first` on, the oldest first: a sum has one order, however stored."""
         whole = [Cell() for _ in self.of.counted]
-        for number, cells in buckets.items():
+        for number in sorted(buckets):
             if number >= first:
-                for total, cell in zip(whole, cells, strict=True):
+                for total, cell in zip(whole, buckets[number], strict=True):
                     total.add(cell.number, cell.total, cell.least, cell.most)
         return whole
 

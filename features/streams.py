@@ -2,8 +2,8 @@
 
 A step takes entries, writes their rows (the newest event wins, features/writes.py), puts what is no row on the
 dead-letter stream, and only then acknowledges. So nothing is lost that was delivered, and what is delivered again
-changes
-nothing: it is as old as it was. Entries come from three places:
+changes nothing: it is as old as it was. Where rows are kept as history, too, that is on disk by then. Entries come from
+three places:
 
 - *our own pending ones*, delivered and not acknowledged: first of all, and after every failure;
 - *those of consumers that are gone*, pending for a minute: claimed a few times a minute (XAUTOCLAIM);
@@ -20,11 +20,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import hiredis
+import numpy as np
+from numpy.typing import NDArray
 
 from penstock.features.commands import pack
 from penstock.features.entries import Entry, Form, Id, decode, id_of
@@ -89,6 +91,7 @@ class Counts:
         rejected: put on the dead-letter stream.
         trimmed: gone from the stream before they could be read again.
         failures: steps that failed because a Redis was away.
+        recorded: rows kept as history, those of windows that moved on included.
     """
 
     read: int = 0
@@ -99,6 +102,7 @@ class Counts:
     rejected: int = 0
     trimmed: int = 0
     failures: int = 0
+    recorded: int = 0
 
 
 class Lag(NamedTuple):
@@ -124,11 +128,29 @@ class Writer(Protocol):
         ...
 
 
-class RowWriter:
-    """Entries are rows of the view."""
+class History(Protocol):
+    """Where rows are kept as they were, beside the store (features/offline/history.py)."""
 
-    def __init__(self, store: FeatureStore, view: FeatureView, time_field: str | None) -> None:
-        self._store, self._view = store, view
+    rows: int
+
+    def put(
+        self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
+    ) -> None:
+        """Take rows that the store has acknowledged, known from now on."""
+        ...
+
+    def save(self) -> None:
+        """Have on disk what was put; raises `FeatureError`."""
+        ...
+
+
+class RowWriter:
+    """Entries are rows of the view, which `history` keeps, too."""
+
+    def __init__(
+        self, store: FeatureStore, view: FeatureView, time_field: str | None, history: History | None = None
+    ) -> None:
+        self._store, self._view, self._history = store, view, history
         self._form = Form(view.entity_keys, view.columns, time_field)
 
     def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:  # noqa: ARG002
@@ -138,6 +160,8 @@ class RowWriter:
             written = self._store.put(self._view, rows.entities, rows.columns, rows.event_times)
             counts.written += written
             counts.older += len(rows.entities) - written
+            if self._history is not None:
+                self._history.put(rows.entities, rows.columns, rows.event_times)
         return decoded.rejected
 
     def rest(self) -> None:
@@ -147,13 +171,19 @@ class RowWriter:
 class Consumer:
     """One consumer of a group, to be run by one thread.
 
+    Args:
+        source: the Redis that has the stream.
+        writer: what entries are given to.
+        settings: how the stream is read.
+        history: what the writer puts rows into; saved before entries are acknowledged.
+
     Attributes:
         counts: what became of the entries so far.
     """
 
-    def __init__(self, source: Redis, writer: Writer, settings: Settings) -> None:
+    def __init__(self, source: Redis, writer: Writer, settings: Settings, history: History | None = None) -> None:
         self.counts = Counts()
-        self._source, self._writer, self._settings = source, writer, settings
+        self._source, self._writer, self._settings, self._history = source, writer, settings, history
         self._group = (settings.stream, settings.group)
         self._recovering: str | None = "0"  # after which of our own pending entries to go on, if at all
         self._start = settings.start  # of the group, if it is not there
@@ -164,12 +194,14 @@ class Consumer:
     def run(self, stop: threading.Event, *, once: bool = False, told: Callable[[], None] = lambda: None) -> None:
         """Consume until `stop` is set, or with `once` until nothing is left; `told` is called after each step.
 
-        Raises `StoreMisconfigured` where a Redis refuses us; that it is away is waited out.
+        Raises `StoreMisconfigured` where a Redis refuses us, and `FeatureError` where history cannot be written; that a
+        Redis is away is waited out.
         """
         waits: Iterator[float] | None = None  # where the last step failed
         while not stop.is_set():
             try:
                 self._writer.rest()
+                self._save()
                 idle = not self.step(block_s=0 if once else BLOCK_S)
             except StoreUnavailable as error:
                 if waits is None:
@@ -196,9 +228,15 @@ class Consumer:
         whole = [entry for entry in entries if entry.fields]
         self.counts.trimmed += len(entries) - len(whole)
         self._bury(self._writer.write(whole, self._floor(), self.counts))
+        self._save()
         self._ask(pack(b"XACK", *self._group, *[entry.id for entry in entries]))
         self._batch = min(2 * self._batch, self._settings.batch)
         return len(entries)
+
+    def _save(self) -> None:
+        if self._history is not None:
+            self._history.save()
+            self.counts.recorded = self._history.rows
 
     def leave(self) -> None:
         """Be no longer known to the group, unless entries of ours are still pending: these are for others to claim."""
