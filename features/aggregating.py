@@ -10,6 +10,10 @@ the sorted set `fs:due:<view>`; every consumer looks there once a second and wri
 it has time. So a row is late by a second more than its windows' steps, while one consumer runs and keeps up. The time
 is noted before the state is written; where a consumer dies between the two, the entity is looked at in vain.
 
+A state that another declaration wrote is carried over as far as both have it (features/buckets.py), so consumers with a
+former and a new one may run side by side for a while: what both have goes on, what only the new one has begins when the
+last of the former is gone.
+
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
 it was last merged. A history gets each row as it is written, whether for events or for windows that have moved on.
 
@@ -158,7 +162,7 @@ class AggregateWriter:
         try:
             return State.decode(self._of, self._state_key(entity), data)
         except Damaged:
-            log.warning("a state of view %r is damaged, or of another declaration: begun anew", self._view.name)
+            log.warning("a state of view %r is damaged, or of another release: begun anew", self._view.name)
             return State(self._of)
 
     def _swap(self, versions: Sequence[Version], columns: Mapping[str, NDArray[Any]], now_ms: int) -> set[bytes]:

@@ -28,7 +28,9 @@ def test_the_declaration_of_aggregates_is_taken():
 
 def test_every_option_it_names_exists():
     commands = typer.main.get_command(app).commands["features"].commands
-    known = {option for name in ("ingest", "stream") for p in commands[name].params for option in p.opts} | {"--slow"}
+    known = {option for name in ("apply", "ingest", "stream") for p in commands[name].params for option in p.opts} | {
+        "--slow"
+    }
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE)) <= known
 
 
