@@ -32,11 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.aggregates import Aggregates, as_columns
-from penstock.features.buckets import IDENTITY, Damaged, Event, State, Taken
+from penstock.features.buckets import IDENTITY, Event, State, Taken
 from penstock.features.columns import check_table
 from penstock.features.commands import pack
-from penstock.features.entries import Entry, Form, Id, Rows, decode, id_of
+from penstock.features.entries import FIRST_ID, Entry, Form, Id, Rows, counted_id, decode
 from penstock.features.errors import StoreMisconfigured
+from penstock.features.records import Damaged
 from penstock.features.redis import RedisStore
 from penstock.features.schema import Column, FeatureView
 from penstock.features.store import FeatureStore
@@ -101,8 +102,11 @@ class AggregateWriter:
         decoded = decode(self._form, entries, now_ms)
         events: dict[bytes, list[Event]] = {}
         for rows in decoded.rows:
+            counts.take_in(rows)
             for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
                 events.setdefault(entity, []).append(event)
+        if any(FIRST_ID in entry.fields for entry in entries):
+            floor = (0, 0)  # of the stream of dead letters, which says nothing of the stream's own entries
 
         def take(entity: bytes, state: State) -> Taken:
             return state.take(events.get(entity, ()), floor, now_ms)
@@ -235,4 +239,4 @@ def events_of(of: Aggregates, rows: Rows) -> Iterator[Event]:
             numbers.append([1.0 if not name or e.fields.get(name.encode()) else None for e in rows.entries])
     values = [[entry.fields.get(name.encode()) or None for entry in rows.entries] for name in of.told_apart]
     for i, (entry, time_ms) in enumerate(zip(rows.entries, rows.event_times.tolist(), strict=True)):
-        yield Event(id_of(entry.id), time_ms, tuple(c[i] for c in numbers), tuple(c[i] for c in values))
+        yield Event(counted_id(entry), time_ms, tuple(c[i] for c in numbers), tuple(c[i] for c in values))

@@ -26,7 +26,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, windows: Iterable[int], counted: Iterable[tuple[str, bool]], told_apart: Iterable[str]) -> Layout:
-        """Of `counted` each field's name, and whether its numbers are kept: if its presence counts it is another one."""
+        """Of `counted` each field's name, and whether its numbers are kept: if only its presence is, it is another."""
         kinds = [(b"number " if numeric else b"presence ") + name.encode() for name, numeric in counted]
         return cls(tuple(windows), tuple(map(hash_of, kinds)), tuple(hash_of(name.encode()) for name in told_apart))
 

@@ -53,6 +53,10 @@ def stream(
     publish_s: Annotated[
         float, typer.Option(min=0, help="After so many seconds, or 100,000 rows, they appear in it.")
     ] = 30.0,
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Prometheus metrics, or off.")] = "off",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Metrics may be where other machines can reach them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the entries of a Redis stream into the store as they come, unless a newer event is stored.
@@ -89,7 +93,7 @@ def stream(
         found = store.view(view)
         with kept_in(offline, found, publish_s) as history:
             reader = Consumer(streams, writer_for(store, found, time_field, history), settings, history)
-            with until_told() as stop:
+            with scraped(reader, view, metrics, allow_remote=allow_remote), until_told() as stop:
                 reader.run(stop, once=once, told=reporting(reader))
         with suppress(PenstockError):
             reader.leave()
@@ -106,6 +110,27 @@ def kept_in(offline: Path | None, view: FeatureView, publish_s: float) -> Abstra
     from penstock.features.offline import History, OfflineStore
 
     return History(OfflineStore(offline), view, publish_s)
+
+
+def scraped(reader: Consumer, view: str, metrics: str, *, allow_remote: bool) -> AbstractContextManager[object]:
+    """Metrics while the block runs, where they are wanted."""
+    if metrics == "off":
+        return nullcontext()
+    from penstock.commands._stream_metrics import metered
+    from penstock.server.address import Address
+
+    try:
+        address = Address.parse(metrics)
+    except PenstockError as error:
+        raise PenstockError(f"--metrics: {error}") from error
+    if address.path:
+        raise PenstockError(f"--metrics: {metrics!r} is not HOST:PORT")
+    if not (address.local or allow_remote):
+        raise PenstockError(
+            f"--metrics: {address.host!r} can be reached from other machines and nothing there asks who calls; "
+            "say --allow-remote if that is meant"
+        )
+    return metered(reader, view, address)
 
 
 @contextmanager
@@ -146,4 +171,5 @@ def in_words(reader: Consumer) -> str:
     told = {"older": counts.older, "counted before": counts.repeated}
     told |= {"to the dead-letter stream": counts.rejected, "trimmed unread": counts.trimmed}
     told |= {"kept as history": counts.recorded}
+    told |= {f"unknown words in {column}": words for column, words in counts.unknown.items()}
     return ", ".join([*parts, *(f"{number:,} {what}" for what, number in told.items() if number)])

@@ -250,6 +250,29 @@ def test_a_state_that_cannot_be_read_is_begun_anew(store, client, consumer, capl
     assert "begun anew" in caplog.text
 
 
+def test_a_dead_letter_that_comes_back_counts_once_and_takes_nothing_from_the_stream(store, client, consumer, clock):
+    """Whatever its group, however often; and what the stream still has in hand counts, too."""
+    add(client, 1, amount="much")
+    add(client, 1, amount=2)
+    consumer(batch=1).step()
+    with pytest.raises(KeyError):  # and the second one is in hand
+        drain(consumer("slow", writer=Dies(AggregateWriter(store, VIEW, "at", clock)), batch=1))
+    [(_, letter)] = client.xrange("dead")
+    client.xadd("dead", letter | {"amount": 5})
+    client.xadd("dead", letter | {"amount": 5})
+    for group in ("one", "other"):
+        settings = Settings("dead", group, "c", "deader", time_field="at")
+        reader = Consumer(store, AggregateWriter(store, VIEW, "at", clock), settings)
+        counts = drain(reader)
+        assert (counts.written, counts.rejected) == ((1, 1) if group == "one" else (0, 1))
+    assert stored(store)["sum_24h"] == 7
+    heir = consumer("slow")
+    assert drain(heir).repeated == 1
+    add(client, 1, amount=1)
+    drain(heir)
+    assert stored(store)["sum_24h"] == 8
+
+
 # Other declarations -----------------------------------------------------------------------------------------------
 
 WIDER = COLUMNS | {

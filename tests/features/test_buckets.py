@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features.aggregates import STEPS, Aggregates
-from penstock.features.buckets import HEAD, IDENTITY, Damaged, Event, State
+from penstock.features.buckets import HEAD, IDENTITY, Event, State
+from penstock.features.records import Damaged
 
 HOUR, DAY = 3_600_000, 86_400_000
 NOW = 1_800_000_000_000
