@@ -164,7 +164,8 @@ def ingest(
     before = f", after {report.resumed:,} of an earlier run" if report.resumed else ""
     older = f"; {report.older:,} older than what is stored" if report.older else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
-    console.print(f"wrote {report.rows - report.older:,} rows in {rate}{before}{older}")
+    unknown = "".join(f"; {words:,} unknown words in {column}" for column, words in report.unknown.items())
+    console.print(f"wrote {report.rows - report.older:,} rows in {rate}{before}{older}{unknown}", markup=False)
 
 
 @contextmanager
