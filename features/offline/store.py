@@ -10,9 +10,9 @@ A file holds rows whose event time lies on that day (UTC), with the columns
     created_time   int64, ms since 1970: when they were known, which is what a back-fill must not lie about
     written        int64, rising: of two rows alike in all of these the later one counts
 
-Nothing is ever changed: a correction is a row more, with a later created time. A file is written beside its place and
-renamed once it is whole and on disk, so that a reader sees all of a file or none; a write that spans several days
-becomes visible day by day. Writing the same rows twice changes no answer.
+Nothing is ever changed (but by erasing.py): a correction is a row more, with a later created time. A file is written
+beside its place and renamed once it is whole and on disk, so that a reader sees all of a file or none; a write that
+spans several days becomes visible day by day. Writing the same rows twice changes no answer.
 
 Cost: about a microsecond a row of 10 columns. A writer holds at most `MAX_HELD` rows back, whatever their days.
 """
@@ -132,9 +132,20 @@ class Writer:
         self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
     ) -> None:
         """Add rows as `FeatureStore.prepare` takes them, known from now on."""
+        self.hold(self.table(entities, columns, event_times))
+
+    def table(
+        self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
+    ) -> Any:
+        """Such rows as they stand in a file."""
         check_times(event_times, "event times")
         known = np.full(len(entities), time.time_ns() // 1_000_000, np.int64)
-        self._add(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
+        return self._table(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
+
+    def hold(self, table: Any) -> None:
+        """Add rows that stand in it as in a file."""
+        self.rows += table.num_rows
+        self._hold(table, table.column(EVENT).to_numpy() // DAY_MS)
 
     def _add(
         self,
@@ -143,16 +154,20 @@ class Writer:
         times: NDArray[np.int64],
         created: NDArray[np.int64] | None,
     ) -> None:
+        known = np.full(len(ids), self._started // 1_000_000, np.int64) if created is None else created
+        self.hold(self._table(ids, columns, times, known))
+
+    def _table(
+        self, ids: Any, columns: Mapping[str, NDArray[Any]], times: NDArray[np.int64], known: NDArray[np.int64]
+    ) -> Any:
         pa, rows = arrow(), len(ids)
-        known = np.full(rows, self._started // 1_000_000, np.int64) if created is None else created
         arrays = [ids]
         for column in self._view.columns:
             values, nulls = fit(column, columns[column.name], rows, first_row=self.rows + 1)
             arrays.append(to_arrow(column, values, nulls, columns[column.name]))
         arrays += [pa.array(times), pa.array(known), pa.array(self._started + self.rows + np.arange(rows))]
         names = [self._view.entity_name, *self._view.column_names, EVENT, CREATED, WRITTEN]
-        self.rows += rows
-        self._hold(pa.table(arrays, names=names), times // DAY_MS)
+        return pa.table(arrays, names=names)
 
     def _hold(self, table: Any, days: NDArray[np.int64]) -> None:
         """Keep each day's rows until there are many."""

@@ -8,14 +8,9 @@ resumed.
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import random
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import closing
@@ -24,11 +19,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import redis
 from pyarrow import parquet
 
 from penstock.features import Column, FeatureView, Lookup, open_store
-from penstock.features.embedded import find_executable
 
 
 def _load(name):
@@ -38,45 +31,12 @@ def _load(name):
     return module
 
 
-Victim = _load("victims").Victim
+servers, victims = _load("servers"), _load("victims")
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
 ROWS, ENTITIES, EVENTS = 10_000, 3_000, 1_500
 LOST = 3
 QUICK = (6, 7)  # seeds of the default run
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed not in QUICK else []) for seed in range(50)]
-
-
-class Redis:
-    """A redis-server over one folder, to be killed and started again."""
-
-    def __init__(self, fsync):
-        self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
-        self.url = f"unix://{self.folder}/s"
-        options = {"port": "0", "unixsocket": "s", "dir": self.folder, "save": "", "logfile": "log"}
-        options |= {"appendonly": "yes", "appendfsync": fsync}
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        self._command = [find_executable(), *words]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self._command)
-        until = time.monotonic() + 20
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                with contextlib.suppress(redis.ConnectionError, redis.exceptions.BusyLoadingError):
-                    client.ping()
-                    return
-                assert self.process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < until
-                time.sleep(0.005)
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
-
-    def close(self):
-        self.kill()
-        shutil.rmtree(self.folder)
 
 
 @pytest.fixture(params=SEEDS)
@@ -86,8 +46,9 @@ def chance(request):
 
 @pytest.fixture
 def server(chance, request):
-    server = Redis("everysec" if request.node.callspec.params["chance"] % 2 else "always")
-    with closing(server):
+    seed = request.node.callspec.params["chance"]
+    fsync = "everysec" if seed % 2 else "always"
+    with closing(servers.KeptRedis(servers.in_turn(seed // 2), fsync)) as server:
         yield server
 
 
@@ -126,7 +87,7 @@ def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server,
         put(store, others)
     words = ("ingest", server.url, str(tmp_path / "t.parquet"))
     for _ in range(chance.randint(1, 3)):
-        victim = Victim(*words)
+        victim = victims.Victim(*words)
         alive = victim.run_until(chance.randint(1, ROWS // 250), chance.random() * 0.01)
         whom = chance.choice(["redis", "ingester", "both"])
         if whom != "ingester":
@@ -142,7 +103,7 @@ def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server,
             victim.end()
         if server_is_strict(server):
             assert_none_lost(server, [*others, *events[: victim.acknowledged]])
-    victim = Victim(*words)
+    victim = victims.Victim(*words)
     assert victim.end() == 0
     assert rows_of(server, range(ENTITIES)) == newest([*others, *events])
 
@@ -150,7 +111,7 @@ def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server,
 def consumed(chance, server, between=lambda: None):
     """Have the stream consumed by victims, Redis being killed at times, too; `between` looks after each."""
     for _ in range(chance.randint(1, 3)):
-        victim = Victim("stream", server.url)
+        victim = victims.Victim("stream", server.url)
         victim.run_until(chance.randint(0, EVENTS // 50 // 3), chance.random() * 0.01)
         if chance.random() < 0.5:
             server.kill()
@@ -159,13 +120,13 @@ def consumed(chance, server, between=lambda: None):
             victim.run_until(0, chance.random() * 0.3)
         victim.end(kill=True)
         between()
-    assert Victim("stream", server.url, "once").end() == 0
+    assert victims.Victim("stream", server.url, "once").end() == 0
 
 
 def fill(server, view, events):
     with closing(open_store(server.url)) as store:
         store.apply(view)
-    with redis.Redis.from_url(server.url) as client:
+    with server.client() as client:
         pipeline = client.pipeline(transaction=False)
         for entity, time_ms, value in events:
             pipeline.xadd("events", {"id": entity, "at": time_ms, "n": value}, id=f"{value + 1}-0")
@@ -198,7 +159,7 @@ def put(store, events):
 
 def settled(server, events):
     """The events that the group has acknowledged."""
-    with redis.Redis.from_url(server.url) as client:
+    with server.client() as client:
         groups = client.xinfo_groups("events")
         if not groups:
             return []
@@ -209,5 +170,5 @@ def settled(server, events):
 
 
 def server_is_strict(server):
-    with redis.Redis.from_url(server.url) as client:
+    with server.client() as client:
         return client.config_get("appendfsync")["appendfsync"] == "always"
