@@ -11,7 +11,8 @@ all values are null is unknown. It runs in one of `threads` threads of this proc
 - within the time that its callers have; who cannot wait any longer is told nothing (`ROW_LOST`, so the view's
   `on_outage` says what he gets), and what comes late is kept all the same;
 - its rows are written back with the view's ttl, unless a newer event was stored meanwhile, after the callers were
-  answered. Their event time is that at which the function was called. Rows that could not be read give way to them;
+  answered. Their event time is that at which the function was called. Rows that could not be read give way to them,
+  but not those that the view can read as the store has it now: this process has only not heard of its schema yet;
 - what it does not know either is remembered for `unknown_s`, and not asked again until then;
 - its failures are told to those who waited, as any outage is, and not remembered.
 
@@ -36,8 +37,10 @@ from numpy.typing import ArrayLike, NDArray
 from penstock.features.columns import as_array, check_table
 from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import FeatureError
+from penstock.features.plan import stored_view
 from penstock.features.schema import FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup, Reader
+from penstock.features.writes import readable_schemas
 from penstock.kernels.joins import ROW_COMPUTED, ROW_LOST
 from penstock.kernels.rows import ROW_ABSENT, ROW_CORRUPT, ROW_SCHEMA
 
@@ -75,6 +78,7 @@ class _Task:
 
     view: FeatureView
     entities: list[bytes]
+    strange: list[bytes]  # those of which the store has a row of another schema
     rows: Future[FetchedRows]
 
 
@@ -129,7 +133,7 @@ class Computing:
         absent = np.flatnonzero(MISSING[rows.status]).tolist()
         if not absent:
             return rows
-        waiting, refused = self._join_flights(lookup, absent)
+        waiting, refused = self._join_flights(lookup, absent, rows.status)
         wait({task.rows for _, task, _ in waiting}, max(deadline - time.monotonic(), 0.0))
         troubles = [FULL] * bool(refused)
         rows.status[refused] = ROW_LOST
@@ -139,12 +143,14 @@ class Computing:
                 self.counts.late += troubles.count(LATE)
         return FetchedRows(rows.values, rows.event_times, rows.status, troubles[0] if troubles else rows.trouble)
 
-    def _join_flights(self, lookup: Lookup, absent: Sequence[int]) -> tuple[list[tuple[int, _Task, int]], list[int]]:
+    def _join_flights(
+        self, lookup: Lookup, absent: Sequence[int], status: NDArray[np.uint8]
+    ) -> tuple[list[tuple[int, _Task, int]], list[int]]:
         """For each missing entity the call that will tell, begun now if none is on its way; those refused."""
         view = lookup.view
         name = view.read_as
         waiting: list[tuple[int, _Task, int]] = []
-        task = _Task(view, [], Future())
+        task = _Task(view, [], [], Future())
         with self._lock:
             self._forget(self._clock())
             for i in absent:
@@ -158,6 +164,8 @@ class Computing:
                 if flight is None:
                     flight = self._flights[key] = task, len(task.entities)
                     task.entities.append(lookup.entities[i])
+                    if status[i] == ROW_SCHEMA:
+                        task.strange.append(lookup.entities[i])
                 else:
                     self.counts.shared += 1
                 waiting.append((i, *flight))
@@ -227,12 +235,25 @@ class Computing:
         if not len(known):
             return
         try:
+            if task.strange:
+                newer = self._of_newer_schema(task)
+                known = np.array([i for i in known.tolist() if task.entities[i] not in newer], np.intp)
             some = {name: values[known] for name, values in columns.items()}
             self._store.prepare(task.view, [task.entities[i] for i in known], some, rows.event_times[known])()
         except Exception as error:  # noqa: BLE001 -- they are answered; the thread goes on, and nobody joins this call
             self._unwritten(task.view.name, error)
         else:
             self._unkept.discard(task.view.name)
+
+    def _of_newer_schema(self, task: _Task) -> set[bytes]:
+        """Entities whose row is one that the view reads as the store has it now; raises `FeatureError`."""
+        view = task.view
+        definition = self._store.definitions([view.name]).get(view.name)
+        if definition is None:
+            return set()
+        readable = readable_schemas(stored_view(view.name, definition, self._store.name))
+        rows = self._store.stored(view, task.strange)
+        return {entity for entity, row in zip(task.strange, rows, strict=True) if row and row[4:8] in readable}
 
     def _unwritten(self, view: str, error: Exception) -> None:
         """Count it, and tell it once until it ends: else each look-up computes anew, and nobody knows why."""

@@ -31,13 +31,19 @@ def delete_rows(store: FeatureStore, view: FeatureView, entities: Sequence[bytes
     """Take away what a view has of some entities; of how many it had a row.
 
     With `dry_run` they are only counted.
+
+    Raises:
+        InvalidView: of a hash, what another view reads cannot be told, for its definition cannot be read.
     """
     distinct = list(dict.fromkeys(entities))
-    if dry_run:
-        return sum(_is_row(stored) for stored in store.stored(view, distinct))
     keys = view.keys(distinct)
     if view.layout == "hash":
-        return store.drop_fields(keys, _own_fields(store, view))
+        own = _own_fields(store, view)
+        if dry_run:
+            return sum(_has(view, own, texts) for texts in store.stored(view, distinct))
+        return store.drop_fields(keys, own)
+    if dry_run:
+        return sum(row is not None for row in store.stored(view, distinct))
     if view.aggregates is not None:  # first, else a consumer would go on from it
         store.unlink([key + STATE for key in keys])
     return store.unlink(keys)
@@ -58,6 +64,7 @@ def delete_view(
 
     Raises:
         UnknownView: there is none of that name.
+        InvalidView: it is of hashes, and the definition of another view, which may read them, cannot be read.
         StoreUnavailable: the store is away, or somebody changed the definition meanwhile: call it again.
     """
     definition, view = definition_of(store, name), None
@@ -114,14 +121,15 @@ def _hash_entities(keys: Sequence[bytes]) -> list[bytes]:
 
 
 def _own_fields(store: FeatureStore, view: FeatureView) -> list[bytes]:
-    """The view's fields of a hash that no other view reads, and its event time."""
+    """The view's fields of a hash that no other view reads, and its event time; raises `InvalidView`."""
     from penstock.features.commands import time_field
 
-    others = [other for other in store.views() if other.layout == "hash" and other.name != view.name]
-    read = {field for other in others for field in other.fields}
+    held = {name: text for name, text in store.definitions().items() if name != view.name}
+    others = [stored_view(name, definition, store.name) for name, definition in sorted(held.items())]
+    read = {field for other in others if other.layout == "hash" for field in other.fields}
     return [*(field for field in view.fields if field not in read), time_field(view)]
 
 
-def _is_row(stored: object) -> bool:
-    """Whether `FeatureStore.stored` told of something."""
-    return any(text is not None for text in stored) if isinstance(stored, list) else stored is not None
+def _has(view: FeatureView, own: Sequence[bytes], texts: Sequence[bytes | None] | None) -> bool:
+    """Whether a hash, as `FeatureStore.stored` tells of it, has one of these fields."""
+    return any(text is not None and field in own for field, text in zip(view.fields, texts or (), strict=False))

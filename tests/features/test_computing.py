@@ -149,6 +149,23 @@ def test_rows_of_a_schema_that_the_store_knows_are_read_and_not_computed(store, 
     assert function.calls == [[b"2"]]
 
 
+def test_rows_of_a_schema_that_is_only_not_learnt_yet_are_not_written_over(store, function):
+    """Another look-up is learning it, or the definition could not be read a moment ago."""
+    newer = VIEW.model_copy(update={"columns": (*VIEW.columns, Column(name="new", dtype="bool"))})
+    store.apply(VIEW)
+    store.apply(newer)
+    store.put(newer, [b"1"], {"a": [77.0], "n": [77], "word": ["odd"], "new": [True]})
+    store.put(OTHER, [b"2"], {"x": [1.0]})
+    computing = Computing(store, {"twice": function}, store_s=1.0)
+    rows = fetch(computing, b"1", b"2", b"3")
+    assert rows.status.tolist() == [COMPUTED] * 3
+    eventually(lambda: not computing._flights)
+    kept = store.get("v", [b"1", b"2", b"3"])
+    assert kept.status == ("ok",) * 3
+    assert kept["a"].tolist() == [77.0, 4.1, 6.1]
+    assert computing.counts.unwritten == 0
+
+
 def test_rows_that_may_not_be_kept_are_told_of_once_until_they_are_kept_again(store, function, caplog):
     def refuses(*_, **__):
         raise StoreMisconfigured("no permissions to run the 'eval' command")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.features import Column, FeatureView, UnknownView, open_store
+from penstock.features import Column, FeatureView, InvalidView, UnknownView, open_store
 from penstock.features.deleting import delete_rows, delete_view
 from penstock.features.ingest import Job, job_name
 
@@ -60,10 +60,25 @@ def test_of_a_hash_only_the_view_s_own_fields_go(store):
     assert store.delete("v", ["1"]) == 1
     assert store.stored(one, [b"1"]) == [[None, b"0"]]
     assert there(store, other) == IDS
+    assert delete_view(store, "v", dry_run=True) == 4
     assert delete_view(store, "v") == 4
     assert there(store, other) == IDS
     assert delete_view(store, "w") == 5
     assert store.scan(0, 100) == (0, [])
+
+
+def test_of_a_hash_nothing_goes_while_it_cannot_be_told_what_others_read(store):
+    one, other = view(layout="hash"), view("w", layout="hash", columns=("a",))
+    put(store, one, other)
+    [newer] = store.definitions(["w"]).values()
+    assert store.swap({"w": newer}, {"w": newer.replace(b'"format":2', b'"format":3')})
+    for dry_run in (True, False):
+        with pytest.raises(InvalidView, match="definition of view 'w'"):
+            delete_view(store, "v", dry_run=dry_run)
+    with pytest.raises(InvalidView, match="definition of view 'w'"):
+        store.delete("v", ["1"])
+    assert there(store, one) == IDS
+    assert delete_view(store, "w") == 0
 
 
 def test_what_stands_under_a_hash_s_key_and_is_none_is_left_alone(redis_url):
