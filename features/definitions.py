@@ -23,18 +23,21 @@ def read_yaml(text: str) -> Any:
     class Loader(yaml.SafeLoader):
         """Safe, and strict about keys."""
 
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # before `<<` puts others' keys into it
+            node = super().compose_mapping_node(anchor)
             seen = set()
             for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
                 if (key.tag, key.value) in seen:
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
                 seen.add((key.tag, key.value))
-            return super().construct_mapping(node, deep=deep)
+            return node
 
     try:
         return yaml.load(text, Loader)  # noqa: S506 -- it is a SafeLoader
     except (yaml.YAMLError, ValueError) as error:  # a ValueError is of a date that is none
         raise ValueError(_complaint(error)) from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def _complaint(error: Exception) -> str:

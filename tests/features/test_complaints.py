@@ -121,6 +121,7 @@ class _Manifest:
         ("name: v\nttl_s: 60\nentity: e\nttl_s: 90", "not YAML: line 4, column 1: 'ttl_s' is given twice"),
         ("- {name: v, dtype: a, name: w}", "'name' is given twice"),
         ("views: []\nversion: 1", "beside views: there is version; a file holds one view"),
+        ("[" * 3000, "not YAML: it is nested too deeply"),
         ("name: v\nsince: 2026-02-30", "not YAML: day is out of range"),
         ("- {name: v, entity: e, columns: []}\n- {name: w}", "view 'v': a view has one column or more"),
         (f"[{ONE}, {{entity: e}}]", "view 2: name and columns are missing"),
@@ -137,6 +138,8 @@ def test_what_is_wrong_with_a_file(tmp_path, text, line):
 
 def test_a_key_that_overrides_one_merged_in_is_not_given_twice():
     assert read_yaml("base: &base {a: 1, b: 2}\nother: {<<: *base, a: 3}")["other"] == {"a": 3, "b": 2}
+    twice = "all:\n  base: &base {a: 1}\n  more: &more {<<: *base, a: 2}\nother: {<<: *more, b: 3}"
+    assert read_yaml(twice) == {"all": {"base": {"a": 1}, "more": {"a": 2}}, "other": {"a": 2, "b": 3}}
 
 
 def test_a_file_may_be_named_by_a_text(tmp_path):
