@@ -70,12 +70,14 @@ def fit_table(
         functions: those that the steps call, by name.
 
     Raises:
-        InvalidData: the table cannot be read, or a column holds what is not a number.
+        InvalidData: the table cannot be read, a column holds what is not a number or is named twice.
         FitError, TransformError: as `fit`.
     """
     there = column_names(table)
     names = list(columns) or [name for name in there if name != time]
     require_columns(table, [*names, *([time] if time else [])], there)
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidData(f"column {twice!r} is named twice")
     try:
         matrix, now = _read(table, names, time)
     except InvalidData as error:
@@ -87,7 +89,8 @@ def fit_table(
 
 def _read(table: Path, names: list[str], time: str) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
     parts, times, first = [np.empty((0, len(names)), np.float32)], [np.empty(0, np.int64)], 1
-    for batch, _ in read_batches(table, [*names, *([time] if time else [])], BATCH_ROWS):
+    wanted = [*names, time] if time and time not in names else names
+    for batch, _ in read_batches(table, wanted, BATCH_ROWS):
         numbers = [_numbers(batch.column(name), name, first) for name in names]
         parts.append(np.stack(numbers, axis=1))
         if time:

@@ -44,7 +44,7 @@ def delete(
         raise PenstockError(
             f"say whose rows (penstock features delete {view} ID...), or --all for the view and every row"
         )
-    read_by = _read_by(view, registry) if everything else []
+    read_by = _read_by(view, registry, force=force) if everything else []
     if read_by and not force and not dry_run:
         raise PenstockError(
             f"view {view!r} is read by {_some(read_by)}, which would find no row of it; --force deletes it all the same"
@@ -57,10 +57,12 @@ def delete(
         _tell(view, rows, history, read_by, everything=everything, dry_run=dry_run)
 
 
-def _read_by(view: str, registry: Path | None) -> list[str]:
+def _read_by(view: str, registry: Path | None, *, force: bool) -> list[str]:
     from penstock.commands._views import readers, registry_or_default
 
     published = registry_or_default(registry)
+    if published is not None and not published.is_dir() and not force:
+        raise PenstockError(f"there is no registry {published} to tell who reads view {view!r}; --force does without")
     return [] if published is None else [version for version, _, _ in readers([view], published)]
 
 

@@ -77,6 +77,15 @@ def test_with_their_history_where_it_is_named(run, tmp_path):
     assert rows(run) == ["absent", "ok", "ok"]
 
 
+def test_a_view_stays_where_the_registry_that_was_named_is_not_there(run):
+    """A slip of the pen must not take the look for who reads it away."""
+    publish("models")
+    with pytest.raises(PenstockError, match="there is no registry modles to tell who reads view 'activity'"):
+        run("delete", "activity", "--all", "--registry", "modles")
+    assert rows(run) == ["ok", "ok", "ok"]
+    assert "deleted view activity" in run("delete", "activity", "--all", "--registry", "modles", "--force")
+
+
 def test_a_view_goes_only_if_it_is_said_so(run):
     """An empty list of ids, from a script, must not delete everything."""
     for words in (("activity",), ("activity", "17", "--all")):

@@ -79,6 +79,8 @@ def test_time_is_that_of_the_rows(run, tmp_path, frame):
     fitted = Transforms.from_json((tmp_path / "transforms.json").read_text())
     assert fitted.columns == ("seen",)
     assert fitted.steps[1].fill == (5.0,)
+    told = json.loads(run("since.yaml", "times.csv", "--columns", "seen,at", "--time", "at", "--json"))
+    assert told["columns"] == ["seen", "at"]
 
 
 def test_functions_are_named_as_for_convert(run, tmp_path, monkeypatch):
@@ -118,6 +120,7 @@ def test_a_recipe_that_cannot_be_used_is_told_and_nothing_is_written(run, tmp_pa
     ("words", "told"),
     [
         (("steps.yaml", "none.csv"), r"there is no file none\.csv"),
+        (("steps.yaml", "table.csv", "--columns", "days,days"), "column 'days' is named twice"),
         (("steps.yaml", "steps.yaml"), "the name of a table ends in"),
         (
             ("steps.yaml", "table.csv"),
