@@ -47,8 +47,10 @@ class Model:
     config: ModelConfig
     datatypes: dict[str, str] = field(init=False)
     matrix: str = field(init=False)
+    keys: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.keys = self.config.entity_keys
         self.datatypes = dict.fromkeys(self.config.columns, "FP32")
         self.datatypes |= {tensor.name: tensor.datatype for tensor in self.metadata.inputs}
         names = [tensor.name for tensor in self.metadata.inputs if tensor.name != self.config.entity]
@@ -90,19 +92,19 @@ class Model:
             raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' looks up no features: it takes no entity ids")
         if isinstance(ids, str | bytes):
             raise InvalidRequest("INVALID_ARGUMENT", "entity_ids is a sequence: put a single id in a list")
-        rows = self._by_key(model, ids) if isinstance(ids, Mapping) else ids
         try:
-            return [_entity_id(item) for item in rows]
+            rows = self._by_key(model, ids) if isinstance(ids, Mapping) else ids
+            return [_entity_id(item, self.keys) for item in rows]
         except TypeError as error:  # a float is never rounded to somebody else's id
             raise InvalidRequest("INVALID_ARGUMENT", f"entity ids are str, bytes or int: {error}") from None
 
     def _by_key(self, model: str, values: Mapping[str, Sequence[str | bytes | int]]) -> list[EntityId]:
         """The ids made of each key's values, in the order in which the model takes them."""
-        keys = self.config.entity_keys
+        keys = self.keys
         told, wrong = f"entity_ids of model '{model}'", ""
         if set(values) != set(keys):
             wanted = ", ".join(keys) or "not told by this server: send tuples"
-            wrong = f"{told} has the keys {', '.join(values)}; they are {wanted}"
+            wrong = f"{told} has the keys {', '.join(map(str, values))}; they are {wanted}"
         elif text := [key for key in keys if isinstance(values[key], str | bytes)]:
             wrong = f"{told}: {text[0]} is a sequence: put a single value in a list"
         elif len({len(values[key]) for key in keys}) > 1:
@@ -114,12 +116,15 @@ class Model:
         return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
-def _entity_id(one: EntityId) -> str | bytes:
-    """The id as it is sent."""
+def _entity_id(one: EntityId, keys: Sequence[str]) -> str | bytes:
+    """The id as it is sent; `keys` are the names of its parts, as far as they are known."""
     if isinstance(one, str | bytes):
         return one
     if not isinstance(one, tuple):
         return str(index(one))
+    if keys and len(one) != len(keys):
+        told = f"entity id {one!r} has {len(one)} parts; this model's have {len(keys)}: {', '.join(keys)}"
+        raise InvalidRequest("INVALID_ARGUMENT", told)
     from penstock.features.entities import entity_key  # few callers need it, and the room takes a while to import
     from penstock.features.errors import InvalidData
 

@@ -122,6 +122,8 @@ def test_ids_of_several_keys_go_joined_whether_by_row_or_by_key(client, server):
         ({"customer": ["a"], "merchant": "1"}, "merchant is a sequence: put a single value in a list"),
         ({"customer": ["a"], "merchant": [1.5]}, "text, bytes or an integer, not float"),
         ({"customer": ["a"], "merchant": [""]}, "a part of none"),
+        ({"customer": ["a"], "merchant": 1}, "str, bytes or int: object of type 'int' has no len"),
+        ([("a", 1), ("b",)], r"entity id \('b',\) has 1 parts; this model's have 2: customer, merchant"),
     ],
 )
 def test_ids_by_key_that_cannot_be_meant_are_refused(client, ids, message):
