@@ -92,6 +92,13 @@ def scrape(address, prefix):
     return {(s.labels["view"], s.labels["result"]): s.value for s in samples if s.value}
 
 
+def test_telling_the_keys_does_not_check_the_views_again(served, monkeypatch):
+    """That holds the GIL for 100 ms where a view is large, and anybody may ask."""
+    caller, _, _ = served([customer(), merchant()])
+    monkeypatch.setattr(FeatureView, "model_validate", lambda *_, **__: pytest.fail("views are checked again"))
+    assert caller.client.config("copy").entity_keys == ("c", "m")
+
+
 @pytest.mark.parametrize("layout", ["row", "hash"])
 def test_each_view_is_looked_up_by_its_own_parts(served, transport, layout):
     caller, store, _ = served([customer(layout=layout), merchant(), pair()], transport=transport)
