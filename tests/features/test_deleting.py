@@ -92,6 +92,26 @@ def test_what_stands_under_a_hash_s_key_and_is_none_is_left_alone(redis_url):
         assert sorted(client.keys("*")) == [b"features:2", b"features:3"]
 
 
+@pytest.mark.parametrize("layout", ["row", "hash"])
+def test_what_is_deleted_waits_for_replicas_as_what_is_written_does(redis_url, layout, monkeypatch):
+    """Else a failover brings back who was to be forgotten."""
+    with open_store(redis_url) as plain, open_store(f"{redis_url}?replicas=1") as store:
+        put(plain, view(layout=layout))
+        servers, waited = store._servers, []
+        ask = servers.ask
+
+        def alone(asked):
+            waited.append(asked.replicas)
+            return ask(asked._replace(replicas=0))
+
+        monkeypatch.setattr(servers, "ask", alone)
+        assert store.delete("v", ["1"]) == 1
+        assert waited[-1] == 1
+        waited.clear()
+        assert delete_view(store, "v") == 4
+        assert waited.count(1) >= 3  # rows, what is due, the definition
+
+
 def test_with_the_rows_of_aggregates_goes_what_is_remembered_of_their_events(redis_url):
     import redis
 
