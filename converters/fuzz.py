@@ -10,7 +10,7 @@ Models whose thresholds cannot be brought back to single columns (a PCA in front
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,11 +74,22 @@ def missing_rows(inputs: Inputs, served: pd.DataFrame, count: int = 64) -> pd.Da
     """Some sample rows, each with one number missing in a column that has none missing; of a matrix only."""
     numbers = [name for name in inputs.numbers if name not in inputs.categories]
     whole = [name for name in numbers if not served[name].hasnans]
-    if not inputs.is_matrix or not whole:
+    return _lacking(served, whole if inputs.is_matrix else [], np.nan, count)
+
+
+def wordless_rows(inputs: Inputs, served: pd.DataFrame, count: int = 64) -> pd.DataFrame:
+    """The same with one word missing, the empty text, of a category that has no default for it."""
+    bare = [name for name, category in inputs.categories.items() if category.default is None]
+    return _lacking(served, [name for name in bare if not (served[name] == "").any()], "", count)
+
+
+def _lacking(served: pd.DataFrame, whole: Sequence[str], nothing: float | str, count: int) -> pd.DataFrame:
+    """Some rows, each with `nothing` in one of these columns in turn; none where there are no columns."""
+    if not whole:
         return served.iloc[:0]
     made = served.iloc[np.linspace(0, len(served) - 1, min(count, len(served))).astype(int)].reset_index(drop=True)
     for place, name in enumerate(whole[: len(made)]):
-        made.loc[made.index[place :: len(whole)], name] = np.nan
+        made.loc[made.index[place :: len(whole)], name] = nothing
     return made
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from penstock.converters.errors import BadSample, GateFailed, UnsupportedModel
-from penstock.converters.fuzz import edge_rows, missing_rows
+from penstock.converters.fuzz import edge_rows, missing_rows, wordless_rows
 from penstock.converters.inputs import Inputs
 from penstock.converters.parity import Parity, Tolerance, check
 from penstock.converters.sklearn import ARITHMETICS, Arithmetic, convert_estimator
@@ -107,14 +107,22 @@ def _teller(progress: Progress | None, stage: str, total: int) -> Callable[[int]
 def _about_missing(
     estimator: Any, model: bytes, inputs: Inputs, served: pd.DataFrame, tolerance: Tolerance | None
 ) -> list[str]:
-    rows = missing_rows(inputs, served)
-    if rows.empty:
-        return []
-    try:
-        report = check(estimator, model, inputs, rows, tolerance=tolerance)
-    except BadSample:
-        return ["the source model refuses missing values (NaN) and ONNX does not: have them filled before the model"]
-    if report.passed:
-        return []
-    parted = f"{report.mismatches} of {report.rows} rows with a missing value (NaN), of which the sample has none,"
-    return [f"{parted} are answered differently: have them filled before the model, or add such rows to the sample"]
+    told = []
+    for rows, what, mend in (
+        (missing_rows(inputs, served), "missing value{} (NaN)", "have them filled before the model"),
+        (wordless_rows(inputs, served), "missing word{} (the empty text)", "give their categories a default"),
+    ):
+        if rows.empty:
+            continue
+        try:
+            report = check(estimator, model, inputs, rows, tolerance=tolerance)
+        except BadSample:
+            told.append(f"the source model refuses {what.format('s')} and ONNX does not: {mend}")
+            continue
+        if not report.passed:
+            some = f"{report.mismatches} of {report.rows} rows with a {what.format('')}"
+            told.append(
+                f"{some}, of which the sample has none, are answered differently: {mend}, or add such rows to "
+                "the sample"
+            )
+    return told

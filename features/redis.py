@@ -281,9 +281,7 @@ class RedisStore(FeatureStore):
         return self._servers.ask(self._slow(commands, timeout_s, limit, tolerate)._replace(replicas=self._replicas))
 
     @staticmethod
-    def _slow(
-        commands: Sequence[bytes], timeout_s: float, limit: int, tolerate: Callable[[Any], bool]
-    ) -> Ask:
+    def _slow(commands: Sequence[bytes], timeout_s: float, limit: int, tolerate: Callable[[Any], bool]) -> Ask:
         return Ask(b"".join(commands), len(commands), time.monotonic() + timeout_s, limit, tolerate)
 
     def close(self) -> None:

@@ -330,6 +330,20 @@ def test_a_number_that_is_no_words_is_the_empty_text_to_the_model(mixed, tmp_pat
         np.testing.assert_allclose(answered["probabilities"], model.predict_proba(strange), atol=1e-5)
 
 
+def test_a_model_that_refuses_what_a_missing_word_reads_as_is_told_of(mixed, tmp_path):
+    """The graph answers it all the same, with whatever comes out."""
+    rows = mixed.rows[["card type", "card.type"]]
+    model = make_pipeline(OneHotEncoder(handle_unknown="error"), LogisticRegression()).fit(rows, mixed.labels)
+    bare, whole = (
+        FeatureView(name="v", entity="customer", columns=[CARD, KIND.model_copy(update={"default": default})])
+        for default in (None, "credit")
+    )
+    told = convert(model, "m", rows, registry=tmp_path, views=[bare]).notes
+    assert "the source model refuses missing words (the empty text) and ONNX does not: give" in " ".join(told)
+    told = convert(model, "m", rows, registry=tmp_path, views=[whole]).notes
+    assert "missing words" not in " ".join(told)
+
+
 def test_words_that_a_category_lacks_are_told_and_compared_as_served(mixed, tmp_path):
     known = CARD.model_copy(update={"vocabulary": ("visa", "amex")})
     converted = convert(mixed.model, "m", mixed.rows, registry=tmp_path, views=[cards(KIND, known)])
