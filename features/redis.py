@@ -124,7 +124,7 @@ class RedisStore(FeatureStore):
     ) -> list[FetchedRows]:
         try:
             return decode_fetch(lookups, keys, replies, whole, self._wholes.learn)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # of something else than texts
             raise self._servers.name.unavailable(error) from error
 
     def prepare(

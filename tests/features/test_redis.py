@@ -343,3 +343,14 @@ def test_a_server_that_is_still_loading_is_unavailable_and_not_misconfigured():
         assert isinstance(Name("the feature store", "x").refusal(text), StoreUnavailable)
     for text in ("NOPERM no permissions", "MOVED 1 host:1", "ERR unknown command"):
         assert isinstance(Name("the feature store", "x").refusal(text), StoreMisconfigured)
+
+
+@pytest.mark.parametrize("layout", ["row", "hash"])
+@pytest.mark.parametrize("reply", [[[1]], [[[b"x"]]], [[b"x", b"y"]], [{}], [1]])
+def test_a_reply_of_another_shape_is_an_outage(layout, reply, monkeypatch):
+    view = FeatureView(name="v", entity="e", layout=layout, columns=[Column(name="x", dtype="float32")])
+    with open_store("redis://127.0.0.1:1") as store:
+        monkeypatch.setattr(store._wholes, "choose", lambda *_: 0)
+        monkeypatch.setattr(store._servers, "ask", lambda _: reply)
+        with pytest.raises(StoreUnavailable, match="is unavailable: "):
+            store.fetch([Lookup(view, [b"1"])], 1.0)
