@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from penstock.features.schema import NAME, FeatureView
 
 FILES = "date=*/part-*.parquet"
 STAGED = ".erasing-"
+OURS = re.compile(r"(\.|\.erasing-)?part-.*\.parquet")
 Progress = Callable[[int, float], None]
 
 
@@ -58,8 +60,13 @@ def erase(
 
 
 def erase_view(store: OfflineStore, name: str, *, dry_run: bool = False) -> int:
-    """Take away all history of a view; the number of rows. Raises `InvalidData` as `erase` does."""
+    """Take away all history of a view; the number of rows.
+
+    Raises:
+        InvalidData: as `erase`, or its folder holds what is no history, and stays as it is.
+    """
     with _locked(store, name) as folder:
+        _require_ours(folder)
         files = folder.glob(FILES)
         rows = sum(_read(file, lambda source: source.metadata.num_rows) for file in files)
         if not dry_run:
@@ -69,6 +76,16 @@ def erase_view(store: OfflineStore, name: str, *, dry_run: bool = False) -> int:
                 folder.rename(gone)  # at once for readers
                 shutil.rmtree(gone)
     return int(rows)
+
+
+def _require_ours(folder: Path) -> None:
+    """Refuse a folder that happens to be called as the view, or has somebody's files in it."""
+    days = list(folder.iterdir()) if folder.is_dir() else []
+    held = [file for day in days if day.is_dir() and day.match("date=*") for file in day.iterdir()]
+    strange = [day for day in days if not (day.is_dir() and day.match("date=*"))]
+    strange += [file for file in held if not OURS.fullmatch(file.name)]
+    if strange:
+        raise InvalidData(f"{min(strange)} is no history of a view; move it away, or the history is not deleted")
 
 
 @contextmanager

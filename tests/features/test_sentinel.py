@@ -15,7 +15,6 @@ import redis
 
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
 from penstock.features.commands import pack
-from penstock.features.redis import replicas_of
 from penstock.features.streams import Consumer, RowWriter, Settings
 
 OK, ABSENT = 0, 1
@@ -59,7 +58,7 @@ class Service:
 
     def has_copied(self):
         """Whether the replica has what the master has."""
-        keys = [server.client().keys() for server in self.servers]
+        keys = [sorted(server.client().keys()) for server in self.servers]
         return keys[0] == keys[1] != []
 
     def fail_over(self):
@@ -156,7 +155,7 @@ def test_what_is_written_counts_once_as_many_replicas_have_it_as_the_url_says(se
         os.kill(replica.process.pid, signal.SIGSTOP)
         try:
             with pytest.raises(StoreUnavailable, match="is unavailable: 0 of 1 replicas have what was written"):
-                store.write(pack(b"SET", b"k", b"v"), timeout_s=0.3)
+                store.write(pack(b"SET", b"k", b"v"), timeout_s=2.0)
             assert fetched(store) == 1
         finally:
             os.kill(replica.process.pid, signal.SIGCONT)
@@ -168,18 +167,6 @@ def test_a_number_of_replicas_that_is_none_is_a_misconfiguration(said):
     with pytest.raises(StoreMisconfigured, match="expected a number up to 100") as caught:
         open_store(f"redis://:hunter2@h?replicas={said}")
     assert "hunter2" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "bare"),
-    [
-        ("unix:///run/redis.sock?replicas=1", "unix:///run/redis.sock"),
-        ("unix:///run/redis.sock?db=2&replicas=1", "unix:///run/redis.sock?db=2"),
-        ("redis://a:b%3F@h/1?replicas=1&ssl_ca_certs=%2Fca.pem", "redis://a:b%3F@h/1?ssl_ca_certs=%2Fca.pem"),
-    ],
-)
-def test_without_the_number_of_replicas_a_url_is_what_it_was(url, bare):
-    assert replicas_of(url, "the feature store") == (bare, 1)
 
 
 def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):

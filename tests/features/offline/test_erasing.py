@@ -126,6 +126,19 @@ def test_the_history_of_a_view_goes_as_a_whole(history):
     assert erase_view(history, "v") == 0
 
 
+@pytest.mark.parametrize("strange", ["notes.txt", "date=1970-01-02/notes.txt", "src/date=1970-01-02/part-1.parquet"])
+def test_a_folder_with_what_is_no_history_stays_as_it_is(history, strange):
+    """Whoever names the wrong folder must not lose what happens to be called as the view."""
+    file = history.root / "v" / strange
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("somebody's")
+    for dry_run in (True, False):
+        with pytest.raises(InvalidData, match=f"{strange.partition('/date')[0]}.* is no history of a view"):
+            erase_view(history, "v", dry_run=dry_run)
+    assert file.read_text() == "somebody's"
+    assert erase(history, view(), [b"ada"], dry_run=True)
+
+
 def test_a_history_that_is_not_there_and_a_damaged_file_are_named(history, tmp_path):
     with pytest.raises(InvalidData, match=r"no history in .*nothing"):
         erase(OfflineStore(tmp_path / "nothing"), view(), [b"ada"])
