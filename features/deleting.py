@@ -70,13 +70,11 @@ def delete_view(
     definition, view = definition_of(store, name), None
     with suppress(InvalidView):
         view = stored_view(name, definition, store.name)
-    is_hash = view is not None and view.layout == "hash"
     rows = 0
     for keys in _scanned(store, progress):
-        if view is not None and is_hash:
+        if view is not None and view.layout == "hash":
             rows += delete_rows(store, view, _hash_entities(keys), dry_run=dry_run)
-        else:
-            rows += _delete_keys(store, name.encode(), keys, dry_run=dry_run)
+        rows += _delete_keys(store, name.encode(), keys, dry_run=dry_run)  # of hashes those it had in another layout
     if not dry_run:
         store.unlink([b"fs:due:" + name.encode()])
         if not store.swap({name: definition}, {name: None}):

@@ -130,14 +130,24 @@ def test_with_the_rows_of_aggregates_goes_what_is_remembered_of_their_events(red
         assert client.keys("*") == []
 
 
-def test_a_file_whose_rows_are_gone_with_the_view_is_not_resumed_after_them(store, tmp_path):
+@pytest.mark.parametrize("layout", ["row", "hash"])
+def test_a_file_whose_rows_are_gone_with_the_view_is_not_resumed_after_them(store, tmp_path, layout):
     (tmp_path / "rows.csv").write_text("e,a,b\n1,1,1\n")
-    put(store, view(), view("w"))
-    jobs = [job_name(one, tmp_path / "rows.csv", None) for one in (view(), view("w"))]
+    put(store, view(layout=layout), view("w"))
+    jobs = [job_name(one, tmp_path / "rows.csv", None) for one in (view(layout=layout), view("w"))]
     for job in jobs:
         Job(store, job, resume=False)
     delete_view(store, "v")
     assert [store.marked(job) is None for job in jobs] == [True, False]
+
+
+def test_with_hashes_go_the_rows_of_the_layout_that_the_view_had_before(store):
+    put(store, view())
+    store.apply(view(layout="hash"), replace=True)
+    store.put("v", ["1"], {"a": [1], "b": [1]})
+    assert delete_view(store, "v", dry_run=True) == len(IDS) + 1
+    assert delete_view(store, "v") == len(IDS) + 1
+    assert store.scan(0, 100) == (0, [])
 
 
 def test_a_definition_that_cannot_be_read_can_be_deleted(store):
