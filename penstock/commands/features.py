@@ -119,13 +119,21 @@ def apply(
 @app.command()
 def ingest(
     view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet, .csv, .arrow or .feather.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Table: .parquet, .csv, .arrow or .feather; or a folder or 'pattern*' of .parquet."
+        ),
+    ],
     features: Url = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace newer events, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     offline: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the rows in this history of the features, too.")
+    ] = None,
+    created: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with when each row was known, for --offline; else now.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -137,6 +145,8 @@ def ingest(
     from penstock.features.ingest import ingest as write
     from penstock.features.offline import OfflineStore, recording
 
+    if created is not None and offline is None:
+        raise PenstockError("--created is for the history of features: say where that is with --offline DIR")
     with existing(features) as store, told_to_resume() as done, progress_bar(f"ingesting {file.name}") as show:
 
         def progress(rows: int, fraction: float) -> None:
@@ -145,7 +155,16 @@ def ingest(
 
         found = store.view(view)
         with recording(store, OfflineStore(offline) if offline else None, found) as into:
-            report = write(into, found, file, progress=progress, time_column=time, overwrite=overwrite, resume=resume)
+            report = write(
+                into,
+                found,
+                file,
+                progress=progress,
+                time_column=time,
+                created_column=created,
+                overwrite=overwrite,
+                resume=resume,
+            )
     if as_json:
         print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return
@@ -159,12 +178,16 @@ def ingest(
 def told_to_resume() -> Iterator[list[int]]:
     """How many rows are done; whoever stops before the end is told of these, and how to go on."""
     from penstock.features import InvalidData
+    from penstock.features.errors import HistoryUnwritable
 
     done = [0]
     try:
         yield done
     except InvalidData:  # it would be met again
         raise
+    except HistoryUnwritable as error:
+        typer.echo(f"penstock: {error}\n--resume goes on after the rows that the history has", err=True)
+        raise typer.Exit(1) from error
     except (PenstockError, KeyboardInterrupt) as error:
         if not done[0]:
             raise

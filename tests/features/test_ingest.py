@@ -325,8 +325,10 @@ def test_a_store_that_forgot_what_it_acknowledged_is_found_out(write):
                 self._marks.clear()  # it came back without them
             return super().mark(job, new)
 
+    store, path = Forgetful(), write(LONG)
     with pytest.raises(RowsLost, match="run it again with --resume"):
-        ingest(Forgetful(), VIEW, write(LONG), batch_rows=10)
+        ingest(store, VIEW, path, batch_rows=10)
+    assert ingest(store, VIEW, path, resume=True).resumed == 0  # and none of what it forgot is passed over
 
 
 def test_two_ingestions_of_one_file_at_once_find_each_other_out(write):
