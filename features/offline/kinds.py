@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from penstock.features.arrow import to_texts
 from penstock.features.columns import UNKNOWN, Nulls, Values, fit
+from penstock.features.errors import InvalidData
 from penstock.features.offline.tables import arrow
 from penstock.features.schema import Column
 
@@ -52,9 +53,14 @@ def _masked(fixed: Any, mask: NDArray[np.bool_], column: Column) -> Any:
 
 
 def to_numbers(column: Column, array: Any) -> NDArray[np.float32]:
-    """float32 [n, width]: what a matrix has of a column of a file, NaN for null, as `RowLayout.unpack` gives it."""
+    """float32 [n, width]: what a matrix has of a column of a file, NaN for null, as `RowLayout.unpack` gives it.
+
+    Raises:
+        InvalidData: vectors of another size.
+    """
     n = len(array)
     if column.dtype == "vector":
+        check_sizes(column, array)
         numbers = np.full((n, column.width), np.nan, np.float32)
         there = array.is_valid().to_numpy(zero_copy_only=False)
         numbers[there] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.width)
@@ -75,3 +81,15 @@ def to_numbers(column: Column, array: Any) -> NDArray[np.float32]:
     if nulls is not None:
         numbers[nulls.astype(bool)] = np.nan
     return numbers.reshape(n, 1)
+
+
+def check_sizes(column: Column, array: Any) -> None:
+    """`InvalidData` where a vector has another size than the column."""
+    import pyarrow.compute as pc
+
+    other = array.filter(pc.not_equal(pc.list_value_length(array), column.size))
+    if len(other):
+        raise InvalidData(
+            f"column {column.name!r}: the history has vectors of {len(other[0])} numbers, and the view says "
+            f"{column.size}; write its history again under a view of another name"
+        )
