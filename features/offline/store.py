@@ -83,6 +83,10 @@ class OfflineStore:
         finally:
             writer.discard()
 
+    def has(self, name: str) -> bool:
+        """Whether there is a history of the view of that name."""
+        return (self.root / name).is_dir()
+
     def files(self, view: FeatureView, first_ms: int, last_ms: int) -> list[Path]:
         """The files that may hold rows of these event times, oldest day first.
 
@@ -90,7 +94,7 @@ class OfflineStore:
             InvalidData: the store has no history of the view.
         """
         folder = self.root / view.name
-        if not folder.is_dir():
+        if not self.has(view.name):
             raise InvalidData(
                 f"{folder} does not exist: there is no history of view {view.name!r}; write one with "
                 "OfflineStore.write, or penstock features ingest --offline"

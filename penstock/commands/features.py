@@ -311,6 +311,7 @@ def check(
     ] = Path("penstock-served"),
     offline: Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")] = Path("penstock-offline"),
     model: Annotated[str, typer.Option(metavar="MODEL", help="Rows of this model only.")] = "",
+    view: Annotated[list[str] | None, typer.Option(metavar="VIEW", help="This view only; may be repeated.")] = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a feature's values that may not agree.")
     ] = 0.001,
@@ -325,6 +326,8 @@ def check(
 ) -> None:
     """Hold served features against their history; exits with 1 where they disagree by more than the threshold.
 
+    Views without a history, and views whose missing rows are computed, are left out and named.
+
     Example: penstock features check --sample penstock-served --offline penstock-offline
     """
     from penstock.commands._check import as_dict, print_report
@@ -332,7 +335,15 @@ def check(
     from penstock.features.offline import OfflineStore
     from penstock.features.offline.check import check as compare
 
-    report = compare(sample, OfflineStore(offline), model=model, tolerance=tolerance, settle_s=settle, worst=worst)
+    report = compare(
+        sample,
+        OfflineStore(offline),
+        model=model,
+        views=view or (),
+        tolerance=tolerance,
+        settle_s=settle,
+        worst=worst,
+    )
     if as_json:
         print_json(as_dict(report, threshold))
     else:
