@@ -61,6 +61,7 @@ KERNELS = {
     "engines": Kernel(("pthread",)),
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
+    "hashes": Kernel(),
     "joins": Kernel(),
     "ort": Kernel(("dl",)),
     "transforms": Kernel(("m",)),

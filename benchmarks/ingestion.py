@@ -20,11 +20,12 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import orjson
 import typer
 
+from penstock.benchmarks.lines import Judged, judged, print_judged
 from penstock.benchmarks.peers import NotInstalled
 from penstock.benchmarks.sides import machine
 from penstock.benchmarks.stores import Feast, redis_server, view_of, write_table
@@ -100,31 +101,13 @@ print(json.dumps({"rows": report.rows, "rows_per_s": report.rows_per_s, "peak": 
 """
 
 
-def lines_of(rounds: Sequence[dict[str, float]], memory: dict[str, float] | None) -> list[dict[str, Any]]:
-    """What is held: a name, the value, its range over rounds, the limit, and whether it was kept."""
-    lines = []
-    pairs = [
-        (r["newest wins"], max(value for name, value in r.items() if "Feast" in name)) for r in rounds if len(r) > 2
-    ]
-    if pairs:
-        ratios = [ours / theirs for ours, theirs in pairs]
-        value = statistics.median(ratios)
-        lines.append(
-            {
-                "name": "Penstock / Feast, rows/s",
-                "value": round(value, 1),
-                "range": [round(min(ratios), 1), round(max(ratios), 1)],
-                "limit": f"at least {TIMES_FEAST:g}",
-                "held": value >= TIMES_FEAST,
-            }
-        )
+def lines_of(rounds: Sequence[dict[str, float]], memory: dict[str, float] | None) -> list[Judged]:
+    """What is to hold, as far as it was measured."""
+    times = [r["newest wins"] / max(rate for name, rate in r.items() if "Feast" in name) for r in rounds if len(r) > 2]
+    lines = [judged("ingestion: Penstock / Feast, rows/s", times, at_least=TIMES_FEAST)] if times else []
     if memory:
-        mib = memory["peak"] / 2**20
         name = f"peak of memory over {memory['rows']:,} rows, MiB"
-        held = memory["peak"] <= MOST_BYTES
-        lines.append(
-            {"name": name, "value": round(mib), "range": [], "limit": f"at most {MOST_BYTES >> 20}", "held": held}
-        )
+        lines.append(judged(name, [memory["peak"] / 2**20], at_most=MOST_BYTES / 2**20))
     return lines
 
 
@@ -158,17 +141,8 @@ def main(
         )
         if memory:
             console.print(f"{memory['rows']:,} rows: {memory['rows_per_s']:,.0f} rows/s", highlight=False)
-    print_lines(lines)
+    print_judged(lines)
     raise typer.Exit(not all(line["held"] for line in lines))
-
-
-def print_lines(lines: Sequence[dict[str, Any]]) -> None:
-    """What was held or missed, on stderr."""
-    for line in lines:
-        spread = f" ({line['range'][0]} to {line['range'][1]})" if line["range"] else ""
-        judged = "held" if line["held"] else "MISSED"
-        text = f"{line['name']}: {line['value']}{spread}, {line['limit']}: {judged}"
-        errors.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from penstock.benchmarks.sides import Run, median_run
+from penstock.commands._console import errors
 
 FIGURES = {"rate": "requests/s", "cpu_us": "CPU µs a request", "p50_us": "p50", "p90_us": "p90", "p99_us": "p99"}
 FIGURES |= {"on_time": "share sent within 1 ms"}
@@ -36,7 +37,7 @@ class Line:
     def limit(self) -> str:
         if self.at_least is not None and self.at_most is not None:
             return f"{self.at_least:g} to {self.at_most:g}"
-        return f"at least {self.at_least:g}" if self.at_least is not None else f"at most {self.at_most:.3g}"
+        return f"at least {self.at_least:.4g}" if self.at_least is not None else f"at most {self.at_most:.4g}"
 
     def values(self, rounds: Sequence[Mapping[str, Run]]) -> list[float]:
         """The figure or ratio of each round."""
@@ -98,3 +99,41 @@ class Outcome:
             for v in self.verdicts
         ]
         return {"name": self.name, "rounds": rounds, "lines": verdicts}
+
+
+Judged = dict[str, Any]
+"""A line and what it came to, as plain data: name, value, range over rounds, limit, and whether it is held."""
+
+
+def judged(
+    name: str, values: Sequence[float], *, at_least: float | None = None, at_most: float | None = None
+) -> Judged:
+    """The median of what some rounds gave, held against a limit."""
+    line = Line(name, "rate", at_least=at_least, at_most=at_most)
+    value = statistics.median(values)
+    spread = [_short(min(values)), _short(max(values))] if len(values) > 1 else []
+    return {"name": name, "value": _short(value), "range": spread, "limit": line.limit, "held": line.holds(value)}
+
+
+def print_judged(lines: Sequence[Judged]) -> None:
+    """What was held or missed, on stderr."""
+    for line in lines:
+        spread = f" ({line['range'][0]} to {line['range'][1]})" if line["range"] else ""
+        held = "held" if line["held"] else "MISSED"
+        text = f"{line['name']}: {line['value']}{spread}, {line['limit']}: {held}"
+        errors.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def markdown_of(lines: Sequence[Judged]) -> str:
+    """The same as a table of the README."""
+    table = ["| figure | median (range) | limit |", "|---|---|---|"]
+    for line in lines:
+        spread = f" ({line['range'][0]:,} to {line['range'][1]:,})" if line["range"] else ""
+        limit = f"{line['limit']}{'' if line['held'] else ', **missed**'}"
+        table.append(f"| {line['name']} | **{line['value']:,}**{spread} | {limit} |")
+    return "\n".join(table)
+
+
+def _short(value: float) -> float:
+    """Three digits that count, and whole numbers whole."""
+    return round(value) if abs(value) >= 100 else float(f"{value:.3g}")

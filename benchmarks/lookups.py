@@ -28,7 +28,7 @@ import redis
 import typer
 from numpy.typing import NDArray
 
-from penstock.benchmarks.ingestion import print_lines
+from penstock.benchmarks.lines import Judged, judged, print_judged
 from penstock.benchmarks.peers import NotInstalled
 from penstock.benchmarks.sides import machine
 from penstock.benchmarks.stores import Feast, redis_server, values_of, view_of, write_table
@@ -150,17 +150,10 @@ def in_turn(sides: dict[str, Asked], rounds: int, calls: int, size: int, entitie
     return [{name: one[name] for name in sides} for one in found]
 
 
-def line(name: str, rounds: Sequence[dict[str, float]], ours: str, theirs: str, at_least: float) -> dict[str, Any]:
+def line(title: str, rounds: Sequence[dict[str, float]], ours: str, theirs: str, at_least: float) -> Judged:
     """How many times as fast as theirs ours is, and whether that is enough."""
-    ratios = [one[theirs] / one[ours] for one in rounds]
-    value = statistics.median(ratios)
-    return {
-        "name": name,
-        "value": round(value, 2),
-        "range": [round(min(ratios), 2), round(max(ratios), 2)],
-        "limit": f"at least {at_least:.3g}",
-        "held": value >= at_least,
-    }
+    times = [one[theirs] / one[ours] for one in rounds]
+    return judged(f"look-up of {title}: {ours} / {theirs}, times as fast", times, at_least=at_least)
 
 
 def against_hand(folder: Path, rounds: int, calls: int, entities: int) -> dict[str, Any]:
@@ -175,8 +168,9 @@ def against_hand(folder: Path, rounds: int, calls: int, entities: int) -> dict[s
             asked = {name: timed(look) for name, look in sides.items()}
             in_turn(asked, 1, 20, HAND_SIZE, entities)
             found = in_turn(asked, rounds, calls, HAND_SIZE, entities)
-    lines = [line(f"{ours} / {theirs}", found, ours, theirs, least) for ours, theirs, least in HAND_LINES]
-    return {"title": f"{HAND_SIZE} entities, {HAND_FEATURES} features", "rounds": found, "lines": lines}
+    title = f"{HAND_SIZE} entities, {HAND_FEATURES} features"
+    lines = [line(title, found, ours, theirs, least) for ours, theirs, least in HAND_LINES]
+    return {"title": title, "rounds": found, "lines": lines}
 
 
 def against_feast(folder: Path, rounds: int, calls: int, entities: int) -> list[dict[str, Any]]:
@@ -203,7 +197,7 @@ def against_feast(folder: Path, rounds: int, calls: int, entities: int) -> list[
                 in_turn(sides, 1, 10, size, entities)
                 found = in_turn(sides, rounds, max(10, calls // size), size, entities)
                 name = f"{size} entities, {FEAST_FEATURES} features"
-                lines = [line(f"row layout / Feast, {name}", found, "row layout", "Feast", TIMES_FEAST)]
+                lines = [line(name, found, "row layout", "Feast", TIMES_FEAST)]
                 scenarios.append({"title": name, "rounds": found, "lines": lines})
     return scenarios
 
@@ -231,7 +225,7 @@ def main(
             rows = [(side, f"{statistics.median(r[side] for r in found):,.0f}") for side in found[0]]
             print_table(scenario["title"], ("side", "p50 µs"), rows, numeric=("p50 µs",))
     lines = [one for scenario in scenarios for one in scenario["lines"]]
-    print_lines(lines)
+    print_judged(lines)
     raise typer.Exit(not all(one["held"] for one in lines))
 
 

@@ -1,12 +1,13 @@
 """What is said to Redis and what comes back, as pure functions over bytes: both layouts, reading and writing.
 
 Row layout: `fs:{<entity>}:<view>` is one string, read by MGET over all views and entities of a batch.
-Hash layout: `features:<entity>` is a hash of decimal strings, read by one HMGET an entity in the same write.
+Hash layout: `features:<entity>` is a hash of decimal strings, read by one HMGET or HGETALL an entity in the same write
+(`features/hashes.py` says which).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +18,13 @@ from penstock.features.columns import Table, to_text
 from penstock.features.evolution import unpack
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows, Lookup
+from penstock.kernels.hashes import parse_hashes, pick
 from penstock.kernels.joins import ROW_LOST
-from penstock.kernels.rows import parse_hashes
 
 Keys = Sequence[Sequence[bytes]]
+Learn = Callable[[tuple[bytes, ...], Sequence[Any]], None]
+WIDER = 8
+"""Times the wanted values that a reply to a read of hashes may have: fields and values, of whole hashes."""
 
 
 def pack(*words: bytes | str) -> bytes:
@@ -36,25 +40,33 @@ def hmgets(keys: Sequence[bytes], fields: Sequence[bytes]) -> list[bytes]:
     return [b"%b$%d\r\n%b\r\n%b" % (start, len(key), key, end) for key in keys]
 
 
-def encode_fetch(lookups: Sequence[Lookup], keys: Keys) -> tuple[bytes, int, int]:
-    """The request for all lookups (`keys[i]` belong to `lookups[i]`), its number of replies, and of values in them."""
+def hash_reads(keys: Sequence[bytes], fields: Sequence[bytes], whole: int) -> list[bytes]:
+    """One command a key: the first `whole` of them read the whole hash, the others some fields."""
+    return [*(pack(b"HGETALL", key) for key in keys[:whole]), *hmgets(keys[whole:], fields)]
+
+
+def encode_fetch(lookups: Sequence[Lookup], keys: Keys, whole: Sequence[int]) -> tuple[bytes, int, int]:
+    """The request for all lookups, its number of replies, and of values in them.
+
+    `keys[i]` belong to `lookups[i]`, and of its hashes the first `whole[i]` are read whole.
+    """
     rows: list[bytes] = [b"MGET"]
     hashes: list[bytes] = []
     values = 0
-    for lookup, own in zip(lookups, keys, strict=True):
+    for lookup, own, whole_ones in zip(lookups, keys, whole, strict=True):
         if lookup.view.layout == "row":
             rows += own
         else:
             fields = lookup.view.fields
-            hashes += hmgets(own, fields)
-            values += len(own) * len(fields)
+            hashes += hash_reads(own, fields, whole_ones)
+            values += WIDER * len(own) * len(fields)
     values += len(rows) - 1
     if len(rows) > 1:
         hashes.insert(0, pack(*rows))
     return b"".join(hashes), len(hashes), values
 
 
-def encode_singly(lookups: Sequence[Lookup], keys: Keys) -> tuple[list[bytes], list[bytes], int]:
+def encode_singly(lookups: Sequence[Lookup], keys: Keys, whole: Sequence[int]) -> tuple[list[bytes], list[bytes], int]:
     """The same as one command for each key, where keys are kept by several servers.
 
     The commands, rows before hashes, the key of each, and the number of values in all replies.
@@ -66,16 +78,21 @@ def encode_singly(lookups: Sequence[Lookup], keys: Keys) -> tuple[list[bytes], l
     for i in order:
         view, own = lookups[i].view, keys[i]
         is_row = view.layout == "row"
-        commands += [pack(b"GET", key) for key in own] if is_row else hmgets(own, view.fields)
+        commands += [pack(b"GET", key) for key in own] if is_row else hash_reads(own, view.fields, whole[i])
         flat += own
-        values += len(own) * (1 if is_row else len(view.fields))
+        values += len(own) * (1 if is_row else WIDER * len(view.fields))
     return commands, flat, values
 
 
-def together(lookups: Sequence[Lookup], replies: Sequence[Any]) -> list[Any]:
+def together(lookups: Sequence[Lookup], replies: Sequence[Any], whole: Sequence[int]) -> list[Any]:
     """The replies to `encode_singly` as `decode_fetch` takes them; what is no reply counts as absent."""
     rows = sum(len(lookup.entities) for lookup in lookups if lookup.view.layout == "row")
-    widths = [len(one.view.fields) for one in lookups if one.view.layout != "row" for _ in one.entities]
+    widths = [
+        0 if place < whole_ones else len(one.view.fields)
+        for one, whole_ones in zip(lookups, whole, strict=True)
+        if one.view.layout != "row"
+        for place in range(len(one.entities))
+    ]
     hashes = [
         reply if type(reply) in (list, hiredis.ReplyError) else [None] * width
         for reply, width in zip(replies[rows:], widths, strict=True)
@@ -101,23 +118,31 @@ def mark_lost(
     return marked
 
 
-def decode_fetch(lookups: Sequence[Lookup], keys: Keys, replies: Sequence[Any]) -> list[FetchedRows]:
-    """The replies to `encode_fetch`; ValueError if they do not have the shape of the request."""
+def decode_fetch(
+    lookups: Sequence[Lookup], keys: Keys, replies: Sequence[Any], whole: Sequence[int], learn: Learn
+) -> list[FetchedRows]:
+    """The replies to `encode_fetch`; ValueError if they do not have the shape of the request.
+
+    `learn` is told the fields of a view and what was read whole.
+    """
     wanted = sum([len(own) for lookup, own in zip(lookups, keys, strict=True) if lookup.view.layout == "row"])
     rows = replies[0] if wanted else []
     if type(rows) is not list or len(rows) != wanted:
         raise ValueError("a reply that does not have the shape of the request")
     row, reply = 0, 1 if wanted else 0
     answers = []
-    for lookup, own in zip(lookups, keys, strict=True):
+    for lookup, own, whole_ones in zip(lookups, keys, whole, strict=True):
         answer = FetchedRows.empty(lookup)
         if lookup.view.layout == "row":
             own_rows = rows[row : row + len(own)] if len(own) != wanted else rows
             unpack(lookup.view, own, own_rows, answer.values, answer.event_times, answer.status)
             row += len(own)
         else:
-            hashes = as_hashes(replies[reply : reply + len(own)], len(lookup.view.columns))
-            parse_hashes(hashes, answer.values, answer.status)
+            own_hashes = replies[reply : reply + len(own)]
+            if whole_ones:
+                learn(lookup.view.fields, own_hashes[:whole_ones])
+                own_hashes = [*pick(own_hashes[:whole_ones], lookup.view.fields), *own_hashes[whole_ones:]]
+            parse_hashes(as_hashes(own_hashes, len(lookup.view.columns)), answer.values, answer.status)
             reply += len(own)
         answers.append(answer)
     return answers

@@ -19,7 +19,7 @@ from penstock.features.evolution import unpack
 from penstock.features.schema import FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup, Write
 from penstock.features.writes import readable_schemas
-from penstock.kernels.rows import parse_hashes
+from penstock.kernels.hashes import parse_hashes
 
 
 class MemoryStore(FeatureStore):

@@ -1,9 +1,9 @@
 """Feature store on Redis: one round trip a batch, bounded in time, never another entity's row.
 
-`fetch` sends one MGET for all row-layout views and one HMGET an entity of hash-layout views in one write, and reads all
-replies (`features/commands.py`). How a server is dealt with that fails, hangs or refuses stands in `features/nodes.py`,
-how connections are made in `features/connecting.py`. Of a cluster every master is asked for its keys
-(`features/cluster.py`); behind Sentinel it is whoever is the master (`features/sentinel.py`).
+`fetch` sends one MGET for all row-layout views and one command an entity of hash-layout views in one write, and reads
+all replies (`features/commands.py`). How a server is dealt with that fails, hangs or refuses stands in
+`features/nodes.py`, how connections are made in `features/connecting.py`. Of a cluster every master is asked for its
+keys (`features/cluster.py`); behind Sentinel it is whoever is the master (`features/sentinel.py`).
 
 Cost goal: for 64 entities of 30 float32 at most 25 µs of Python around the round trip.
 """
@@ -30,7 +30,8 @@ from penstock.features.commands import (
     together,
 )
 from penstock.features.connecting import connector, connectors, without
-from penstock.features.errors import StoreMisconfigured
+from penstock.features.errors import StoreMisconfigured, StoreUnavailable
+from penstock.features.hashes import Wholes
 from penstock.features.links import Link
 from penstock.features.nodes import Ask, Node
 from penstock.features.schema import FeatureView
@@ -70,33 +71,54 @@ class RedisStore(FeatureStore):
     ) -> None:
         self._servers = servers_of(url, before_connect, what)
         self.name = self._servers.name.where
+        self._wholes = Wholes()
 
     def fetch(self, lookups: Sequence[Lookup], timeout_s: float) -> list[FetchedRows]:
         """All rows of all lookups in one round trip (see `FeatureStore.fetch`)."""
         keys = [lookup.view.keys(lookup.entities) for lookup in lookups]
+        whole = [self._whole(lookup) for lookup in lookups]
         fair, deadline = timeout_s >= FAIR_S, time.monotonic() + timeout_s
         if isinstance(self._servers, Cluster):
-            return self._fetch_singly(self._servers, lookups, keys, deadline, fair=fair)
-        request, count, values = encode_fetch(lookups, keys)
+            return self._fetch_singly(self._servers, lookups, keys, whole, deadline, fair=fair)
+        request, count, values = encode_fetch(lookups, keys, whole)
         ask = Ask(request, count, deadline, MAX_VALUE * (values + 1), is_wrong_type, guarded=True, fair=fair)
-        return self._decoded(lookups, keys, self._servers.ask(ask) if count else [])
+        try:
+            return self._decoded(lookups, keys, self._servers.ask(ask) if count else [], whole)
+        except StoreUnavailable:
+            self._wholes.forget()
+            raise
+
+    def _whole(self, lookup: Lookup) -> int:
+        """How many of a look-up's hashes to read whole."""
+        return self._wholes.choose(lookup.view.fields, len(lookup.entities)) if lookup.view.layout == "hash" else 0
 
     def _fetch_singly(
-        self, cluster: Cluster, lookups: Sequence[Lookup], keys: Sequence[list[bytes]], deadline: float, *, fair: bool
+        self,
+        cluster: Cluster,
+        lookups: Sequence[Lookup],
+        keys: Sequence[list[bytes]],
+        whole: Sequence[int],
+        deadline: float,
+        *,
+        fair: bool,
     ) -> list[FetchedRows]:
         """The same, each key asked of the master that has it; what one of them does not answer is lost."""
-        commands, flat, values = encode_singly(lookups, keys)
+        commands, flat, values = encode_singly(lookups, keys, whole)
         ask = Ask(b"", 0, deadline, MAX_VALUE * (values + 1), is_wrong_type, guarded=True, fair=fair)
         replies = cluster.ask_keys(commands, flat, ask) if commands else []
         lost = [reply.error if type(reply) is Lost else None for reply in replies]
+        if any(lost):
+            self._wholes.forget()
         if lost and None not in lost:
             raise next(error for error in lost if error is not None)
-        answers = self._decoded(lookups, keys, together(lookups, replies))
+        answers = self._decoded(lookups, keys, together(lookups, replies, whole), whole)
         return mark_lost(lookups, answers, [None if error is None else str(error) for error in lost])
 
-    def _decoded(self, lookups: Sequence[Lookup], keys: Sequence[list[bytes]], replies: list[Any]) -> list[FetchedRows]:
+    def _decoded(
+        self, lookups: Sequence[Lookup], keys: Sequence[list[bytes]], replies: list[Any], whole: Sequence[int]
+    ) -> list[FetchedRows]:
         try:
-            return decode_fetch(lookups, keys, replies)
+            return decode_fetch(lookups, keys, replies, whole, self._wholes.learn)
         except ValueError as error:
             raise self._servers.name.unavailable(error) from error
 

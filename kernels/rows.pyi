@@ -90,21 +90,3 @@ class RowLayout:
         Raises:
             ValueError: shapes or dtypes that do not fit. What is in the rows never raises.
         """
-
-def parse_hashes(
-    replies: Sequence[Sequence[bytes | None]], out: NDArray[np.float32], status: NDArray[np.uint8]
-) -> None:
-    """Numbers of hashes that others wrote as decimal text, one HMGET reply for each entity.
-
-    A number is what C's strtod reads, in ASCII and without blanks: digits, point, exponent, `inf`, `nan`. Absent fields
-    and other text give NaN; text over 512 bytes is no number.
-
-    Args:
-        replies: n lists of k byte strings or None. A reply that is no list (an error of the store) is ROW_CORRUPT.
-        out: (n, k) C-contiguous, k >= 1.
-        status: (n,) ROW_ABSENT where every field is None.
-
-    Raises:
-        ValueError: shapes that do not fit, or a reply of other than k fields.
-        TypeError: a field that is neither bytes nor None.
-    """

@@ -24,11 +24,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from penstock.kernels._cursor cimport Cursor, cursor_over, left, read_bytes, read_u8
-
-
-cdef extern from "Python.h":
-    double PyOS_string_to_double(const char* text, char** end, void* overflow) except? -1.0
+from penstock.kernels._cursor cimport Cursor, cursor_over, left, read_bytes
 
 
 cdef enum:
@@ -36,8 +32,6 @@ cdef enum:
     MAX_COLUMNS = 0xFFFF
     MAX_ROW_SIZE = 24 + 8192 + 8 * 0xFFFF   # nothing longer can be a row: refused before it is summed
     MAX_LENGTH = 0xFFFF                     # bytes of one string
-    MAX_TEXT = 512                          # nothing longer is taken for a number
-    EXACT_DIGITS = 15                       # decimal integers of so many digits are exact in float64
 
 cdef enum RowStatus:
     OK = 0
@@ -587,76 +581,3 @@ cdef class RowLayout:
             return False
         apply_nulls(bitmap, self.fields, self.n_columns, out)
         return True
-
-
-# Hash layout ------------------------------------------------------------------------------------------------------
-
-cdef double[16] POWERS_OF_TEN
-POWERS_OF_TEN[:] = [1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15]
-
-
-cdef inline bint parse_short(Cursor* cursor, double* out) noexcept nogil:
-    """A plain decimal of at most 15 digits: integer and power of ten are exact, so one division rounds correctly."""
-    cdef int64_t digits = 0
-    cdef int n_digits = 0, n_decimals = 0
-    cdef bint point = False, negative = False
-    cdef uint8_t c = 0
-    if left(cursor) and (cursor.at[0] == c'-' or cursor.at[0] == c'+'):
-        read_u8(cursor, &c)
-        negative = c == c'-'
-    while read_u8(cursor, &c):
-        if c'0' <= c <= c'9' and n_digits < EXACT_DIGITS:
-            digits = digits * 10 + (c - c'0')
-            n_digits += 1
-            n_decimals += point
-        elif c == c'.' and not point:
-            point = True
-        else:
-            return False
-    out[0] = <double>digits / POWERS_OF_TEN[n_decimals]
-    if negative:
-        out[0] = -out[0]
-    return n_digits > 0
-
-
-cdef float parse_number(bytes text) except? -1.0:
-    """The number written in `text`, NaN where there is none."""
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
-    cdef char* start = PyBytes_AS_STRING(text)
-    cdef char* end = NULL
-    cdef Cursor cursor = cursor_over(<const uint8_t*>start, <size_t>size)
-    cdef double value = 0
-    if size > MAX_TEXT:
-        return NAN
-    if parse_short(&cursor, &value):
-        return <float>value
-    try:
-        value = PyOS_string_to_double(start, &end, NULL)   # bytes end with a NUL of their own
-    except ValueError:
-        return NAN
-    return <float>value if end == start + size else NAN
-
-
-cdef uint8_t parse_reply(object reply, float[::1] out) except? 255:
-    cdef Py_ssize_t j
-    cdef uint8_t status = ABSENT
-    if not isinstance(reply, (list, tuple)):
-        fill_nan(&out[0], out.shape[0])
-        return CORRUPT
-    if len(reply) != out.shape[0]:
-        raise ValueError(f"a reply has {len(reply)} fields; {out.shape[0]} were asked for")
-    for j in range(out.shape[0]):
-        if reply[j] is None:
-            out[j] = NAN
-        else:
-            out[j] = parse_number(reply[j])
-            status = OK
-    return status
-
-
-def parse_hashes(replies, float[:, ::1] out not None, uint8_t[::1] status not None):
-    cdef Py_ssize_t i, n = len(replies)
-    if out.shape[0] != n or status.shape[0] != n or out.shape[1] == 0:
-        raise ValueError(f"{n} replies need out of {n} rows and at least one column, and {n} statuses")
-    for i in range(n):
-        status[i] = parse_reply(replies[i], out[i])

@@ -21,7 +21,6 @@ SPEC = re.compile(
     + ")"
 )
 MAX_ROW_SIZE = HEADER.size + 8192 + 8 * 0xFFFF
-NUMBER = re.compile(rb"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 
 crc32 = zlib.crc32
 
@@ -174,28 +173,3 @@ class RowLayout:
             for field, value, is_null in zip(self.fields, self._values(row), null, strict=True)
         ]
         return np.concatenate(parts)
-
-
-def parse_number(text: bytes | None) -> float:
-    """The number written in `text`, NaN where there is none."""
-    if text is None or len(text) > 512 or not NUMBER.fullmatch(text):
-        return float("nan")
-    return float(text)
-
-
-def parse_hashes(
-    replies: Sequence[Sequence[bytes | None]], out: NDArray[np.float32], status: NDArray[np.uint8]
-) -> None:
-    """One HMGET reply for each row of `out`."""
-    n, k = out.shape
-    if len(replies) != n or status.shape != (n,) or k == 0:
-        raise ValueError("replies, out and status do not fit")
-    for i, reply in enumerate(replies):
-        if not isinstance(reply, list | tuple):
-            out[i], status[i] = np.nan, ROW_CORRUPT
-            continue
-        if len(reply) != k:
-            raise ValueError(f"a reply has {len(reply)} fields; {k} were asked for")
-        with np.errstate(over="ignore"):
-            out[i] = np.array([parse_number(field) for field in reply]).astype(np.float32)
-        status[i] = ROW_ABSENT if all(field is None for field in reply) else ROW_OK

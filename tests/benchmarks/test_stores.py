@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import typer
 from pyarrow import parquet
 from typer.testing import CliRunner
 
-from penstock.benchmarks import ingestion, lookups
+from penstock.benchmarks import features, ingestion, lookups
 from penstock.benchmarks.peers import NotInstalled
 from penstock.benchmarks.stores import redis_server, write_table
 from penstock.errors import PenstockError
@@ -81,7 +82,7 @@ def test_look_ups_are_compared_with_every_side(run):
     assert set(by_hand["rounds"][0]) == {
         "row layout", "hash layout", "HGETALL each", "HGETALL, pipelined", "MGET, frombuffer", "HMGETs, float"
     }  # fmt: skip
-    assert [line["limit"] for line in by_hand["lines"]] == ["at least 10", "at least 0.769", "at least 2"]
+    assert [line["limit"] for line in by_hand["lines"]] == ["at least 10", "at least 0.7692", "at least 2"]
     assert [s["title"] for s in feast] == [f"{n} entities, 50 features" for n in (1, 10, 100)]
     assert all(s["lines"][0]["limit"] == "at least 10" for s in feast)
 
@@ -102,3 +103,18 @@ def test_a_table_is_made_in_parts_and_its_ids_go_round(tmp_path):
 def test_the_redis_of_a_benchmark_listens_on_loopback_only(tmp_path):
     with redis_server(tmp_path) as server:
         assert server.address.startswith("127.0.0.1:")
+
+
+def test_every_line_of_the_feature_plane_is_in_one_table(monkeypatch):
+    monkeypatch.setattr(lookups, "Feast", StandIn)
+    monkeypatch.setattr(ingestion, "Feast", StandIn)
+    for name, value in (("ROUNDS", 2), ("CALLS", 5), ("ROWS", 500), ("FEATURES", 5)):
+        monkeypatch.setattr(features, name, value)
+    app = typer.Typer()
+    app.command()(features.main)
+    found = CliRunner().invoke(app, ["--markdown", "--large", "3000"])
+    assert found.exit_code in (0, 1), found.exception
+    rows = [line.split(" | ") for line in found.stdout.splitlines() if line.startswith("| ")]
+    assert [len(row) for row in rows] == [3] * 11
+    assert sum("Feast" in row[0] for row in rows) == 4
+    assert any(re.fullmatch(r"\*\*[\d,.]+\*\* \([\d,.]+ to [\d,.]+\)", row[1]) for row in rows)
