@@ -86,7 +86,7 @@ def ingest(
     Args:
         store: where to.
         view: whose rows they are.
-        source: path of a .parquet, .csv or Arrow file, of a folder of Parquet, or Arrow data (see
+        source: path of a .parquet, .csv or Arrow file, folder or pattern of many, or Arrow data (see
             `tables.read_batches`).
         batch_rows: rows encoded and written at a time.
         progress: see above; rows of earlier runs are counted.
