@@ -166,7 +166,7 @@ def _read_rows(
         for old, values in zip(written, _values(written, sound), strict=True):
             new = by_name.get(old.name)
             if new is not None and kindred(old, new):
-                columns[new.name][at] = values if new == old else _as_now(new, values)
+                columns[new.name][at] = values if new == old else as_now(new, values)
     return status
 
 
@@ -212,7 +212,7 @@ def _texts(rows: Sequence[bytes], starts: NDArray[np.int64], lengths: NDArray[np
     return np.ma.MaskedArray(texts, null)
 
 
-def _as_now(column: Column, values: Masked) -> Masked:
+def as_now(column: Column, values: Masked) -> Masked:
     """Values of a kindred column as this one holds them; what it cannot hold is masked."""
     if column.dtype == "category":
         words = [word if word in column.vocabulary else "" for word in values.data]

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.commands import bench, convert, doctor, drift, features, models, serve, streaming
+from penstock.commands import bench, convert, doctor, drift, features, history, models, serve, streaming
 from penstock.commands._console import flowing
 from penstock.errors import PenstockError
 
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 features.app.command("stream", help=flowing(streaming.stream.__doc__))(streaming.stream)
+for command in (history.join, history.restore):
+    features.app.command(help=flowing(command.__doc__))(command)
 app.add_typer(features.app, name="features")
 app.add_typer(drift.app, name="drift")
 app.command("convert")(convert.convert)

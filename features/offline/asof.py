@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -39,7 +39,13 @@ CHUNK = 1 << 16  # rows of the answer in hand at a time
 
 
 def rows_as_of(
-    store: OfflineStore, view: FeatureView, ids: Any, times: NDArray[np.int64], *, as_of_created: bool = True
+    store: OfflineStore,
+    view: FeatureView,
+    ids: Any,
+    times: NDArray[np.int64],
+    *,
+    as_of_created: bool = True,
+    told: Callable[[int], None] = lambda _: None,
 ) -> FetchedRows:
     """Each label's row, in the form in which a feature store answers.
 
@@ -49,6 +55,7 @@ def rows_as_of(
         ids: Arrow large_binary array of n entity ids.
         times: int64 [n], ms since 1970.
         as_of_created: leave out rows that were not known yet; otherwise their event times alone count.
+        told: is called with the number of rows found, some thousands at a time.
 
     Returns:
         n rows: values as float32, NaN for null; event times, 0 where there is none; `ROW_OK` or `ROW_ABSENT`.
@@ -70,6 +77,7 @@ def rows_as_of(
     history = open_files(view, [column for column in view.columns if column.width], files)
     for batch in answers(_query(history, first, last, as_of_created=as_of_created), labels):
         _take(history, batch, found)
+        told(batch.num_rows)
     return found
 
 

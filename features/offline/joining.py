@@ -6,7 +6,8 @@ itself uses, so that the two cannot come apart.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +27,37 @@ from penstock.kernels.rows import ROW_OK
 FOLDER = "penstock-offline"
 
 
+@dataclass(frozen=True)
+class Joined:
+    """What a join came to.
+
+    Attributes:
+        table: Arrow table: the frame's columns, then those of each view.
+        found: by view, for how many of the frame's rows there was one.
+    """
+
+    table: Any
+    found: dict[str, int]
+
+
 def join(
     entity_frame: Any,
     views: FeatureView | Sequence[FeatureView],
     store: OfflineStore | Path | str = FOLDER,
     *,
     time: str = EVENT,
+    keys: Mapping[str, str] | None = None,
     as_of_created: bool = True,
     prefix: bool = False,
 ) -> Any:
     """The frame's rows, in their order, with the columns of the views as of each row's time.
 
     Args:
-        entity_frame: labels: an Arrow table, a pandas frame or a dict of arrays, with the views' entities.
-        views: one view or several.
+        entity_frame: labels: Arrow data, a frame of pandas or polars, or a dict of arrays, with the views' entities.
+        views: one view or several; `store.view(NAME)` and `read_views(FILE)` give those that were declared.
         store: the history, or its folder.
         time: the frame's column with the times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
+        keys: what the frame calls keys of entities that have another name there.
         as_of_created: leave out what was not known yet at that time; False for a history without created times.
         prefix: call the new columns VIEW__COLUMN.
 
@@ -56,17 +72,35 @@ def join(
     """
     views = [views] if isinstance(views, FeatureView) else list(views)
     store = store if isinstance(store, OfflineStore) else OfflineStore(store)
-    frame, what = as_table(entity_frame), "the entity frame"
+    return joined(
+        as_table(entity_frame), views, store, time=time, keys=keys or {}, as_of_created=as_of_created, prefix=prefix
+    ).table
+
+
+def joined(
+    frame: Any,
+    views: Sequence[FeatureView],
+    store: OfflineStore,
+    *,
+    time: str,
+    keys: Mapping[str, str],
+    as_of_created: bool,
+    prefix: bool,
+    told: Callable[[int], None] = lambda _: None,
+) -> Joined:
+    """`join` of an Arrow table; `told` is called with the number of rows found, some thousands at a time."""
+    what, found = "the entity frame", {}
     names = _names(frame, views, prefix=prefix)
     times = to_ms(column_of(frame, time, what), time)
     for view, called in zip(views, names, strict=True):
-        ids = ids_of(frame, view.entity_keys, what)
-        rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
+        ids = ids_of(frame, [keys.get(key, key) for key in view.entity_keys], what)
+        rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created, told=told)
+        found[view.name] = int((rows.status == ROW_OK).sum())
         values, sources = as_served(view, rows, times)
         _refuse(view, rows, sources, ids)
         for place, name in enumerate(called):
             frame = frame.append_column(name, arrow().array(np.ascontiguousarray(values[:, place])))
-    return frame
+    return Joined(frame, found)
 
 
 def as_served(

@@ -58,7 +58,7 @@ class OfflineStore:
 
         Args:
             view: whose rows they are; the table has its keys and all of its columns, others are left out.
-            table: an Arrow table, a pandas frame or a dict of arrays.
+            table: Arrow data, a frame of pandas or polars, or a dict of arrays.
             time: the column with the event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
             created: the column with the times from which the rows were known; now, if None.
 

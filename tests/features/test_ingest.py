@@ -415,9 +415,7 @@ def test_a_folder_or_pattern_of_parquet_is_one_table(tmp_path, kind, skip):
     folder = many(
         tmp_path / "rows.parquet" / ("a" if kind == "nested" else ""), names.get(kind, "p-{:05}.parquet"), rows=rows
     )
-    source = {"pattern": folder / "*p*", "pattern of folders": tmp_path / "r*"}.get(
-        kind, tmp_path / "rows.parquet"
-    )
+    source = {"pattern": folder / "*p*", "pattern of folders": tmp_path / "r*"}.get(kind, tmp_path / "rows.parquet")
     found, batches = ids(source, skip)
     assert found == list(range(skip, 100))
     assert all(batch.num_rows <= 8 for batch, _ in batches)
