@@ -6,8 +6,9 @@ by the same kernel as in serving, and only sound rows are taken apart here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 
 from penstock.features.entities import entity_parts
 from penstock.features.errors import InvalidData
-from penstock.features.evolution import kindred, of_former
+from penstock.features.evolution import kindred, of_former, spans, unpack
 from penstock.features.schema import PLAIN, Column, FeatureView
 from penstock.features.tables import load_pyarrow
+from penstock.features.treatments import as_served, refused
 from penstock.kernels.rows import ROW_ABSENT, ROW_CORRUPT, ROW_OK, RowLayout
 
 STATUS = ("ok", "absent", "corrupt", "other schema")
@@ -39,6 +41,8 @@ class Features(Mapping[str, Masked]):
         entities: their ids.
         event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is kept (hash layout).
         status: for each entity ok, absent, corrupt or other schema.
+        numbers: float32 [n, width of the view], as `FetchedRows.values`: what a server reads, before any policy.
+        looked_up_ms: when they were looked up.
     """
 
     view: FeatureView
@@ -46,6 +50,8 @@ class Features(Mapping[str, Masked]):
     columns: dict[str, Masked]
     event_times: NDArray[np.int64]
     status: tuple[str, ...]
+    numbers: NDArray[np.float32] = field(repr=False)
+    looked_up_ms: int
 
     def __getitem__(self, name: str) -> Masked:
         return self.columns[name]
@@ -63,14 +69,32 @@ class Features(Mapping[str, Masked]):
                 raise InvalidData(f"view {self.view.name!r} has no column {name!r}; it has {', '.join(self.columns)}")
         return replace(self, columns={name: self.columns[name] for name in names})
 
-    def matrix(self) -> NDArray[np.float32]:
-        """float32 [n, width] as a model reads it, columns as `view.feature_names`: defaults filled in, else NaN.
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the columns of `matrix`."""
+        declared = {column.name: column for column in self.view.columns}
+        return tuple(name for column in self.columns for name in declared[column].feature_names)
 
-        All columns of the view must be here (not those of `only`).
+    def matrix(self) -> NDArray[np.float32]:
+        """float32 [n, k], columns as `feature_names`: what the server would have given a model at the time.
+
+        Nulls, absent rows and rows older than `max_age_s` are treated as the view says, by the code that serving uses;
+        NaN where a model would see NaN. What `compute` would have computed is missing.
+
+        Raises:
+            InvalidData: serving would have refused the call for one of the entities (`on_missing`, `on_stale`).
         """
-        parts = [_numbers(column, self.columns[column.name]) for column in self.view.columns]
-        values = np.concatenate(parts, axis=1)
-        return np.where(np.isnan(values), self.view.defaults, values)
+        codes = np.array([STATUS.index(word) for word in self.status], np.uint8)
+        served = as_served(self.view, self.numbers, self.event_times, codes, self.looked_up_ms)
+        for policy, wrong in refused(self.view, served):
+            entity = self.entities[int(wrong.argmax())].decode("utf-8", "backslashreplace")[:100]
+            has, others = ("no full row" if policy == "on_missing" else "too old a row"), int(wrong.sum()) - 1
+            raise InvalidData(
+                f"view {self.view.name!r} has {has} of {self.view.entity_name} {entity!r}, and of {others} more, and "
+                f"says {policy}: error; leave them out"
+            )
+        places = {name: place for place, name in enumerate(self.view.feature_names)}
+        return np.ascontiguousarray(served.values[:, [places[name] for name in self.feature_names]])
 
     def to_arrow(self) -> Any:
         """A `pyarrow.Table`: the entity's keys, `event_time` (timestamp in ms, UTC) and the columns.
@@ -88,21 +112,6 @@ class Features(Mapping[str, Masked]):
         kinds = {column.name: column for column in self.view.columns}
         table |= {name: _arrow_values(pa, kinds[name], values) for name, values in self.columns.items()}
         return pa.table(table)
-
-
-def _numbers(column: Column, values: Masked) -> NDArray[np.float32]:
-    """float32 [n, width]: what a column gives to a matrix, NaN where it has nothing."""
-    n, null = len(values), np.ma.getmaskarray(values)
-    if column.dtype == "string":
-        return np.empty((n, 0), np.float32)
-    if column.dtype == "category":
-        index = {word: float(i) for i, word in enumerate(column.vocabulary)}
-        unknown = -1.0 if column.default is None else np.nan
-        numbers = np.array([index.get(word, unknown) for word in values.data], np.float32)
-    else:
-        with np.errstate(over="ignore"):
-            numbers = values.data.astype(np.float32)
-    return np.where(null, np.float32(np.nan), numbers).reshape(n, -1 if n else column.width)
 
 
 def _arrow_ids(pa: Any, values: Sequence[bytes]) -> Any:
@@ -129,12 +138,26 @@ def read(view: FeatureView, entities: Sequence[bytes], stored: Sequence[Any]) ->
     """The features of entities, from what the store has of them: a packed row, or a list of texts, or None."""
     n = len(entities)
     columns = {column.name: _empty(column, n) for column in view.columns}
-    times = np.zeros(n, np.int64)
+    times, numbers, now_ms = (
+        np.zeros(n, np.int64),
+        np.full((n, view.width), np.nan, np.float32),
+        time.time_ns() // 10**6,
+    )
     if view.layout == "row":
-        status = _read_rows(view, view.keys(entities), stored, columns, times)
+        keys = view.keys(entities)
+        status = _read_rows(view, keys, stored, columns, times)
+        unpack(view, keys, stored, numbers, np.empty(n, np.int64), np.empty(n, np.uint8))
     else:
         status = _read_texts(view, stored, columns)
-    return Features(view, tuple(entities), columns, times, tuple(STATUS[code] for code in status))
+        for name, place in spans(view.columns).items():
+            numbers[:, place] = _as_numbers(columns[name])[:, None]
+    return Features(view, tuple(entities), columns, times, tuple(STATUS[code] for code in status), numbers, now_ms)
+
+
+def _as_numbers(values: Masked) -> NDArray[np.float32]:
+    """Numbers of any dtype as a model reads them; NaN where masked."""
+    with np.errstate(over="ignore"):
+        return np.where(np.ma.getmaskarray(values), np.float32(np.nan), values.data.astype(np.float32))
 
 
 def _empty(column: Column, n: int) -> Masked:

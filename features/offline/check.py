@@ -26,12 +26,11 @@ from numpy.typing import NDArray
 from penstock.features.errors import InvalidData
 from penstock.features.offline import served
 from penstock.features.offline.asof import rows_as_of
-from penstock.features.offline.joining import as_served
 from penstock.features.offline.served import Origin, ServedRows
 from penstock.features.offline.store import OfflineStore
 from penstock.features.offline.tables import arrow
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows
+from penstock.features.treatments import as_served
 from penstock.kernels.joins import SOURCE_COMPUTED, SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_NONE, SOURCE_REQUEST
 
 Values = NDArray[np.float32]
@@ -230,8 +229,8 @@ def _history(store: OfflineStore, view: FeatureView, served_rows: _Served, settl
     status, at, found = (array.reshape(2, n, -1) for array in (rows.status, rows.event_times, rows.values))
     settled = (status[0] == status[1]).all(axis=1) & (at[0] == at[1]).all(axis=1)
     settled &= ((found[0] == found[1]) | (np.isnan(found[0]) & np.isnan(found[1]))).all(axis=1)
-    values, sources = as_served(view, FetchedRows(found[0], rows.event_times[:n], rows.status[:n]), served_rows.times)
-    return _History(values, _present(sources), settled)
+    seen = as_served(view, found[0], rows.event_times[:n], rows.status[:n], served_rows.times)
+    return _History(seen.values, _present(seen.sources), settled)
 
 
 def _present(sources: NDArray[np.uint8]) -> Mask:

@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from penstock.features.errors import InvalidData, InvalidView
 from penstock.features.offline.asof import rows_as_of
 from penstock.features.offline.store import EVENT, OfflineStore
 from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows
-from penstock.features.treatments import treatments
-from penstock.kernels.joins import N_SOURCES, ROW_STALE, SOURCE_MISSING, scatter
+from penstock.features.treatments import Served, as_served, refused
 from penstock.kernels.rows import ROW_OK
 
 FOLDER = "penstock-offline"
@@ -96,30 +93,11 @@ def joined(
         ids = ids_of(frame, [keys.get(key, key) for key in view.entity_keys], what)
         rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created, told=told)
         found[view.name] = int((rows.status == ROW_OK).sum())
-        values, sources = as_served(view, rows, times)
-        _refuse(view, rows, sources, ids)
+        served = as_served(view, rows.values, rows.event_times, rows.status, times)
+        _refuse(view, served, ids)
         for place, name in enumerate(called):
-            frame = frame.append_column(name, arrow().array(np.ascontiguousarray(values[:, place])))
+            frame = frame.append_column(name, arrow().array(np.ascontiguousarray(served.values[:, place])))
     return Joined(frame, found)
-
-
-def as_served(
-    view: FeatureView, rows: FetchedRows, times: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """What the model would see of rows looked up at these times, float32 [n, k], and where each value came from.
-
-    Rows that were older than the view's `max_age_s` then get the status `ROW_STALE`.
-    """
-    n, k = rows.values.shape
-    values, sources = np.empty((n, k), np.float32), np.zeros((n, k), np.uint8)
-    if view.max_age_s is not None:
-        aged = (rows.status == ROW_OK) & (rows.event_times != 0)
-        rows.status[aged & (times - rows.event_times > int(view.max_age_s * 1000))] = ROW_STALE
-    if n:
-        every, places = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
-        counts = np.zeros((k, N_SOURCES), np.int64)
-        scatter(rows.values, rows.status, every, places, view.defaults, treatments(view), values, sources, counts)
-    return values, sources
 
 
 def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[list[str]]:
@@ -138,17 +116,14 @@ def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[li
     return names
 
 
-def _refuse(view: FeatureView, rows: FetchedRows, sources: NDArray[np.uint8], ids: Any) -> None:
+def _refuse(view: FeatureView, served: Served, ids: Any) -> None:
     """As serving refuses calls for entities without a full row, or with one too old, where the view says `error`."""
-    stale = rows.status == ROW_STALE
-    lacking = (sources == SOURCE_MISSING).any(axis=1) & ~stale
-    for wrong, policy in ((lacking, "on_missing"), (stale, "on_stale")):
-        if getattr(view, policy) == "error" and wrong.any():
-            row = int(wrong.argmax())
-            entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
-            had = "no features" if policy == "on_missing" else "too old features"
-            raise InvalidData(
-                f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
-                f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a "
-                "view that says nan"
-            )
+    for policy, wrong in refused(view, served):
+        row = int(wrong.argmax())
+        entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
+        had = "no features" if policy == "on_missing" else "too old features"
+        raise InvalidData(
+            f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
+            f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a "
+            "view that says nan"
+        )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.arrow import to_times
+from penstock.features.arrow import decoded, to_times
 from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import FeatureError, InvalidData
 
@@ -99,8 +99,7 @@ def to_ids(array: Any, name: str) -> Any:
     """
     pa = arrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if array.null_count:
         raise InvalidData(f"column {name!r}, row {_first(array.is_null()) + 1}: an entity id is missing")
     if kind.is_integer(array.type):
