@@ -34,6 +34,10 @@ NO_TREES = "no ensemble of trees in the graph"
 REFEREE_ROWS = 4096
 STEPS = 1
 """How many steps of float32 a score may lie from ONNX Runtime's."""
+WHOLE_ROWS = 256
+"""Of the referee's rows, those that the whole model runs."""
+NEAR = 1e-4
+"""How near its floats must be there."""
 MEASURE_S = 0.01
 """How long one size is measured, at least, for each of the two."""
 TURNS = 200
@@ -274,6 +278,9 @@ def _before(ensemble: Ensemble, column: int, drawn: Floats) -> Floats:
 def judge(ours: ForestSession, graft: Graft, rows: Floats, theirs: Runs, golden: Sequence[Feeds]) -> None:
     """Let the forest and ONNX Runtime run the same: the ensemble alone on `rows`, the whole model on golden rows.
 
+    Where these rows are all that the model reads, the whole of it runs some of them, too. What stands behind the
+    ensemble may magnify a step of float32, so that floats need only be near there; types, shapes and labels count.
+
     ONNX Runtime by one thread: several add up parts of the trees each, in another order.
 
     Raises:
@@ -291,6 +298,19 @@ def judge(ours: ForestSession, graft: Graft, rows: Floats, theirs: Runs, golden:
     for feeds in golden:
         expected = theirs.run(feeds)
         _compare({name: ours.run(feeds)[name] for name in expected}, expected, "on the golden rows")
+    if graft.inputs == (graft.input,):
+        whole = {graft.input: rows[:WHOLE_ROWS]}
+        _compare_nearly(ours.run(whole), theirs.run(whole))
+
+
+def _compare_nearly(got: Feeds, expected: Feeds) -> None:
+    for name, array in expected.items():
+        mine, other = np.asarray(got[name]), np.asarray(array)
+        if (mine.dtype, mine.shape) != (other.dtype, other.shape):
+            raise Unfit(f"output {name!r} is {mine.dtype} {mine.shape}, ONNX Runtime's {other.dtype} {other.shape}")
+        floats = other.dtype.kind == "f"
+        if not (np.allclose(mine, other, NEAR, NEAR, equal_nan=True) if floats else np.array_equal(mine, other)):
+            raise Unfit(f"output {name!r} of the whole model differs from ONNX Runtime's at thresholds")
 
 
 def _compare(got: Feeds, expected: Feeds, where: str) -> None:

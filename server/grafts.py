@@ -38,6 +38,7 @@ class Graft:
     """A model in parts.
 
     Attributes:
+        inputs: of the model.
         ensemble: the ensemble, with the steps in front that its forest takes over.
         n_features: columns of its input.
         input: the input of the model, or the output of `before`, that is its rows.
@@ -51,6 +52,7 @@ class Graft:
         after_outputs: the outputs of the model that it makes.
     """
 
+    inputs: tuple[str, ...]
     ensemble: Ensemble
     n_features: int
     input: str
@@ -112,6 +114,7 @@ class _Cut:
             left, {label: "label", score: "score"} if label else {score: "score"}, ensemble
         )
         return Graft(
+            inputs=tuple(self._inputs),
             ensemble=ensemble,
             n_features=n_features,
             input=rows,

@@ -336,6 +336,34 @@ def test_the_referee_finds_a_forest_that_is_wrong_by_little():
         judge(ForestSession(bad), bad, rows, session_of(model), ())
 
 
+class Skewed:
+    """A session of which one output is made something else."""
+
+    def __init__(self, theirs, change):
+        self._theirs, self._change = theirs, change
+
+    def run(self, feeds):
+        found = self._theirs.run(feeds)
+        name = next(iter(found))
+        return found | {name: self._change(found[name])}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda labels: labels.astype(np.int32), "is int64 .*, ONNX Runtime's int32"),
+        (lambda labels: labels[:, None], "ONNX Runtime's int64 .*, 1"),
+        (lambda labels: 1 - labels, "of the whole model differs"),
+    ],
+)
+def test_the_referee_runs_the_whole_model_where_its_rows_are_all_it_reads(change, told):
+    _, model, _ = fitted("histogram", "binary", 1)
+    graft = cut(model)
+    rows = rows_around(graft.ensemble, graft.n_features, 512)
+    with pytest.raises(Unfit, match=told):
+        judge(ForestSession(graft), graft, rows, Skewed(session_of(model), change), ())
+
+
 def test_the_choice_takes_the_faster_at_each_size():
     assert choose({1: (1, 3), 2: (1, 2), 4: (1, 1.5)}) == [(1, "forest")]
     assert choose({1: (2, 1), 2: (1, 1.02), 4: (1, 2)}) == [(1, "onnxruntime"), (4, "forest")]
