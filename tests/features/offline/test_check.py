@@ -195,6 +195,18 @@ def test_a_view_that_any_version_computes_is_left_out_of_all(tmp_path):
         check(tmp_path / "sample", store)
 
 
+def test_versions_from_before_and_after_a_number_became_wider_are_both_checked(tmp_path):
+    """The step of the guide: rows recorded under each of the two definitions, and looked up by each of two versions."""
+    wider = VIEW.model_copy(update={"columns": [COLUMNS[0], Column(name="b", dtype="float64")]})
+    history(tmp_path / "history", [(b"e", 1, 1 / 3, 5)])
+    store = history(tmp_path / "history", [(b"f", 1, 2 / 3, 5)], wider)
+    for view in (VIEW, wider):
+        rows = [(b"e", (1 / 3, 1), (S, S)), (b"f", (2 / 3, 1), (S, S))]
+        sample(tmp_path / "sample", rows, origin(model=str(view.columns[1].dtype), views=(view,)))
+    report = check(tmp_path / "sample", store)
+    assert [counts(feature) for feature in report.features] == [(4, 0, 0, 0)] * 2
+
+
 def test_views_are_chosen_by_name(tmp_path):
     other = VIEW.model_copy(update={"name": "w"})
     history(tmp_path / "history", [(b"e", 9, 9, 5)], other)
