@@ -53,7 +53,10 @@ return written"""
 NEWEST_HASH = b"""
 local call, key, last = redis.call, KEYS[1], 4 + ARGV[4]
 local old = redis.pcall('HGET', key, ARGV[2])
-if type(old) == 'table' then call('DEL', key) end
+if type(old) == 'table' then
+  if not old.err:find('WRONGTYPE', 1, true) then return old end
+  call('DEL', key)
+end
 if type(old) == 'string' and (tonumber(old) or -math.huge) > tonumber(ARGV[3]) then return 0 end
 call('HSET', key, ARGV[2], ARGV[3])
 for at = 5, last, 1000 do call('HSET', key, unpack(ARGV, at, math.min(at + 999, last))) end

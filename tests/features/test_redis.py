@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -305,6 +306,40 @@ def test_a_wrong_password_is_a_misconfiguration_and_never_shown(local, client, r
                 store.apply(WIDE)
     finally:
         client.acl_deluser("reader")
+
+
+def test_a_user_with_the_rights_of_the_docs_writes_what_was_computed(local, client, redis_url, view, table):
+    """Those for reading, and these."""
+    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8").replace("\\\n", "")
+    writing = ("+eval", "+evalsha", "+set", "+del", "+hset", "+hdel", "+expire")
+    assert f"ACL SETUSER reader {' '.join(writing)}\n" in page
+    reading = page.partition("ACL SETUSER reader on >PASSWORD ")[2].partition("\n")[0].split()
+    client.execute_command("ACL", "SETUSER", "reader", "on", ">right", *reading)
+    try:
+        with closing(open_store(redis_url.replace("unix://", "unix://reader:right@"))) as store:
+            store.ping()
+            assert store.views() == []
+            assert fetch(store, view, ENTITIES[:3]).status.tolist() == [ABSENT] * 3
+            with pytest.raises(StoreMisconfigured, match="permissions"):
+                store.put(view, ENTITIES[:3], table)
+            client.execute_command("ACL", "SETUSER", "reader", *writing)
+            assert store.put(view, ENTITIES[:3], table) == 3
+            assert fetch(store, view, ENTITIES[:3]).status.tolist() == [OK] * 3
+    finally:
+        client.acl_deluser("reader")
+
+
+def test_a_user_who_may_not_see_how_new_a_hash_is_does_not_replace_it(local, client, redis_url):
+    view = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float64")], layout="hash")
+    local.put(view, [b"1"], {"a": np.array([1.0])}, np.array([5]))
+    client.acl_setuser("writer", enabled=True, passwords=["+right"], keys=["*"], commands=["+@all", "-hget"])
+    refused = pytest.raises(StoreMisconfigured)
+    try:
+        with closing(open_store(redis_url.replace("unix://", "unix://writer:right@"))) as store, refused:
+            store.put(view, [b"1"], {"a": np.array([2.0])}, np.array([4]))
+    finally:
+        client.acl_deluser("writer")
+    assert fetch(local, view, [b"1"]).values.tolist() == [[1.0]]
 
 
 def test_speaking_tls_to_a_server_without_it_is_a_misconfiguration_or_an_outage(proxy):

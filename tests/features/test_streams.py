@@ -14,6 +14,7 @@ from penstock.cli import app
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
 from penstock.features.streams import Consumer, RowWriter, Settings
 
+pytestmark = pytest.mark.every_server
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
 
 
