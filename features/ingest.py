@@ -22,16 +22,16 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from penstock.features.arrow import to_array, to_entities, to_times
-from penstock.features.columns import fit
+from penstock.features.columns import fit, unknown_words
 from penstock.features.errors import InvalidData, RowsLost, StoreUnavailable
 from penstock.features.offline.recording import Recorded
 from penstock.features.patience import delays
@@ -54,6 +54,7 @@ class Report:
         older: of these, left out because a newer event was stored.
         resumed: rows that an earlier run had done.
         seconds: how long it took.
+        unknown: by column how many words its vocabulary does not have.
     """
 
     view: str
@@ -61,6 +62,7 @@ class Report:
     seconds: float
     older: int = 0
     resumed: int = 0
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rows_per_s(self) -> float:
@@ -109,6 +111,7 @@ def ingest(
     columns = Columns(time_column, created_column)
     job = Job(store, job_name(view, source, columns), resume=resume)
     older = 0
+    unknown: Counter[str] = Counter()
     with in_turn() as (submit, stop):
         done: deque[tuple[Future[int], int, float]] = deque()
 
@@ -123,13 +126,13 @@ def ingest(
 
         read = job.resumed
         for batch, fraction in read_batches(source, wanted(view, columns), batch_rows, skip=read):
-            write = prepare(store, view, batch, columns, first=read + 1, overwrite=overwrite)
+            write = prepare(store, view, batch, columns, first=read + 1, overwrite=overwrite, unknown=unknown)
             read += batch.num_rows
             done.append((submit(persistently(job.marking(write, read), patience_s, stop)), batch.num_rows, fraction))
             settle(WAITING)
         settle(0)
     job.finish()
-    return Report(view.name, job.rows - job.resumed, time.monotonic() - start, older, job.resumed)
+    return Report(view.name, job.rows - job.resumed, time.monotonic() - start, older, job.resumed, dict(unknown))
 
 
 class Columns(NamedTuple):
@@ -145,13 +148,22 @@ def wanted(view: FeatureView, columns: Columns) -> list[str]:
 
 
 def prepare(
-    store: FeatureStore, view: FeatureView, batch: Any, columns: Columns, *, first: int, overwrite: bool
+    store: FeatureStore,
+    view: FeatureView,
+    batch: Any,
+    columns: Columns,
+    *,
+    first: int,
+    overwrite: bool,
+    unknown: Counter[str],
 ) -> Write:
-    """One record batch, checked and encoded; messages count rows from `first`."""
+    """One record batch, checked and encoded, its unknown words counted; messages count rows from `first`."""
     entities = to_entities([batch.column(key) for key in view.entity_keys], view.entity_keys, first)
     arrays = {column.name: to_array(batch.column(column.name), column, first) for column in view.columns}
     for column in view.columns:
-        fit(column, arrays[column.name], len(entities), first_row=first)  # the store cannot tell rows of the file
+        fitted = fit(column, arrays[column.name], len(entities), first_row=first)  # the store cannot tell rows of it
+        if words := unknown_words(column, *fitted):
+            unknown[column.name] += words
     times, created = (to_times(batch.column(name), name, first) if name else None for name in columns)
     if created is None:
         return store.prepare(view, entities, arrays, times, overwrite=overwrite)

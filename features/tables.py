@@ -107,6 +107,26 @@ def _by_numbers(path: Path) -> list[tuple[int, str]]:
     return [(int(number or 0), text) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of a table's columns, in order; raises `InvalidData`."""
+    pa = load_pyarrow()
+    from pyarrow import csv, parquet
+
+    _reader(path)
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            names = parquet.read_schema(path).names
+        elif path.suffix.lower() == ".csv":
+            with csv.open_csv(path) as reader:
+                names = reader.schema.names
+        else:
+            with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
+                names = reader.schema.names
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    return list(names)
+
+
 def identity(path: Path) -> str:
     """What tells a table from what it was or will be: for each file its size, time of change, beginning and end."""
     files = files_of(path)

@@ -135,5 +135,4 @@ def _calls(script: bytes, calls: Sequence[list[bytes]]) -> Iterator[Request]:
 
 def readable_schemas(view: FeatureView) -> tuple[bytes, ...]:
     """The schema ids of rows that this view can read, as they stand in headers: u32, little-endian."""
-    ids = (view.schema_id, *(former.schema_id for former in view.former))
-    return tuple(struct.pack("<I", schema_id) for schema_id in ids)
+    return tuple(struct.pack("<I", schema_id) for schema_id in view.readable)

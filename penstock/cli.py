@@ -13,7 +13,20 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.commands import bench, convert, doctor, drift, features, history, models, serve, streaming
+from penstock.commands import (
+    bench,
+    convert,
+    dead_letters,
+    deleting,
+    doctor,
+    drift,
+    features,
+    fitting,
+    history,
+    models,
+    serve,
+    streaming,
+)
 from penstock.commands._console import flowing
 from penstock.errors import PenstockError
 
@@ -27,8 +40,11 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 features.app.command("stream", help=flowing(streaming.stream.__doc__))(streaming.stream)
-for command in (history.join, history.restore):
-    features.app.command(help=flowing(command.__doc__))(command)
+features.app.command("delete", help=flowing(deleting.delete.__doc__))(deleting.delete)
+features.app.command("fit", help=flowing(fitting.fit.__doc__))(fitting.fit)
+features.app.command("dead-letters", help=flowing(dead_letters.dead_letters.__doc__))(dead_letters.dead_letters)
+features.app.command("join", help=flowing(history.join.__doc__))(history.join)
+features.app.command("restore", help=flowing(history.restore.__doc__))(history.restore)
 app.add_typer(features.app, name="features")
 app.add_typer(drift.app, name="drift")
 app.command("convert")(convert.convert)

@@ -1,7 +1,7 @@
 """The point-in-time join: to each label the features that serving would have given the model at the label's time.
 
-What is looked up is `rows_as_of`; what becomes of it (nulls, defaults, float32) is done by the kernel that serving
-itself uses, so that the two cannot come apart.
+What is looked up is `rows_as_of`, or where a view's events are given `aggregates_as_of`; what becomes of it (nulls,
+defaults, float32) is done by the kernel that serving itself uses, so that the two cannot come apart.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from penstock.features.errors import InvalidData, InvalidView
 from penstock.features.offline.asof import rows_as_of
 from penstock.features.offline.store import EVENT, OfflineStore
 from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
+from penstock.features.offline.windows import Events, aggregates_as_of
 from penstock.features.schema import FeatureView
 from penstock.features.treatments import Served, as_served, refused
 from penstock.kernels.rows import ROW_OK
@@ -46,6 +47,7 @@ def join(
     keys: Mapping[str, str] | None = None,
     as_of_created: bool = True,
     prefix: bool = False,
+    events: Mapping[str, Events] | None = None,
 ) -> Any:
     """The frame's rows, in their order, with the columns of the views as of each row's time.
 
@@ -57,6 +59,7 @@ def join(
         keys: what the frame calls keys of entities that have another name there.
         as_of_created: leave out what was not known yet at that time; False for a history without created times.
         prefix: call the new columns VIEW__COLUMN.
+        events: by the names of aggregated views the events of which they are made; these need no history.
 
     Returns:
         An Arrow table: the frame's columns, then those of each view that models read (`view.feature_names`), float32
@@ -70,7 +73,14 @@ def join(
     views = [views] if isinstance(views, FeatureView) else list(views)
     store = store if isinstance(store, OfflineStore) else OfflineStore(store)
     return joined(
-        as_table(entity_frame), views, store, time=time, keys=keys or {}, as_of_created=as_of_created, prefix=prefix
+        as_table(entity_frame),
+        views,
+        store,
+        time=time,
+        keys=keys or {},
+        as_of_created=as_of_created,
+        prefix=prefix,
+        events=events,
     ).table
 
 
@@ -83,15 +93,22 @@ def joined(
     keys: Mapping[str, str],
     as_of_created: bool,
     prefix: bool,
+    events: Mapping[str, Events] | None = None,
     told: Callable[[int], None] = lambda _: None,
 ) -> Joined:
     """`join` of an Arrow table; `told` is called with the number of rows found, some thousands at a time."""
     what, found = "the entity frame", {}
     names = _names(frame, views, prefix=prefix)
     times = to_ms(column_of(frame, time, what), time)
+    replayed = dict(events or {})
+    if strange := sorted(replayed.keys() - {view.name for view in views}):
+        raise InvalidData(f"there are events for {strange[0]!r}, which is none of the views that are joined")
     for view, called in zip(views, names, strict=True):
         ids = ids_of(frame, [keys.get(key, key) for key in view.entity_keys], what)
-        rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created, told=told)
+        if view.name in replayed:
+            rows = aggregates_as_of(view, replayed[view.name], ids, times)
+        else:
+            rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created, told=told)
         found[view.name] = int((rows.status == ROW_OK).sum())
         served = as_served(view, rows.values, rows.event_times, rows.status, times)
         _refuse(view, served, ids)

@@ -111,7 +111,7 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, arrow().ArrowException) as error:
         number = getattr(error, "errno", None)
         reason = os.strerror(number) if number else " ".join(str(error).split())
-        raise HistoryUnwritable(f"{folder}: history cannot be written: {reason}") from error
+        raise HistoryUnwritable(f"the history in {folder} cannot be written: {reason}") from error
 
 
 def _sync(path: Path) -> None:

@@ -50,7 +50,9 @@ def restore(
         FeatureError: DuckDB is not installed.
     """
     if view.aggregates is not None:
-        raise InvalidData(f"view {view.name!r} is aggregated: its windows are not in the history of its rows")
+        raise InvalidData(
+            f"view {view.name!r} is aggregated: the state of its windows is not in the history of its rows"
+        )
     check_names(view)
     start, rows, older = time.monotonic(), 0, 0
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms

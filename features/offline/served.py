@@ -5,7 +5,7 @@
 A file holds rows of one version, with the columns
 
     time      int64, ms since 1970: when the row was looked up
-    entity    binary: the id's bytes
+    entity    binary: the id's bytes, as the caller sent it
     values    float32 [k]: what the model saw, of the version's columns that stand in a view
     sources   uint8 [k]: where each value came from, as numbered in `penstock.kernels.joins`
 
@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from penstock.features.errors import InvalidData
 from penstock.features.offline.tables import arrow
-from penstock.features.schema import FeatureView
+from penstock.features.schema import KEPT, FeatureView
 
 KEY = b"penstock.served"
 PATTERN = "served-*.parquet"
@@ -35,7 +35,11 @@ BLOCK = 4096  # a file takes as much of a disk, however small
 
 
 class Origin(BaseModel):
-    """Which version served, which of its columns are looked up, and in which views."""
+    """Which version served, which of its columns are looked up, and in which views.
+
+    Attributes:
+        entity_keys: of the parts of an id, where the views are of several entities; else empty.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +48,7 @@ class Origin(BaseModel):
     version: int
     digest: str
     columns: tuple[str, ...]
+    entity_keys: tuple[str, ...] = ()
     views: tuple[FeatureView, ...]
 
 
@@ -119,7 +124,7 @@ def _read(file: Path) -> tuple[Origin, ServedRows]:
 
     try:
         table = parquet.read_table(file, partitioning=None).combine_chunks()
-        origin = Origin.model_validate_json((table.schema.metadata or {})[KEY])
+        origin = Origin.model_validate_json((table.schema.metadata or {})[KEY], context=KEPT)
         n, k = table.num_rows, len(origin.columns)
         values = _matrix(table["values"], n, k).astype(np.float32, copy=False)
         sources = _matrix(table["sources"], n, k).astype(np.uint8, copy=False)

@@ -10,9 +10,9 @@ A file holds rows whose event time lies on that day (UTC), with the columns
     created_time   int64, ms since 1970: when they were known, which is what a back-fill must not lie about
     written        int64, rising: of two rows alike in all of these the later one counts
 
-Nothing is ever changed: a correction is a row more, with a later created time. A reader sees all of a file or none
-(features/offline/parts.py); a write that spans several days becomes visible day by day. Writing the same rows twice
-changes no answer.
+Nothing is ever changed (but by erasing.py): a correction is a row more, with a later created time. A reader sees all
+of a file or none (features/offline/parts.py); a write that spans several days becomes visible day by day. Writing the
+same rows twice changes no answer.
 
 Cost: about a microsecond a row of 10 columns. A writer holds at most `MAX_HELD` rows back, whatever their days.
 """
@@ -84,8 +84,8 @@ class OfflineStore:
             writer.discard()
 
     def has(self, name: str) -> bool:
-        """Whether there is a history of the view of that name."""
-        return (self.root / name).is_dir()
+        """Whether anything was ever published of the view of that name."""
+        return next((self.root / name).glob("date=*"), None) is not None
 
     def files(self, view: FeatureView, first_ms: int, last_ms: int) -> list[Path]:
         """The files that may hold rows of these event times, oldest day first.
@@ -94,7 +94,7 @@ class OfflineStore:
             InvalidData: the store has no history of the view.
         """
         folder = self.root / view.name
-        if not self.has(view.name):
+        if not folder.is_dir():
             raise InvalidData(
                 f"{folder} does not exist: there is no history of view {view.name!r}; write one with "
                 "OfflineStore.write, or penstock features ingest --offline"
@@ -142,10 +142,27 @@ class Writer:
         created_times: NDArray[np.int64] | None = None,
     ) -> None:
         """Add rows as `FeatureStore.prepare` takes them, known from now on if nothing else is said."""
+        self.hold(self.table(entities, columns, event_times, created_times))
+
+    def table(
+        self,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64],
+        created_times: NDArray[np.int64] | None = None,
+    ) -> Any:
+        """Such rows as they stand in a file."""
         check_times(event_times, "event times")
-        if created_times is None:
-            created_times = np.full(len(entities), time.time_ns() // 1_000_000, np.int64)
-        self._add(arrow().array(entities, arrow().large_binary()), columns, event_times, created_times)
+        known = (
+            np.full(len(entities), time.time_ns() // 1_000_000, np.int64) if created_times is None else created_times
+        )
+        return self._table(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
+
+    def hold(self, table: Any) -> None:
+        """Add rows that stand in it as in a file."""
+        self.rows += table.num_rows
+        self.uncommitted += table.num_rows
+        self._hold(table, table.column(EVENT).to_numpy() // DAY_MS)
 
     def _add(
         self,
@@ -154,17 +171,20 @@ class Writer:
         times: NDArray[np.int64],
         created: NDArray[np.int64] | None,
     ) -> None:
+        known = np.full(len(ids), self._started // 1_000_000, np.int64) if created is None else created
+        self.hold(self._table(ids, columns, times, known))
+
+    def _table(
+        self, ids: Any, columns: Mapping[str, NDArray[Any]], times: NDArray[np.int64], known: NDArray[np.int64]
+    ) -> Any:
         pa, rows = arrow(), len(ids)
-        known = np.full(rows, self._started // 1_000_000, np.int64) if created is None else created
         arrays = [ids]
         for column in self._view.columns:
             values, nulls = fit(column, columns[column.name], rows, first_row=self.rows + 1)
             arrays.append(to_arrow(column, values, nulls, columns[column.name]))
         arrays += [pa.array(times), pa.array(known), pa.array(self._started + self.rows + np.arange(rows))]
         names = [self._view.entity_name, *self._view.column_names, EVENT, CREATED, WRITTEN]
-        self.rows += rows
-        self.uncommitted += rows
-        self._hold(pa.table(arrays, names=names), times // DAY_MS)
+        return pa.table(arrays, names=names)
 
     def _hold(self, table: Any, days: NDArray[np.int64]) -> None:
         """Keep each day's rows until there are many."""

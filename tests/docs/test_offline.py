@@ -55,7 +55,8 @@ def test_the_commands_of_the_page_join_and_restore(page, tmp_path, monkeypatch):
     done = CliRunner().invoke(app, commands["join"])
     assert done.exit_code == 0, done.output
     written = parquet.read_table(tmp_path / "training.parquet")
-    assert str(written.to_pydict()) == str(page["training"].to_pydict())  # NaN is NaN
+    joined = page["join"](page["labels"], page["view"], page["store"], time="at")
+    assert str(written.to_pydict()) == str(joined.to_pydict())  # NaN is NaN
     monkeypatch.setenv("PENSTOCK_FEATURES", "memory://offline-page")
     with open_store("memory://offline-page") as store:
         store.apply(page["view"])

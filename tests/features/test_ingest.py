@@ -111,7 +111,7 @@ def test_progress_is_told_after_each_batch_and_ends_at_all(store, write):
 @pytest.mark.parametrize(
     ("name", "values", "complaint"),
     [
-        ("amount", ["1.5", "2", "12,5"], "column 'amount', row 3: '12,5' is not double"),
+        ("amount", ["1.5", "2", "12,5"], "column 'amount', row 3: '12,5' is not float64"),
         ("count", ["1", "many", "3"], "column 'count', row 2: 'many' is not int64"),
         ("count", [1.0, 2.0, 0.5], "column 'count', row 3: 0.5 does not fit int64"),
         ("new", [0, 1, 2], "column 'new', row 3: 2"),
@@ -140,6 +140,11 @@ def test_a_missing_column_is_named_with_those_there_are(store, write):
         ("customer", [1.5, 2.5, 3.5], "entity ids are integers or text"),
         ("at", [1.5, 2.5, 3.5], "event times"),
         ("at", [0, None, 1], "row 2: an event time is missing"),
+        (
+            "at",
+            ["2026-01-01T00:00:00Z", "2026-01-02", "2026-01-03T00:00:00Z"],
+            r"row 2: '2026-01-02' is not a time \(ms",
+        ),
     ],
 )
 def test_a_column_of_a_useless_type_is_refused(store, tmp_path, name, values, complaint):
@@ -387,6 +392,13 @@ def test_any_number_of_rows_is_skipped_in_every_kind_of_table(tmp_path, kind, sk
     assert not batches or batches[-1][1] == 1
 
 
+def test_unknown_words_are_counted_by_column(store, tmp_path):
+    column = Column(name="kind", dtype="category", vocabulary=["a", "b"])
+    view = FeatureView(name="v", entity="id", columns=[column, column.model_copy(update={"name": "sort"})])
+    (tmp_path / "t.csv").write_text("id,kind,sort\n1,a,b\n2,c,a\n3,,b\n4,d,a\n5,c,b\n")
+    assert ingest(store, view, tmp_path / "t.csv", batch_rows=2).unknown == {"kind": 3}
+
+
 # Tables of many files -------------------------------------------------------------------------------------------------
 
 
@@ -452,7 +464,7 @@ def test_what_is_wrong_with_one_of_many_is_told_of_that_one_before_a_row_is_writ
     (folder / "part-00009.parquet").write_bytes(b"PAR1 nothing")
     with pytest.raises(InvalidData, match=r"part-00009\.parquet: cannot be read"):
         ingest(store, VIEW, folder)
-    assert store.size() == 0
+    assert fetch(store, b"0").status.tolist() == [1]  # absent
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidData, match=r"there is no Parquet file in the folder .*empty"):
         ingest(store, VIEW, tmp_path / "empty")

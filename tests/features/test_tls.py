@@ -16,7 +16,7 @@ from penstock.features.connecting import connector
 OK, ABSENT = 0, 1
 VIEW = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float32")])
 READER = ("on", ">right", "resetkeys", "~fs:*", "~features:*", "resetchannels", "-@all", "+mget", "+get", "+hmget")
-MORE = ("+hget", "+hgetall", "+ping", "+select", "+cluster|slots", "+asking")
+MORE = ("+hgetall", "+ping", "+select", "+cluster|slots", "+asking", "+role")
 
 
 def _load(name):

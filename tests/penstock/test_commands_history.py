@@ -109,7 +109,7 @@ def test_a_full_disk_under_the_history_is_told_with_how_to_go_on(run, tmp_path):
     done = CliRunner().invoke(app, ["features", *RECORD])
     assert done.exit_code == 1
     assert done.stderr.splitlines() == [
-        "penstock: penstock-offline/activity: history cannot be written: Not a directory",
+        "penstock: the history in penstock-offline/activity cannot be written: Not a directory",
         "--resume goes on after the rows that the history has",
     ]
 

@@ -192,7 +192,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_rows_are_kept_once_there_is_roo
     store = MemoryStore()
     with full_after(200), pytest.raises(HistoryUnwritable) as caught:
         run(store, source, offline)
-    assert str(caught.value) == f"{offline.root / 'activity'}: history cannot be written: File too large"
+    assert str(caught.value) == f"the history in {offline.root / 'activity'} cannot be written: File too large"
     assert (recorded(offline), leftovers(offline)) == ([], [])
     assert run(store, source, offline, resume=True).resumed == 0
     assert set(recorded(offline)) == set(range(100))

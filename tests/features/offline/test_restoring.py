@@ -130,7 +130,7 @@ def test_what_cannot_be_restored_is_told(offline):
     counted = FeatureView.model_validate(
         {"name": "v", "entity": "id", "columns": COLUMNS[:1], "aggregates": aggregates}
     )
-    with pytest.raises(InvalidData, match="is aggregated: its windows are not in the history"):
+    with pytest.raises(InvalidData, match="is aggregated: the state of its windows is not in the history"):
         restore(MemoryStore(), counted, offline)
     (offline.root / "v").mkdir(parents=True)
     assert restore(MemoryStore(), VIEW, offline).rows == 0
