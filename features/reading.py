@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.columns import exact_number, lost_in_cast
 from penstock.features.entities import entity_parts
 from penstock.features.errors import InvalidData
 from penstock.features.evolution import kindred, of_former
@@ -221,8 +222,8 @@ def _as_now(column: Column, values: Masked) -> Masked:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.data.astype(column.dtype)
-        lost = (cast.astype(values.dtype) != values.data) if column.dtype.startswith("int") else np.isinf(cast)
-    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | (lost & ~np.isinf(values.data)))
+        lost = lost_in_cast(values.data, cast)
+    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | lost)
 
 
 def _read_texts(
@@ -247,7 +248,14 @@ def _read_texts(
 def _number(text: bytes, dtype: str) -> float | int | None:
     """The number written in `text` if the dtype holds it, else None."""
     try:
-        value = float(text) if dtype.startswith("float") else int(text)
-        return None if value != value else np.dtype(dtype).type(value).item()  # noqa: PLR0124 -- NaN
+        value = float(text) if dtype.startswith("float") else exact_number(text)
+        if value is None or value != value:  # noqa: PLR0124 -- NaN
+            return None
+        if not dtype.startswith("float"):
+            if value != int(value):
+                return None
+            value = int(value)
+        number: float | int = np.dtype(dtype).type(value).item()
     except (ValueError, OverflowError):
         return None
+    return number
