@@ -13,6 +13,10 @@ is noted before the state is written; where a consumer dies between the two, the
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
 it was last merged.
 
+Redis is asked first how large states are, and no more of them are read at a time than a reply has room for: those of
+many or large `distinct` fields in smaller parts. An entity that has had too many entries while one before them waited
+to be acknowledged (`State.is_full`) is refused: its entries are dead letters, and the others of the batch go on.
+
 Cost: 120 µs an event where each in a batch is another entity's, for 18 columns over three windows, half of it waiting
 for Redis; 36 µs where each entity has ten.
 """
@@ -28,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.aggregates import Aggregates
-from penstock.features.buckets import IDENTITY, Damaged, Event, State, Taken
+from penstock.features.buckets import IDENTITY, MAX_TAKEN, Damaged, Event, State, Taken
 from penstock.features.columns import check_table
 from penstock.features.commands import pack
 from penstock.features.entries import Entry, Form, Id, Rows, decode, id_of
@@ -40,7 +44,7 @@ from penstock.features.streams import Counts, RowWriter, Writer
 
 PAIRS_A_CALL = 16
 ENTITIES_A_WRITE = 256
-MAX_REPLY = 1 << 28  # bytes of so many states
+MAX_REPLY = 1 << 28  # bytes of the states that are read at once, half of it for what others add meanwhile
 DUE_A_LOOK = 1000
 LOOK_S = 1.0
 
@@ -97,14 +101,24 @@ class AggregateWriter:
             for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
                 events.setdefault(entity, []).append(event)
 
+        full: set[bytes] = set()
+
         def take(entity: bytes, state: State) -> Taken:
-            return state.take(events.get(entity, ()), floor, now_ms)
+            taken = state.take(events.get(entity, ()), floor, now_ms)
+            (full.add if state.is_full else full.discard)(entity)
+            return taken
 
         for taken in self._change(list(events), take, now_ms):
             counts.written += taken.counted
             counts.older += taken.late
             counts.repeated += taken.repeated
-        return decoded.rejected
+        refused = [
+            (entry, f"more than {MAX_TAKEN:,} entries of its entity wait for one before them to be acknowledged")
+            for rows in decoded.rows
+            for entity, entry in zip(rows.entities, rows.entries, strict=True)
+            if entity in full
+        ]
+        return decoded.rejected + refused
 
     def rest(self) -> None:
         """Write rows anew whose windows have moved on."""
@@ -126,10 +140,10 @@ class AggregateWriter:
     ) -> Iterator[Taken]:
         """Change states and write them with their rows, and give what `change` said of each.
 
-        Entities that have no state get one, or are left out unless `begin`.
+        Entities that have no state get one, or are left out unless `begin`; those whose state is full stay as they are.
         """
-        for start in range(0, len(entities), ENTITIES_A_WRITE):
-            left = list(entities[start : start + ENTITIES_A_WRITE])
+        for part in self._parts(entities):
+            left = part
             while left:
                 stored = self._ask(pack(b"MGET", *map(self._state_key, left)))[0]
                 versions = [
@@ -137,12 +151,25 @@ class AggregateWriter:
                     for entity, data in zip(left, stored, strict=True)
                     if begin or data is not None
                 ]
-                told = [change(version.entity, version.state) for version in versions]
-                refused = self._swap(versions, now_ms) if versions else set()
-                yield from (
-                    taken for version, taken in zip(versions, told, strict=True) if version.entity not in refused
-                )
+                told = [(version, change(version.entity, version.state)) for version in versions]
+                told = [(version, taken) for version, taken in told if not version.state.is_full]
+                refused = self._swap([version for version, _ in told], now_ms) if told else set()
+                yield from (taken for version, taken in told if version.entity not in refused)
                 left = [entity for entity in left if entity in refused]
+
+    def _parts(self, entities: Sequence[bytes]) -> Iterator[list[bytes]]:
+        """The entities, as many at a time as can be read and written at once."""
+        for start in range(0, len(entities), ENTITIES_A_WRITE):
+            some = entities[start : start + ENTITIES_A_WRITE]
+            part: list[bytes] = []
+            held = 0
+            for entity, size in zip(some, self._ask(*[pack(b"STRLEN", self._state_key(e)) for e in some]), strict=True):
+                if part and held + size > MAX_REPLY // 2:
+                    yield part
+                    part, held = [], 0
+                part.append(entity)
+                held += size
+            yield part
 
     def _state_key(self, entity: bytes) -> bytes:
         return self._view.key(entity) + b":state"

@@ -14,6 +14,9 @@ those taken, was counted before, whichever consumer is handed it, and however la
 *Late events* go into the buckets of their time, or are dropped if they are older than allowed. An event that is ahead
 of the clock counts as of now. Non-finite numbers count as missing.
 
+*A state is bounded.* Buckets and `distinct` values by the declaration, and ids by `MAX_TAKEN`: whoever writes refuses
+what would take more (`is_full`). The largest that can be declared has some 45 MB.
+
 As bytes (little-endian): `<BBHIQI` format, flags, reserved, digest of the declaration, version, CRC-32 of key and all
 but this field; floor and ids (u64 ms, u64 number); buckets of each window; hashes and times of each `distinct` field.
 The version is drawn anew for each writing, so that the first 16 bytes tell any two apart.
@@ -40,6 +43,7 @@ COUNT = struct.Struct("<I")
 ID = struct.Struct("<QQ")
 SIGHT = struct.Struct("<QQ")  # hash of a value, ms when it was seen last
 CELL = "Iddd"  # number, sum, least, most
+MAX_TAKEN = 1 << 18  # ids: entries of one entity that are counted and, or one before them, not acknowledged
 
 
 class Event(NamedTuple):
@@ -130,6 +134,11 @@ class State:
             self.taken = {one for one in self.taken if one >= floor}
         self._forget(now_ms)
         return told
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it remembers more ids than a state may have."""
+        return len(self.taken) > MAX_TAKEN
 
     def _count(self, event: Event, time_ms: int) -> None:
         for window, buckets in zip(self.of.windows, self.buckets, strict=True):
