@@ -6,12 +6,13 @@ A view is data, and `penstock features apply` stores it beside the rows. In YAML
     entity: customer_id       # or a list of keys: [customer_id, merchant_id]
     owner: payments
     description: What a customer did lately.
-    ttl_s: 86400              # seconds a row lives after it was written
+    ttl_s: 86400              # seconds a row lives after its event (a hash: after it was written)
     max_age_s: 7200           # seconds since its event time after which a row is stale ...
     on_stale: use             # ... use | default | nan | error
     on_missing: default       # default | nan | error | compute: an entity without a row
     on_outage: error          # error | default | nan: the store is down
     layout: row               # row: packed, fast | hash: features:<entity> hashes of decimal strings
+    time_field: ""            # of a hash: the field that has its event time, in ms since 1970
     columns:
       - {name: transaction_count_7d, dtype: int64, default: 0}
       - {name: avg_transaction_amount, dtype: float64, description: "in euros, 30 days"}
@@ -257,6 +258,7 @@ class FeatureView(Value):
     compute: str = Field(default="", max_length=200)
     on_outage: Literal["error", "default", "nan"] = "error"
     layout: Literal["row", "hash"] = "row"
+    time_field: str = Field(default="", max_length=200)
     owner: str = Field(default="", max_length=200)
     description: Note = ""
     former: tuple[Former, ...] = Field(default=(), max_length=MAX_FORMER)
@@ -310,13 +312,25 @@ class FeatureView(Value):
             raise ValueError("format 1 has numbers only and an entity of one key: this is format 2")
         if (self.on_missing == "compute") != bool(self.compute):
             raise ValueError("on_missing: compute and compute: FUNCTION belong together")
-        if self.max_age_s is None and self.on_stale != "use":
-            raise ValueError(f"on_stale: {self.on_stale} needs max_age_s")
-        if self.max_age_s is not None and self.layout == "hash":
-            raise ValueError("the hash layout keeps no event times, so max_age_s cannot be told: take the row layout")
         if self.max_row_size > MAX_ROW or self.width > MAX_COLUMNS:
             most = f"{MAX_ROW} and {MAX_COLUMNS}"
             raise ValueError(f"a row of {self.max_row_size} bytes and {self.width} numbers; it has at most {most}")
+        return self
+
+    @model_validator(mode="after")
+    def _timed(self) -> Self:
+        """Freshness is told by event times, which a hash has where the view says in which field."""
+        if self.max_age_s is None and self.on_stale != "use":
+            raise ValueError(f"on_stale: {self.on_stale} needs max_age_s")
+        if self.time_field and self.layout == "row":
+            raise ValueError("time_field is for the hash layout: packed rows carry their event times")
+        if _printable(self.time_field, "time_field") in self.column_names:
+            raise ValueError(f"time_field: {self.time_field!r} is a column; the event time has a field of its own")
+        if self.max_age_s is not None and self.layout == "hash" and not self.time_field:
+            raise ValueError(
+                "max_age_s in the hash layout needs time_field: the field that has the event time, in ms since 1970 "
+                f"(_ts:{self.name}, where Penstock writes the hashes); or take the row layout"
+            )
         return self
 
     # Names and shapes ---------------------------------------------------------------------------------------------
@@ -376,12 +390,17 @@ class FeatureView(Value):
         return RowLayout(self.schema_id, specs)
 
     @cached_property
-    def read_as(self) -> tuple[str, int, str, str]:
+    def read_as(self) -> tuple[str | int, ...]:
         """Tells apart views that make other numbers of the same stored row, or of one that is not there.
 
         The schema id does not: it leaves defaults and policies out, and models may keep a view with other ones.
         """
-        return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute
+        return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute, self.time_field
+
+    @cached_property
+    def lives_ms(self) -> int:
+        """How long after its event a packed row is one, in ms: to the last of them, and no longer."""
+        return 1000 * (self.ttl_s if self.aggregates is None else self.aggregates.keep_s)
 
     @cached_property
     def readable(self) -> tuple[int, ...]:
@@ -397,6 +416,16 @@ class FeatureView(Value):
     def fields(self) -> tuple[bytes, ...]:
         """The columns' names as Redis hash fields."""
         return tuple(name.encode() for name in self.column_names)
+
+    @cached_property
+    def stamp(self) -> bytes:
+        """The field of a hash that holds the view's event time, ms since 1970 in decimal."""
+        return (self.time_field or f"_ts:{self.name}").encode()
+
+    @cached_property
+    def read_fields(self) -> tuple[bytes, ...]:
+        """What is read of a hash: `fields` and, where the view says which it is, that of the event time behind them."""
+        return (*self.fields, self.stamp) if self.time_field else self.fields
 
     def definition(self) -> bytes:
         """The view as it is stored: JSON without what is left at its default."""

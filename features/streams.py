@@ -2,8 +2,7 @@
 
 A step takes entries, writes their rows (the newest event wins, features/writes.py), puts what is no row on the
 dead-letter stream, and only then acknowledges. So nothing is lost that was delivered, and what is delivered again
-changes
-nothing: it is as old as it was. Entries come from three places:
+changes nothing: it is as old as it was. Entries come from three places:
 
 - *our own pending ones*, delivered and not acknowledged: first of all, and after every failure;
 - *those of consumers that are gone*, pending for a minute: claimed a few times a minute (XAUTOCLAIM);
@@ -85,6 +84,7 @@ class Counts:
         claimed: of these, taken from other consumers.
         written: rows written; of aggregates, events counted.
         older: rows left out because a newer event was stored; of aggregates, events that came too late.
+        over: rows not kept, for `ttl_s` after their event had passed.
         repeated: of aggregates, events that were counted before.
         rejected: put on the dead-letter stream.
         trimmed: gone from the stream before they could be read again.
@@ -95,6 +95,7 @@ class Counts:
     claimed: int = 0
     written: int = 0
     older: int = 0
+    over: int = 0
     repeated: int = 0
     rejected: int = 0
     trimmed: int = 0
@@ -135,9 +136,10 @@ class RowWriter:
         """See `Writer`."""
         decoded = decode(self._form, entries, time.time_ns() // 1_000_000)
         for rows in decoded.rows:
-            written = self._store.put(self._view, rows.entities, rows.columns, rows.event_times)
-            counts.written += written
-            counts.older += len(rows.entities) - written
+            written = self._store.prepare(self._view, rows.entities, rows.columns, rows.event_times)()
+            counts.written += written.kept
+            counts.over += written.over
+            counts.older += len(rows.entities) - written.kept - written.over
         return decoded.rejected
 
     def rest(self) -> None:

@@ -16,6 +16,7 @@ from penstock.features.streams import Consumer, RowWriter, Settings
 
 pytestmark = pytest.mark.every_server
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
+SINCE = time.time_ns() // 1_000_000 - 10_000
 
 
 @pytest.fixture
@@ -58,7 +59,9 @@ class Dies:
 
 
 def add(client, *events):
-    return [client.xadd("events", {"id": entity, "n": n, "at": at}) for entity, n, at in events]
+    """Events of (entity, n, ms from `SINCE` on, or what is no time)."""
+    times = [SINCE + at if isinstance(at, int) else at for _, _, at in events]
+    return [client.xadd("events", {"id": e, "n": n, "at": at}) for (e, n, _), at in zip(events, times, strict=True)]
 
 
 def stored(store, *entities):
@@ -91,6 +94,13 @@ def test_events_that_come_in_the_wrong_order_end_right(store, client, consumer):
     assert stored(store, 1) == [6]
 
 
+def test_entries_whose_time_is_over_are_counted_and_acknowledged(store, client, consumer):
+    add(client, (1, 1, -VIEW.ttl_s * 1000), (2, 2, 2))
+    counts = drain(consumer())
+    assert (counts.written, counts.over, counts.older, pending(client)) == (1, 1, 0, 0)
+    assert stored(store, 1, 2) == [None, 2]
+
+
 def test_what_was_delivered_to_one_that_died_is_taken_up_under_the_same_name(store, client, consumer):
     add(client, (1, 1, 1), (2, 2, 2))
     with pytest.raises(KeyError):
@@ -105,7 +115,7 @@ def test_what_was_written_and_not_acknowledged_is_delivered_again_without_effect
     add(client, (1, 1, 1), (2, 2, 2))
     with pytest.raises(KeyError):
         drain(consumer(writer=Dies(RowWriter(store, VIEW, "at"))))
-    store.put(VIEW, [b"1"], {"n": np.array([9])}, np.array([9]))
+    store.put(VIEW, [b"1"], {"n": np.array([9])}, np.array([SINCE + 9]))
     counts = drain(consumer())
     assert (counts.read, counts.written, counts.older) == (2, 1, 1)
     assert (pending(client), stored(store, 1, 2)) == (0, [9, 2])
@@ -132,7 +142,11 @@ def test_an_entry_that_is_no_row_is_buried_with_its_reason_and_acknowledged(stor
     first, second = (fields for _, fields in client.xrange("events:dead"))
     assert first[b"penstock:reason"] == b"field 'n': 'two' is not int64"
     assert first[b"penstock:stream"] == b"events"
-    assert {name: first[name] for name in (b"id", b"n", b"at")} == {b"id": b"2", b"n": b"two", b"at": b"2"}
+    assert {name: first[name] for name in (b"id", b"n", b"at")} == {
+        b"id": b"2",
+        b"n": b"two",
+        b"at": b"%d" % (SINCE + 2),
+    }
     assert client.xrange("events", first[b"penstock:id"], first[b"penstock:id"])
     assert b"'at'" in second[b"penstock:reason"]
 
@@ -275,7 +289,7 @@ def test_a_store_that_is_away_leaves_entries_pending_until_it_is_back(store, cli
 def test_entries_that_are_too_large_together_are_taken_one_by_one(store, client, consumer, monkeypatch):
     monkeypatch.setattr("penstock.features.streams.MAX_REPLY", 1 << 16)
     for entity in range(4):
-        client.xadd("events", {"id": entity, "n": entity, "at": 1, "other": "x" * 40_000})
+        client.xadd("events", {"id": entity, "n": entity, "at": SINCE, "other": "x" * 40_000})
     counts = drain(consumer(batch=4))
     assert counts.written == 4
     assert counts.failures >= 2
