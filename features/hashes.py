@@ -69,9 +69,9 @@ def decode_hashes(
     Event times are left as they are, 0, where the view does not read them.
     """
     if not view.time_field:
-        parse_hashes(replies, out, status)
+        parse_hashes(replies, view.whole, out, status)
         return
-    parse_hashes([reply[:-1] for reply in replies], out, status)
+    parse_hashes([reply[:-1] for reply in replies], view.whole, out, status)
     event_times[:] = [time_of(reply[-1]) for reply in replies]
     event_times[status != ROW_OK] = 0
 

@@ -418,6 +418,11 @@ class FeatureView(Value):
         return tuple(name.encode() for name in self.column_names)
 
     @cached_property
+    def whole(self) -> NDArray[np.uint8]:
+        """uint8 [columns]: 1 for those of int64, whose text is read as an integer."""
+        return np.array([dtype == "int64" for dtype in self.dtypes], np.uint8)
+
+    @cached_property
     def stamp(self) -> bytes:
         """The field of a hash that holds the view's event time, ms since 1970 in decimal."""
         return (self.time_field or f"_ts:{self.name}").encode()
