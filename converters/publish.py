@@ -60,6 +60,8 @@ class Converted:
         ]
         if self.passed.arithmetic == "float64":
             found.append("float32 arithmetic did not pass the gate, so the graph computes in float64")
+        if keys := self.manifest.signature.entity_keys:
+            found.append(f"an entity id has {len(keys)} parts, in this order: {', '.join(keys)}")
         if self.sent:
             found.append(f"in no feature view, so callers must send: {', '.join(self.sent)}")
         return found
@@ -181,7 +183,7 @@ def convert(
         functions: those that the transforms call, by name.
         now: where they count from the clock: milliseconds since 1970, one or [n]; the present if left out.
         views: feature views that hold the model's columns.
-        entity: name of the entity id input; the views' own by default.
+        entity: name of the entity id input, where the views are of one entity; its keys, joined by '|', by default.
         tolerance: how far answers may part (`parity.py`).
         fuzz: also compare rows made to sit on tree thresholds (`fuzz.py`).
         trust: let a pickle run its code.
@@ -277,7 +279,9 @@ def _version(
         framework=f"scikit-learn {installed('scikit-learn')}",
         opset=onnx.opset_of(model),
         ir_version=model.ir_version,
-        signature=onnx.signature_of(passed.model, columns=columns, entity=joined.entity),
+        signature=onnx.signature_of(
+            passed.model, columns=columns, entity=joined.entity, entity_keys=joined.entity_keys
+        ),
         feature_sets=joined.feature_sets,
         score=score,
         metrics=found,

@@ -20,9 +20,13 @@ import re
 import zlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from penstock.features.records import Layout
 
 STEPS = 60  # buckets of a window
 UNITS = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -63,6 +67,10 @@ class Aggregate(BaseModel):
         """Length of the window."""
         number, unit = int(self.window[:-1]), self.window[-1]
         return number * UNITS[unit]
+
+    def __str__(self) -> str:
+        """As a person says it."""
+        return f"{self.function}{f' of {self.of}' if self.of else ''} over {self.window}"
 
 
 class Aggregates(BaseModel):
@@ -114,8 +122,20 @@ class Aggregates(BaseModel):
         )
 
     @cached_property
+    def layout(self) -> Layout:
+        """What states of it have."""
+        return Layout.of(self.windows, ((name, name in self.numeric) for name in self.counted), self.told_apart)
+
+    def begins_empty(self, column: Aggregate, former: Aggregates) -> bool:
+        """Whether states of the former declaration have nothing of what this column is made of."""
+        if column.function == "distinct":
+            return column.of not in former.told_apart
+        field = self.layout.counted[self.counted.index(column.of)]
+        return column.window_ms not in former.windows or field not in former.layout.counted
+
+    @cached_property
     def digest(self) -> int:
-        """32 bits of the declaration: states of another one are not read as its own."""
+        """32 bits of the declaration, which is all that states of format 1 say of it."""
         return zlib.crc32(self.model_dump_json().encode())
 
     @cached_property
@@ -142,3 +162,13 @@ def check_columns(aggregates: Aggregates, dtypes: Mapping[str, str], layout: str
         allowed = ("float64", "float32") + (("int64", "int32") if column.function in ("count", "distinct") else ())
         if dtypes[name] not in allowed:
             raise ValueError(f"column {name!r}: a {column.function} is {' or '.join(allowed)}, not {dtypes[name]}")
+
+
+def as_columns(dtypes: Mapping[str, str], values: NDArray[np.float64]) -> dict[str, NDArray[Any]]:
+    """Values of n states, float64 [n, k] in the order of `dtypes`, by column; what a dtype cannot hold is null."""
+    columns = {}
+    for (name, dtype), column in zip(dtypes.items(), values.T, strict=True):
+        kind = np.dtype(dtype)
+        most = np.finfo(kind).max if kind.kind == "f" else np.iinfo(kind).max
+        columns[name] = np.where(np.abs(column) <= most, column, np.nan)
+    return columns

@@ -10,8 +10,12 @@ the sorted set `fs:due:<view>`; every consumer looks there once a second and wri
 it has time. So a row is late by a second more than its windows' steps, while one consumer runs and keeps up. The time
 is noted before the state is written; where a consumer dies between the two, the entity is looked at in vain.
 
+A state that another declaration wrote is carried over as far as both have it (features/buckets.py), so consumers with a
+former and a new one may run side by side for a while: what both have goes on, what only the new one has begins when the
+last of the former is gone.
+
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
-it was last merged.
+it was last merged. A history gets each row as it is written, whether for events or for windows that have moved on.
 
 Redis is asked first how large states are, and no more of them are read at a time than a reply has room for: those of
 many or large `distinct` fields in smaller parts. An entity that has had too many entries while one before them waited
@@ -25,22 +29,23 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.aggregates import Aggregates
-from penstock.features.buckets import IDENTITY, MAX_TAKEN, Damaged, Event, State, Taken
+from penstock.features.aggregates import Aggregates, as_columns
+from penstock.features.buckets import IDENTITY, MAX_TAKEN, Event, State, Taken
 from penstock.features.columns import check_table
 from penstock.features.commands import pack
-from penstock.features.entries import Entry, Form, Id, Rows, decode, id_of
+from penstock.features.entries import FIRST_ID, Entry, Form, Id, Rows, counted_id, decode
 from penstock.features.errors import StoreMisconfigured
+from penstock.features.records import Damaged
 from penstock.features.redis import RedisStore
 from penstock.features.schema import Column, FeatureView
 from penstock.features.store import FeatureStore
-from penstock.features.streams import Counts, RowWriter, Writer
+from penstock.features.streams import Counts, History, RowWriter, Writer
 
 PAIRS_A_CALL = 16
 ENTITIES_A_WRITE = 256
@@ -74,7 +79,7 @@ end"""
 
 
 class AggregateWriter:
-    """Entries are events of an aggregated view; `clock` gives ms since 1970."""
+    """Entries are events of an aggregated view; `clock` gives ms since 1970, `history` keeps the rows."""
 
     def __init__(
         self,
@@ -82,14 +87,17 @@ class AggregateWriter:
         view: FeatureView,
         time_field: str | None,
         clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        history: History | None = None,
     ) -> None:
         if view.aggregates is None:
             raise ValueError(f"view {view.name!r} has no aggregates")
         self._store, self._view, self._of, self._clock = store, view, view.aggregates, clock
+        self._history = history
         columns = [Column(name=name, dtype="float64") for name in self._of.numeric]
         self._form = Form(view.entity_keys, columns, time_field)
         self._due = b"fs:due:" + view.name.encode()
-        self._dtypes = {column.name: np.dtype(column.dtype) for column in view.columns}
+        dtypes = dict(zip(view.column_names, view.dtypes, strict=True))
+        self._dtypes = {name: dtypes[name] for name in self._of.columns}
         self._look_at = 0
 
     def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:
@@ -98,8 +106,11 @@ class AggregateWriter:
         decoded = decode(self._form, entries, now_ms)
         events: dict[bytes, list[Event]] = {}
         for rows in decoded.rows:
+            counts.take_in(rows)
             for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
                 events.setdefault(entity, []).append(event)
+        if any(FIRST_ID in entry.fields for entry in entries):
+            floor = (0, 0)  # of the stream of dead letters, which says nothing of the stream's own entries
 
         full: set[bytes] = set()
 
@@ -153,7 +164,10 @@ class AggregateWriter:
                 ]
                 told = [(version, change(version.entity, version.state)) for version in versions]
                 told = [(version, taken) for version, taken in told if not version.state.is_full]
-                refused = self._swap([version for version, _ in told], now_ms) if told else set()
+                versions = [version for version, _ in told]
+                columns = self._columns(versions, now_ms)
+                refused = self._swap(versions, columns, now_ms) if versions else set()
+                self._record(versions, columns, refused, now_ms)
                 yield from (taken for version, taken in told if version.entity not in refused)
                 left = [entity for entity in left if entity in refused]
 
@@ -180,14 +194,14 @@ class AggregateWriter:
         try:
             return State.decode(self._of, self._state_key(entity), data)
         except Damaged:
-            log.warning("a state of view %r is damaged, or of another declaration: begun anew", self._view.name)
+            log.warning("a state of view %r is damaged, or of another release: begun anew", self._view.name)
             return State(self._of)
 
-    def _swap(self, versions: Sequence[Version], now_ms: int) -> set[bytes]:
+    def _swap(self, versions: Sequence[Version], columns: Mapping[str, NDArray[Any]], now_ms: int) -> set[bytes]:
         """Note when they are due, then write states and rows; the entities whose state somebody else has written."""
         due = [(str(at), v.entity) for v in versions if (at := v.state.changes_at(now_ms)) is not None]
         commands = [pack(b"ZADD", self._due, *(word for pair in due for word in pair))] if due else []
-        rows = self._rows(versions, now_ms)
+        rows = self._rows(versions, columns, now_ms)
         for start in range(0, len(versions), PAIRS_A_CALL):
             keys: list[bytes] = []
             words = [b"%d" % self._of.keep_s]
@@ -199,30 +213,40 @@ class AggregateWriter:
         replies = self._ask(*commands)[bool(due) :]
         return {versions[PAIRS_A_CALL * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
 
-    def _rows(self, versions: Sequence[Version], now_ms: int) -> list[bytes]:
-        """The states' values as packed rows; what a column's dtype cannot hold is null."""
-        values = np.array([version.state.values(now_ms) for version in versions])
-        columns: dict[str, NDArray[Any]] = {}
-        for name, column in zip(self._of.columns, values.T, strict=True):
-            dtype = self._dtypes[name]
-            most = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
-            columns[name] = np.where(np.abs(column) <= most, column, np.nan)
+    def _columns(self, versions: Sequence[Version], now_ms: int) -> dict[str, NDArray[Any]]:
+        """The states' values by column."""
+        values = np.array([version.state.values(now_ms) for version in versions], np.float64)
+        return as_columns(self._dtypes, values.reshape(len(versions), len(self._dtypes)))
+
+    def _rows(self, versions: Sequence[Version], columns: Mapping[str, NDArray[Any]], now_ms: int) -> list[bytes]:
+        """The same as packed rows."""
         entities = [version.entity for version in versions]
         table = check_table(self._view, entities, columns, np.full(len(versions), now_ms, np.int64))
         keys = self._view.keys(entities)
         return self._view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
 
+    def _record(
+        self, versions: Sequence[Version], columns: Mapping[str, NDArray[Any]], refused: set[bytes], now_ms: int
+    ) -> None:
+        """Keep what was written as history."""
+        written = [i for i, version in enumerate(versions) if version.entity not in refused]
+        if self._history is not None and written:
+            rows = {name: values[written] for name, values in columns.items()}
+            self._history.put([versions[i].entity for i in written], rows, np.full(len(written), now_ms, np.int64))
+
     def _ask(self, *commands: bytes) -> list[Any]:
         return self._store.request(*commands, limit=MAX_REPLY)
 
 
-def writer_for(store: FeatureStore, view: FeatureView, time_field: str | None) -> Writer:
+def writer_for(
+    store: FeatureStore, view: FeatureView, time_field: str | None, history: History | None = None
+) -> Writer:
     """What writes a stream into this view: its entries are rows, or events of which it is an aggregate."""
     if view.aggregates is None:
-        return RowWriter(store, view, time_field)
+        return RowWriter(store, view, time_field, history)
     if not isinstance(store, RedisStore):
         raise StoreMisconfigured("aggregates are kept in Redis, not in memory")
-    return AggregateWriter(store, view, time_field)
+    return AggregateWriter(store, view, time_field, history=history)
 
 
 class Version(NamedTuple):
@@ -243,4 +267,4 @@ def events_of(of: Aggregates, rows: Rows) -> Iterator[Event]:
             numbers.append([1.0 if not name or e.fields.get(name.encode()) else None for e in rows.entries])
     values = [[entry.fields.get(name.encode()) or None for entry in rows.entries] for name in of.told_apart]
     for i, (entry, time_ms) in enumerate(zip(rows.entries, rows.event_times.tolist(), strict=True)):
-        yield Event(id_of(entry.id), time_ms, tuple(c[i] for c in numbers), tuple(c[i] for c in values))
+        yield Event(counted_id(entry), time_ms, tuple(c[i] for c in numbers), tuple(c[i] for c in values))

@@ -17,9 +17,13 @@ of the clock counts as of now. Non-finite numbers count as missing.
 *A state is bounded.* Buckets and `distinct` values by the declaration, and ids by `MAX_TAKEN`: whoever writes refuses
 what would take more (`is_full`). The largest that can be declared has some 45 MB.
 
-As bytes (little-endian): `<BBHIQI` format, flags, reserved, digest of the declaration, version, CRC-32 of key and all
-but this field; floor and ids (u64 ms, u64 number); buckets of each window; hashes and times of each `distinct` field.
-The version is drawn anew for each writing, so that the first 16 bytes tell any two apart.
+*A state says what it has*: its windows and fields stand in it (`Layout`). So it can be read under another declaration:
+what both have is carried over, what only one has begins empty or is left out; ids are kept, so nothing counts twice.
+
+As bytes (little-endian): `<BBHIQI` format, flags, reserved, size of the layout, version, CRC-32 of key and all but this
+field; layout; floor and ids (u64 ms, u64 number); buckets of each window; hashes and times of each `distinct` field.
+The version is drawn anew for each writing, so that the first 16 bytes tell any two apart. Format 1 had the digest of
+the declaration in place of the layout, and is read under that one only.
 """
 
 from __future__ import annotations
@@ -30,16 +34,16 @@ import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import NamedTuple
 
 from penstock.features.aggregates import STEPS, Aggregates
 from penstock.features.entries import Id
+from penstock.features.records import COUNT, Damaged, Layout, Reader, decode_layout, hash_of
 
-FORMAT = 1
+FORMAT = 2
 HEAD = struct.Struct("<BBHIQI")
 IDENTITY = 16  # bytes of the head that no two writings share
-COUNT = struct.Struct("<I")
 ID = struct.Struct("<QQ")
 SIGHT = struct.Struct("<QQ")  # hash of a value, ms when it was seen last
 CELL = "Iddd"  # number, sum, least, most
@@ -60,10 +64,6 @@ class Event(NamedTuple):
     time_ms: int
     numbers: tuple[float | None, ...]
     values: tuple[bytes | None, ...]
-
-
-class Damaged(Exception):  # noqa: N818 -- the state of bytes, caught at once
-    """Bytes that are no state, or not one of this declaration and key."""
 
 
 @dataclass(slots=True)
@@ -124,15 +124,14 @@ class State:
                 told.repeated += 1
                 continue
             self.taken.add(event.id)
-            if now_ms - event.time_ms > self.of.late_ms:
+            if self.count(event, now_ms):
+                told.counted += 1
+            else:
                 told.late += 1
-                continue
-            self._count(event, min(event.time_ms, now_ms))
-            told.counted += 1
         if floor > self.floor:
             self.floor = floor
             self.taken = {one for one in self.taken if one >= floor}
-        self._forget(now_ms)
+        self.forget(now_ms)
         return told
 
     @property
@@ -140,7 +139,11 @@ class State:
         """Whether it remembers more ids than a state may have."""
         return len(self.taken) > MAX_TAKEN
 
-    def _count(self, event: Event, time_ms: int) -> None:
+    def count(self, event: Event, now_ms: int) -> bool:
+        """Count an event that comes now, whatever its id; False if it comes too late."""
+        if now_ms - event.time_ms > self.of.late_ms:
+            return False
+        time_ms = min(event.time_ms, now_ms)
         for window, buckets in zip(self.of.windows, self.buckets, strict=True):
             cells = buckets.setdefault(time_ms // (window // STEPS), [])
             if not cells:
@@ -152,8 +155,9 @@ class State:
             if value is not None:
                 key = hash_of(value)
                 seen[key] = max(seen.get(key, 0), time_ms)
+        return True
 
-    def _forget(self, now_ms: int) -> None:
+    def forget(self, now_ms: int) -> None:
         """Drop what no window has any more."""
         for window, buckets in zip(self.of.windows, self.buckets, strict=True):
             for number in [number for number in buckets if number < first_bucket(window, now_ms)]:
@@ -179,11 +183,11 @@ class State:
         ]
 
     def _merged(self, first: int, buckets: dict[int, list[Cell]]) -> list[Cell]:
-        """Each field's cell over the buckets from `first` on."""
+        """Each field's cell over the buckets from `first` on, the oldest first: a sum has one order, however stored."""
         whole = [Cell() for _ in self.of.counted]
-        for number, cells in buckets.items():
+        for number in sorted(buckets):
             if number >= first:
-                for total, cell in zip(whole, cells, strict=True):
+                for total, cell in zip(whole, buckets[number], strict=True):
                     total.add(cell.number, cell.total, cell.least, cell.most)
         return whole
 
@@ -209,8 +213,14 @@ class State:
 
     def encode(self, key: bytes) -> bytes:
         """As it is stored under `key`."""
-        parts = [ID.pack(*self.floor), COUNT.pack(len(self.taken)), *(ID.pack(*one) for one in sorted(self.taken))]
-        bucket = _bucket_of(self.of)
+        layout = self.of.layout.encode()
+        parts = [
+            layout,
+            ID.pack(*self.floor),
+            COUNT.pack(len(self.taken)),
+            *(ID.pack(*one) for one in sorted(self.taken)),
+        ]
+        bucket = _bucket_of(len(self.of.counted))
         for buckets in self.buckets:
             parts.append(COUNT.pack(len(buckets)))
             for number, cells in sorted(buckets.items()):
@@ -219,56 +229,43 @@ class State:
         for seen in self.seen:
             parts += [COUNT.pack(len(seen)), *(SIGHT.pack(*sight) for sight in sorted(seen.items()))]
         body = b"".join(parts)
-        start = HEAD.pack(FORMAT, 0, 0, self.of.digest, random.getrandbits(64), 0)[:IDENTITY]
+        start = HEAD.pack(FORMAT, 0, 0, len(layout), random.getrandbits(64), 0)[:IDENTITY]
         return start + COUNT.pack(zlib.crc32(key + start + body)) + body
 
     @classmethod
     def decode(cls, of: Aggregates, key: bytes, data: bytes) -> State:
-        """The state that was stored under `key`; raises `Damaged`."""
+        """The state that was stored under `key`, as far as this declaration has it; raises `Damaged`."""
         if len(data) < HEAD.size:
             raise Damaged
-        form, flags, reserved, digest, _, crc = HEAD.unpack_from(data)
-        if (form, flags, reserved, digest) != (FORMAT, 0, 0, of.digest):
-            raise Damaged
-        if crc != zlib.crc32(key + data[:IDENTITY] + data[HEAD.size :]):
+        form, flags, reserved, about, _, crc = HEAD.unpack_from(data)
+        if (flags, reserved) != (0, 0) or crc != zlib.crc32(key + data[:IDENTITY] + data[HEAD.size :]):
             raise Damaged
         reader = Reader(data, HEAD.size)
+        if form == FORMAT:
+            found = decode_layout(reader.raw(about))
+        elif (form, about) == (1, of.digest):
+            found = of.layout
+        else:
+            raise Damaged
         (floor,) = reader.take(ID, 1)
         state = cls(of, (floor[0], floor[1]), {(ms, number) for ms, number in reader.counted(ID)})
-        bucket = _bucket_of(of)
-        for buckets in state.buckets:
-            for number, *words in reader.counted(bucket):
-                buckets[number] = [Cell(*words[at : at + 4]) for at in range(0, len(words), 4)]
-        for seen in state.seen:
-            seen |= dict(reader.counted(SIGHT))
+        state._fill(found, reader)
         if reader.left:
             raise Damaged
         return state
 
-
-@dataclass(slots=True)
-class Reader:
-    """Takes records from bytes, and never more than there are."""
-
-    data: bytes
-    at: int
-
-    @property
-    def left(self) -> int:
-        """Bytes not yet taken."""
-        return len(self.data) - self.at
-
-    def take(self, record: struct.Struct, count: int) -> list[tuple[Any, ...]]:
-        """So many records; raises `Damaged`."""
-        size = record.size * count
-        if size > self.left:
-            raise Damaged
-        self.at += size
-        return list(record.iter_unpack(memoryview(self.data)[self.at - size : self.at]))
-
-    def counted(self, record: struct.Struct) -> list[tuple[Any, ...]]:
-        """As many records as the number before them says."""
-        return self.take(record, self.take(COUNT, 1)[0][0])
+    def _fill(self, found: Layout, reader: Reader) -> None:
+        """Take what a state of that layout has in common with this one."""
+        own, bucket = self.of.layout, _bucket_of(len(found.counted))
+        places = [4 * found.counted.index(name) if name in found.counted else None for name in own.counted]
+        for window in found.windows:
+            kept = self.buckets[own.windows.index(window)] if window in own.windows else {}
+            for number, *words in reader.counted(bucket):
+                kept[number] = [Cell() if at is None else Cell(*words[at : at + 4]) for at in places]
+        for name in found.told_apart:
+            sights = reader.counted(SIGHT)
+            if name in own.told_apart:
+                self.seen[own.told_apart.index(name)] |= dict(sights)
 
 
 def first_bucket(window: int, now_ms: int) -> int:
@@ -276,10 +273,6 @@ def first_bucket(window: int, now_ms: int) -> int:
     return (now_ms - window) // (window // STEPS)
 
 
-def hash_of(value: bytes) -> int:
-    """64 bits of it: of 1,000 different values two are taken for one with a chance of 3e-14."""
-    return int.from_bytes(blake2b(value, digest_size=8).digest(), "little")
-
-
-def _bucket_of(of: Aggregates) -> struct.Struct:
-    return struct.Struct("<q" + CELL * len(of.counted))
+@lru_cache(maxsize=64)
+def _bucket_of(fields: int) -> struct.Struct:
+    return struct.Struct("<q" + CELL * fields)

@@ -235,6 +235,14 @@ def _fit_words(column: Column, data: NDArray[Any], null: Mask, first_row: int) -
     return indices, np.array([text is None for text in texts], bool)
 
 
+def unknown_words(column: Column, values: Values, nulls: Nulls) -> int:
+    """How many words of a category, as `fit` gives them, its vocabulary does not have; 0 for other columns."""
+    if column.dtype != "category":
+        return 0
+    unknown = np.asarray(values) == UNKNOWN
+    return int(np.count_nonzero(unknown if nulls is None else unknown & (nulls == 0)))
+
+
 def _texts(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> list[str | None]:
     """Each value as text, None where it is null."""
     if data.dtype.kind not in "OUST" and len(data):

@@ -3,7 +3,7 @@
 An entry's fields are named as a view's columns and its entity; others are left out. Values are text, as in CSV: a
 number in decimal (`true` and `false` for a bool, too), a word or text as it is, a vector as a JSON list; a field that
 is missing or empty is null. The event time is in the field that the caller names, as ms since 1970 (UTC) or ISO 8601
-text; without one it is that of the entry's id.
+text; without one it is that of the entry's id, or of the id that a dead letter had when it first came.
 
 Whole columns are converted at once, for that is what is fast. Where it fails the entries are halved until the bad ones
 stand alone, each with its reason: k bad ones of n cost about k log n conversions. Cost: 12 µs an entry of 30 columns.
@@ -12,6 +12,7 @@ stand alone, each with its reason: k bad ones of n cost about k log n conversion
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,13 +21,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import AHEAD_MS, exact_numbers, fit
+from penstock.features.columns import AHEAD_MS, exact_numbers, fit, unknown_words
 from penstock.features.entities import MAX_ENTITY, entity_key
 from penstock.features.errors import InvalidData
 from penstock.features.schema import PLAIN, Column
 
 MAX_NUMBER = 512  # bytes of a text that is taken for a number
-
+FIRST_ID = b"penstock:id"  # field of a dead letter (features/dead_letters.py)
+ID = re.compile(rb"\d{1,15}-\d{1,15}")
+RETURNED = 1 << 62  # ms of ids of dead letters that come back, which no stream's ids reach
 
 Id = tuple[int, int]
 """An entry's id: ms since 1970, and a number among those of that ms."""
@@ -41,12 +44,16 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """n entries as `put` takes them: entities, columns of [n], event times in ms since 1970."""
+    """n entries as `put` takes them: entities, columns of [n], event times in ms since 1970.
+
+    `unknown` has for columns with words that their vocabulary does not have how many these are.
+    """
 
     entries: Sequence[Entry]
     entities: list[bytes]
     columns: dict[str, NDArray[Any]]
     event_times: NDArray[np.int64]
+    unknown: dict[str, int]
 
 
 @dataclass(slots=True)
@@ -95,7 +102,7 @@ def _decode(form: Form, entries: Sequence[Entry], now_ms: int, to: Decoded) -> N
 def _rows(form: Form, entries: Sequence[Entry], now_ms: int) -> Rows:
     entities = [entity_of(form.keys, entry) for entry in entries]
     times = np.array([time_of(entry, form.time_field, now_ms) for entry in entries], np.int64)
-    columns = {}
+    columns, unknown = {}, {}
     for column in form.columns:
         field = column.name.encode()
         array = to_array(column, [entry.fields.get(field) for entry in entries])
@@ -103,13 +110,27 @@ def _rows(form: Form, entries: Sequence[Entry], now_ms: int) -> Rows:
         if column.dtype in PLAIN:  # what else is fitted is not what `prepare` takes
             array = np.ma.MaskedArray(values, nulls.astype(bool)) if nulls is not None else np.asarray(values)
         columns[column.name] = array
-    return Rows(entries, entities, columns, times)
+        if words := unknown_words(column, values, nulls):
+            unknown[column.name] = words
+    return Rows(entries, entities, columns, times, unknown)
 
 
 def id_of(text: bytes) -> Id:
     """An id as Redis writes it, `ms-number`."""
     ms, _, number = text.partition(b"-")
     return int(ms), int(number)
+
+
+def first_id(entry: Entry) -> bytes:
+    """The id under which it first came, if it is a dead letter; else its own."""
+    told = entry.fields.get(FIRST_ID, b"")
+    return told if ID.fullmatch(told) else entry.id
+
+
+def counted_id(entry: Entry) -> Id:
+    """What tells its event from others: its id, or that of a dead letter which comes back, in a range of their own."""
+    ms, number = id_of(first_id(entry))
+    return (ms, number) if entry.fields.get(FIRST_ID) is None else (RETURNED + ms, number)
 
 
 def entity_of(keys: Sequence[str], entry: Entry) -> bytes:
@@ -125,7 +146,7 @@ def entity_of(keys: Sequence[str], entry: Entry) -> bytes:
 def time_of(entry: Entry, time_field: str | None, now_ms: int) -> int:
     """The event time in ms since 1970; raises `InvalidData`."""
     if time_field is None:
-        name, text = "id", entry.id.partition(b"-")[0].decode()
+        name, text = "id", first_id(entry).partition(b"-")[0].decode()
     else:
         name, text = f"field {time_field!r}", entry.fields.get(time_field.encode(), b"").decode("utf-8", "replace")
     try:

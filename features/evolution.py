@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.aggregates import Aggregates
 from penstock.features.schema import MAX_FORMER, Column, FeatureView, Former
 from penstock.kernels.rows import ROW_SCHEMA
 
@@ -161,7 +162,7 @@ def breaks(old: FeatureView, new: FeatureView) -> list[str]:
     by_name = {column.name: column for column in new.columns}
     for column in old.columns:
         lines += _column_breaks(column, by_name.get(column.name))
-    return lines
+    return lines + _aggregate_breaks(old.aggregates, new.aggregates)
 
 
 def lost_features(old: FeatureView, new: FeatureView) -> set[str]:
@@ -183,6 +184,27 @@ def _column_breaks(old: Column, new: Column | None) -> list[str]:
         some = ", ".join([*map(repr, gone[:5]), *["..."] * (len(gone) > 5)])
         return [f"column {old.name!r}: its vocabulary loses {some}"]
     return []
+
+
+def _aggregate_breaks(old: Aggregates | None, new: Aggregates | None) -> list[str]:
+    """What windows lose; a column that is dropped is told as such."""
+    if old is None or new is None:
+        lost, found = (
+            "it is aggregated no more, and its windows are lost",
+            "rows that are stored give way to its counts",
+        )
+        return [] if old is new else [lost if new is None else f"it becomes aggregated: {found}"]
+    lines = []
+    for name, before in old.columns.items():
+        after = new.columns.get(name, before)
+        empty = name in new.columns and new.begins_empty(after, old)
+        if after != before:
+            lines.append(f"column {name!r}: {before} becomes {after}{', which begins empty' if empty else ''}")
+        elif empty:
+            lines.append(f"column {name!r}: its windows are lost, for of {after.of!r} numbers are counted from now on")
+    if new.max_distinct < old.max_distinct and old.told_apart:
+        lines.append(f"max_distinct {old.max_distinct} becomes {new.max_distinct}: more values are forgotten")
+    return lines
 
 
 def _kind(column: Column) -> str:

@@ -22,16 +22,16 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from penstock.features.arrow import to_array, to_entities, to_times
-from penstock.features.columns import fit
+from penstock.features.columns import fit, unknown_words
 from penstock.features.errors import InvalidData, RowsLost, StoreUnavailable
 from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
@@ -54,6 +54,7 @@ class Report:
         resumed: rows that an earlier run had done.
         over: of `rows`, not kept, for `ttl_s` after their event had passed.
         seconds: how long it took.
+        unknown: by column how many words its vocabulary does not have.
     """
 
     view: str
@@ -62,6 +63,7 @@ class Report:
     older: int = 0
     resumed: int = 0
     over: int = 0
+    unknown: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def kept(self) -> int:
@@ -110,6 +112,7 @@ def ingest(
     start = time.monotonic()
     job = Job(store, job_name(view, source, time_column), resume=resume)
     written = Written()
+    unknown: Counter[str] = Counter()
     with in_turn() as (submit, stop):
         done: deque[tuple[Future[Written], int, float]] = deque()
 
@@ -124,14 +127,15 @@ def ingest(
 
         read = job.resumed
         for batch, fraction in read_batches(source, wanted(view, time_column), batch_rows, skip=read):
-            write = prepare(store, view, batch, time_column, first=read + 1, overwrite=overwrite)
+            write = prepare(store, view, batch, time_column, first=read + 1, overwrite=overwrite, unknown=unknown)
             read += batch.num_rows
             done.append((submit(persistently(job.marking(write, read), patience_s, stop)), batch.num_rows, fraction))
             settle(WAITING)
         settle(0)
     job.finish()
     rows, seconds = job.rows - job.resumed, time.monotonic() - start
-    return Report(view.name, rows, seconds, rows - written.kept - written.over, job.resumed, written.over)
+    older = rows - written.kept - written.over
+    return Report(view.name, rows, seconds, older, job.resumed, written.over, dict(unknown))
 
 
 def wanted(view: FeatureView, time_column: str | None) -> list[str]:
@@ -140,13 +144,22 @@ def wanted(view: FeatureView, time_column: str | None) -> list[str]:
 
 
 def prepare(
-    store: FeatureStore, view: FeatureView, batch: Any, time_column: str | None, *, first: int, overwrite: bool
+    store: FeatureStore,
+    view: FeatureView,
+    batch: Any,
+    time_column: str | None,
+    *,
+    first: int,
+    overwrite: bool,
+    unknown: Counter[str],
 ) -> Write:
-    """One record batch, checked and encoded; messages count rows from `first`."""
+    """One record batch, checked and encoded, its unknown words counted; messages count rows from `first`."""
     entities = to_entities([batch.column(key) for key in view.entity_keys], view.entity_keys, first)
     columns = {column.name: to_array(batch.column(column.name), column, first) for column in view.columns}
     for column in view.columns:
-        fit(column, columns[column.name], len(entities), first_row=first)  # the store cannot tell rows of the file
+        fitted = fit(column, columns[column.name], len(entities), first_row=first)  # the store cannot tell rows of it
+        if words := unknown_words(column, *fitted):
+            unknown[column.name] += words
     times = to_times(batch.column(time_column), time_column, first) if time_column else None
     return store.prepare(view, entities, columns, times, overwrite=overwrite)
 

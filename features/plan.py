@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from penstock.features.aggregates import Aggregates
 from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.evolution import breaks, lost_features, succeed, within
 from penstock.features.schema import KEPT, MAX_DEFINITION, Column, FeatureView
@@ -20,7 +21,6 @@ FIELDS = (
     "on_missing",
     "compute",
     "on_outage",
-    "aggregates",
     "owner",
     "description",
 )
@@ -136,10 +136,27 @@ def _differences(old: FeatureView, new: FeatureView) -> Iterable[str]:
     for name in FIELDS:
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
-            yield "aggregates" if name == "aggregates" else f"{name} {_shown(before)} -> {_shown(after)}"
+            yield f"{name} {_shown(before)} -> {_shown(after)}"
+    yield from _aggregate_differences(old.aggregates, new.aggregates)
     yield from _column_differences(old.columns, new.columns)
     if old.schema_id != new.schema_id:
         yield f"schema id {old.schema_id:08x} -> {new.schema_id:08x}"
+
+
+def _aggregate_differences(old: Aggregates | None, new: Aggregates | None) -> Iterable[str]:
+    if old is None or new is None:
+        if old is not new:
+            yield "aggregates dropped" if new is None else f"aggregates of {len(new.columns)} columns"
+        return
+    for name in ("late_s", "max_distinct"):
+        before, after = getattr(old, name), getattr(new, name)
+        if before != after:
+            yield f"{name} {_shown(before)} -> {_shown(after)}"
+    for name, column in new.columns.items():
+        known = old.columns.get(name)
+        if known != column:
+            empty = ", which begins empty" if new.begins_empty(column, old) else ""
+            yield f"{name}: {column}{empty}" if known is None else f"{name}: {known} -> {column}{empty}"
 
 
 def _column_differences(old: Sequence[Column], new: Sequence[Column]) -> Iterable[str]:

@@ -33,6 +33,7 @@ class ViewStats:
         row_bytes: mean size of a key and its value, without what Redis adds (some 60 bytes).
         ages_s: age of rows in seconds, from event times, as p50, p90, p99 and max; empty where none is kept.
         nulls: share of null values by column, among rows that can be read.
+        unknown: for each category the share of words that its vocabulary does not have, among those rows.
         status: how many of the sampled rows are ok, absent, corrupt, or of another schema.
         former: how many of them were written under a former schema.
     """
@@ -44,6 +45,7 @@ class ViewStats:
     row_bytes: float
     ages_s: Mapping[str, float]
     nulls: Mapping[str, float]
+    unknown: Mapping[str, float]
     status: Mapping[str, int]
     former: int
 
@@ -123,6 +125,7 @@ def _stats(store: FeatureStore, view: FeatureView, entities: list[bytes], rows: 
         row_bytes=float(np.mean(sizes)) if sizes else 0.0,
         ages_s=dict(zip(PERCENTILES, ages, strict=False)),
         nulls={name: _null_share(values, ok) for name, values in features.items()},
+        unknown={c.name: _unknown_share(features[c.name], ok) for c in view.columns if c.dtype == "category"},
         status={status: counts[status] for status in STATUS if counts[status]},
         former=sum(stored[i][4:8] != own for i in ok) if view.layout == "row" else 0,
     )
@@ -139,3 +142,9 @@ def _size(view: FeatureView, stored: Any) -> int:
 def _null_share(values: np.ma.MaskedArray[Any, Any], rows: list[int]) -> float:
     mask = np.ma.getmaskarray(values)[rows]
     return float(mask.mean()) if mask.size else 0.0
+
+
+def _unknown_share(words: np.ma.MaskedArray[Any, Any], rows: list[int]) -> float:
+    """Of a category as `read` gives it: an unknown word is the empty text."""
+    unknown = (words.data[rows] == "") & ~np.ma.getmaskarray(words)[rows]
+    return float(np.mean(unknown)) if len(rows) else 0.0

@@ -2,7 +2,8 @@
 
 A step takes entries, writes their rows (the newest event wins, features/writes.py), puts what is no row on the
 dead-letter stream, and only then acknowledges. So nothing is lost that was delivered, and what is delivered again
-changes nothing: it is as old as it was. Entries come from three places:
+changes nothing: it is as old as it was. Where rows are kept as history, too, that is on disk by then. Entries come from
+three places:
 
 - *our own pending ones*, delivered and not acknowledged: first of all, and after every failure;
 - *those of consumers that are gone*, pending for a minute: claimed a few times a minute (XAUTOCLAIM);
@@ -19,14 +20,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import hiredis
+import numpy as np
+from numpy.typing import NDArray
 
 from penstock.features.commands import pack
-from penstock.features.entries import Entry, Form, Id, decode, id_of
+from penstock.features.dead_letters import buried
+from penstock.features.entries import Entry, Form, Id, Rows, decode, id_of
 from penstock.features.errors import StoreUnavailable
 from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
@@ -81,7 +85,9 @@ class Counts:
 
     Attributes:
         read: delivered to us, again or for the first time.
-        claimed: of these, taken from other consumers.
+        batches: taken at a time, that had any.
+        retried: of those read, delivered to us before: what a failure or an earlier life left pending.
+        claimed: of those read, taken from other consumers.
         written: rows written; of aggregates, events counted.
         older: rows left out because a newer event was stored; of aggregates, events that came too late.
         over: rows not kept, for `ttl_s` after their event had passed.
@@ -89,9 +95,14 @@ class Counts:
         rejected: put on the dead-letter stream.
         trimmed: gone from the stream before they could be read again.
         failures: steps that failed because a Redis was away.
+        recorded: rows kept as history, those of windows that moved on included.
+        newest_ms: the newest event time there was, ms since 1970; 0 before the first.
+        unknown: by column how many words its vocabulary does not have.
     """
 
     read: int = 0
+    batches: int = 0
+    retried: int = 0
     claimed: int = 0
     written: int = 0
     older: int = 0
@@ -100,6 +111,15 @@ class Counts:
     rejected: int = 0
     trimmed: int = 0
     failures: int = 0
+    recorded: int = 0
+    newest_ms: int = 0
+    unknown: dict[str, int] = field(default_factory=dict)
+
+    def take_in(self, rows: Rows) -> None:
+        """Count what can be told of rows before they are written."""
+        self.newest_ms = max(self.newest_ms, int(rows.event_times.max()))
+        for column, words in rows.unknown.items():
+            self.unknown[column] = self.unknown.get(column, 0) + words
 
 
 class Lag(NamedTuple):
@@ -125,11 +145,29 @@ class Writer(Protocol):
         ...
 
 
-class RowWriter:
-    """Entries are rows of the view."""
+class History(Protocol):
+    """Where rows are kept as they were, beside the store (features/offline/history.py)."""
 
-    def __init__(self, store: FeatureStore, view: FeatureView, time_field: str | None) -> None:
-        self._store, self._view = store, view
+    rows: int
+
+    def put(
+        self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
+    ) -> None:
+        """Take rows that the store has acknowledged, known from now on."""
+        ...
+
+    def save(self) -> None:
+        """Have on disk what was put; raises `FeatureError`."""
+        ...
+
+
+class RowWriter:
+    """Entries are rows of the view, which `history` keeps, too."""
+
+    def __init__(
+        self, store: FeatureStore, view: FeatureView, time_field: str | None, history: History | None = None
+    ) -> None:
+        self._store, self._view, self._history = store, view, history
         self._form = Form(view.entity_keys, view.columns, time_field)
 
     def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:  # noqa: ARG002
@@ -140,6 +178,9 @@ class RowWriter:
             counts.written += written.kept
             counts.over += written.over
             counts.older += len(rows.entities) - written.kept - written.over
+            counts.take_in(rows)
+            if self._history is not None:
+                self._history.put(rows.entities, rows.columns, rows.event_times)
         return decoded.rejected
 
     def rest(self) -> None:
@@ -149,13 +190,20 @@ class RowWriter:
 class Consumer:
     """One consumer of a group, to be run by one thread.
 
+    Args:
+        source: the Redis that has the stream.
+        writer: what entries are given to.
+        settings: how the stream is read.
+        history: what the writer puts rows into; saved before entries are acknowledged.
+
     Attributes:
         counts: what became of the entries so far.
+        settings: as given.
     """
 
-    def __init__(self, source: Redis, writer: Writer, settings: Settings) -> None:
-        self.counts = Counts()
-        self._source, self._writer, self._settings = source, writer, settings
+    def __init__(self, source: Redis, writer: Writer, settings: Settings, history: History | None = None) -> None:
+        self.counts, self.settings = Counts(), settings
+        self._source, self._writer, self._history = source, writer, history
         self._group = (settings.stream, settings.group)
         self._recovering: str | None = "0"  # after which of our own pending entries to go on, if at all
         self._start = settings.start  # of the group, if it is not there
@@ -166,12 +214,14 @@ class Consumer:
     def run(self, stop: threading.Event, *, once: bool = False, told: Callable[[], None] = lambda: None) -> None:
         """Consume until `stop` is set, or with `once` until nothing is left; `told` is called after each step.
 
-        Raises `StoreMisconfigured` where a Redis refuses us; that it is away is waited out.
+        Raises `StoreMisconfigured` where a Redis refuses us, and `FeatureError` where history cannot be written; that a
+        Redis is away is waited out.
         """
         waits: Iterator[float] | None = None  # where the last step failed
         while not stop.is_set():
             try:
                 self._writer.rest()
+                self._save()
                 idle = not self.step(block_s=0 if once else BLOCK_S)
             except StoreUnavailable as error:
                 if waits is None:
@@ -184,7 +234,7 @@ class Consumer:
                 continue
             if waits is not None:
                 waits = None
-                log.warning("consuming %s again", self._settings.stream)
+                log.warning("consuming %s again", self.settings.stream)
             told()
             if once and idle:
                 return
@@ -195,24 +245,34 @@ class Consumer:
         if not entries:
             return 0
         self.counts.read += len(entries)
+        self.counts.batches += 1
         whole = [entry for entry in entries if entry.fields]
         self.counts.trimmed += len(entries) - len(whole)
         self._bury(self._writer.write(whole, self._floor(), self.counts))
+        self._save()
         self._ask(pack(b"XACK", *self._group, *[entry.id for entry in entries]))
-        self._batch = min(2 * self._batch, self._settings.batch)
+        self._batch = min(2 * self._batch, self.settings.batch)
         return len(entries)
+
+    def _save(self) -> None:
+        if self._history is not None:
+            self._history.save()
+            self.counts.recorded = self._history.rows
 
     def leave(self) -> None:
         """Be no longer known to the group, unless entries of ours are still pending: these are for others to claim."""
-        if not self._ask(pack(b"XPENDING", *self._group, b"-", b"+", b"1", self._settings.consumer)):
-            self._ask(pack(b"XGROUP", b"DELCONSUMER", *self._group, self._settings.consumer))
+        if not self._ask(pack(b"XPENDING", *self._group, b"-", b"+", b"1", self.settings.consumer)):
+            self._ask(pack(b"XGROUP", b"DELCONSUMER", *self._group, self.settings.consumer))
 
-    def lag(self) -> Lag:
-        """How far the group is behind; raises `StoreUnavailable`."""
-        stream = self._settings.stream
-        groups, about = self._ask(pack(b"XINFO", b"GROUPS", stream)), self._ask(pack(b"XINFO", b"STREAM", stream))
-        found = next((g for g in map(_as_dict, groups or []) if g[b"name"] == self._settings.group.encode()), None)
-        if not about or found is None:
+    def lag(self, timeout_s: float = 5.0) -> Lag:
+        """How far the group is behind; may be asked by any thread. Raises `StoreUnavailable`."""
+        stream = self.settings.stream
+        commands = [pack(b"XINFO", about, stream) for about in (b"GROUPS", b"STREAM")]
+        groups, about = self._source.request(*commands, timeout_s=timeout_s, tolerate=_is_no_group)
+        if isinstance(groups, hiredis.ReplyError) or isinstance(about, hiredis.ReplyError):
+            return Lag(None, 0, 0)
+        found = next((g for g in map(_as_dict, groups) if g[b"name"] == self.settings.group.encode()), None)
+        if found is None:
             return Lag(None, 0, 0)
         last, delivered = (
             id_of(value)[0] for value in (_as_dict(about)[b"last-generated-id"], found[b"last-delivered-id"])
@@ -226,13 +286,14 @@ class Consumer:
             return []
         entries = self._read(self._recovering)
         self._recovering = entries[-1].id.decode() if entries else None
+        self.counts.retried += len(entries)
         return entries
 
     def _claimed(self) -> list[Entry]:
         now = time.monotonic()
         if now < self._claim_at:
             return []
-        settings = self._settings
+        settings = self.settings
         idle, count = str(int(settings.claim_after_s * 1000)), str(self._batch)
         words = (*self._group, settings.consumer, idle, self._claim_from, b"COUNT", count)
         reply = self._ask(pack(b"XAUTOCLAIM", *words))
@@ -251,7 +312,7 @@ class Consumer:
         return self._read(">", block_s)
 
     def _read(self, after: str, block_s: float = 0.0) -> list[Entry]:
-        settings = self._settings
+        settings = self.settings
         block: tuple[bytes | str, ...] = (b"BLOCK", str(int(block_s * 1000))) if block_s else ()
         words = (b"GROUP", settings.group, settings.consumer, b"COUNT", str(self._batch), *block)
         reply = self._ask(pack(b"XREADGROUP", *words, b"STREAMS", settings.stream, after), wait_s=block_s)
@@ -265,15 +326,11 @@ class Consumer:
     # Redis ------------------------------------------------------------------------------------------------------------
 
     def _bury(self, rejected: Sequence[tuple[Entry, str]]) -> None:
-        settings = self._settings
+        settings = self.settings
         commands = []
         for entry, reason in rejected:
-            about: tuple[str | bytes, ...] = ("penstock:reason", reason, "penstock:stream", settings.stream)
-            fields = [word for pair in entry.fields.items() for word in pair]
-            most = str(settings.dead_entries)
-            commands.append(
-                pack(b"XADD", settings.dead, b"MAXLEN", b"~", most, b"*", *about, "penstock:id", entry.id, *fields)
-            )
+            words = buried(entry, reason, settings.stream)
+            commands.append(pack(b"XADD", settings.dead, b"MAXLEN", b"~", str(settings.dead_entries), b"*", *words))
         if commands:
             self._source.request(*commands)
             self.counts.rejected += len(commands)
@@ -284,13 +341,21 @@ class Consumer:
         if not isinstance(reply, hiredis.ReplyError):
             self._start = "0"
             return reply
+        stream = self.settings.stream
         create = pack(b"XGROUP", b"CREATE", *self._group, self._start, b"MKSTREAM")
-        self._source.request(create, tolerate=lambda error: str(error).startswith("BUSYGROUP"))
+        is_there, _ = self._source.request(pack(b"EXISTS", stream), create, tolerate=_is_busy_group)
+        if not is_there:
+            where = self._source.name
+            log.warning("there was no stream %r in %s; it is made, empty: is its name right?", stream, where)
         return None
 
 
 def _is_no_group(reply: Any) -> bool:
     return str(reply).startswith(("NOGROUP", "ERR no such key"))
+
+
+def _is_busy_group(reply: Any) -> bool:
+    return str(reply).startswith("BUSYGROUP")
 
 
 def _entry(item: Any) -> Entry:

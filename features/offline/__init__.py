@@ -9,8 +9,10 @@ Files are written with pyarrow (`penstock[tables]`); the join is DuckDB's ASOF j
 imports either before it is used.
 """
 
+from penstock.features.offline.history import History
 from penstock.features.offline.joining import join
 from penstock.features.offline.recording import recording
 from penstock.features.offline.store import OfflineStore
+from penstock.features.offline.windows import Events
 
-__all__ = ["OfflineStore", "join", "recording"]
+__all__ = ["Events", "History", "OfflineStore", "join", "recording"]

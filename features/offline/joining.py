@@ -1,12 +1,12 @@
 """The point-in-time join: to each label the features that serving would have given the model at the label's time.
 
-What is looked up is `rows_as_of`; what becomes of it (nulls, defaults, float32) is done by the kernel that serving
-itself uses, so that the two cannot come apart.
+What is looked up is `rows_as_of`, or where a view's events are given `aggregates_as_of`; what becomes of it (nulls,
+defaults, float32) is done by the kernel that serving itself uses, so that the two cannot come apart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from penstock.features.errors import InvalidData, InvalidView
 from penstock.features.offline.asof import rows_as_of
 from penstock.features.offline.store import EVENT, OfflineStore
 from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
+from penstock.features.offline.windows import Events, aggregates_as_of
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows
 from penstock.features.treatments import treatments
@@ -34,6 +35,7 @@ def join(
     time: str = EVENT,
     as_of_created: bool = True,
     prefix: bool = False,
+    events: Mapping[str, Events] | None = None,
 ) -> Any:
     """The frame's rows, in their order, with the columns of the views as of each row's time.
 
@@ -44,6 +46,7 @@ def join(
         time: the frame's column with the times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
         as_of_created: leave out what was not known yet at that time; False for a history without created times.
         prefix: call the new columns VIEW__COLUMN.
+        events: by the names of aggregated views the events of which they are made; these need no history.
 
     Returns:
         An Arrow table: the frame's columns, then those of each view that models read (`view.feature_names`), float32
@@ -59,9 +62,15 @@ def join(
     frame, what = as_table(entity_frame), "the entity frame"
     names = _names(frame, views, prefix=prefix)
     times = to_ms(column_of(frame, time, what), time)
+    replayed = dict(events or {})
+    if strange := sorted(replayed.keys() - {view.name for view in views}):
+        raise InvalidData(f"there are events for {strange[0]!r}, which is none of the views that are joined")
     for view, called in zip(views, names, strict=True):
         ids = ids_of(frame, view.entity_keys, what)
-        rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
+        if view.name in replayed:
+            rows = aggregates_as_of(view, replayed[view.name], ids, times)
+        else:
+            rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
         values, sources = as_served(view, rows, times)
         _refuse(view, rows, sources, ids)
         for place, name in enumerate(called):

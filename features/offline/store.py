@@ -132,9 +132,20 @@ class Writer:
         self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
     ) -> None:
         """Add rows as `FeatureStore.prepare` takes them, known from now on."""
+        self.hold(self.table(entities, columns, event_times))
+
+    def table(
+        self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
+    ) -> Any:
+        """Such rows as they stand in a file."""
         check_times(event_times, "event times")
         known = np.full(len(entities), time.time_ns() // 1_000_000, np.int64)
-        self._add(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
+        return self._table(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
+
+    def hold(self, table: Any) -> None:
+        """Add rows that stand in it as in a file."""
+        self.rows += table.num_rows
+        self._hold(table, table.column(EVENT).to_numpy() // DAY_MS)
 
     def _add(
         self,
@@ -143,16 +154,20 @@ class Writer:
         times: NDArray[np.int64],
         created: NDArray[np.int64] | None,
     ) -> None:
+        known = np.full(len(ids), self._started // 1_000_000, np.int64) if created is None else created
+        self.hold(self._table(ids, columns, times, known))
+
+    def _table(
+        self, ids: Any, columns: Mapping[str, NDArray[Any]], times: NDArray[np.int64], known: NDArray[np.int64]
+    ) -> Any:
         pa, rows = arrow(), len(ids)
-        known = np.full(rows, self._started // 1_000_000, np.int64) if created is None else created
         arrays = [ids]
         for column in self._view.columns:
             values, nulls = fit(column, columns[column.name], rows, first_row=self.rows + 1)
             arrays.append(to_arrow(column, values, nulls, columns[column.name]))
         arrays += [pa.array(times), pa.array(known), pa.array(self._started + self.rows + np.arange(rows))]
         names = [self._view.entity_name, *self._view.column_names, EVENT, CREATED, WRITTEN]
-        self.rows += rows
-        self._hold(pa.table(arrays, names=names), times // DAY_MS)
+        return pa.table(arrays, names=names)
 
     def _hold(self, table: Any, days: NDArray[np.int64]) -> None:
         """Keep each day's rows until there are many."""

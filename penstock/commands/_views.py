@@ -196,7 +196,7 @@ def _plain(value: object) -> str:
 
 
 def print_stats(found: Sequence[ViewStats], *, by_column: bool) -> None:
-    """A line for each view, and with `by_column` the share of nulls in each of its columns."""
+    """A line for each view, and with `by_column` the share of nulls and of unknown words in each of its columns."""
     ages = ("Age p50", "p99", "oldest")
     headers = ("View", "Rows", "Bytes/row", *ages, "Null", "Unreadable", "Former")
     rows = [
@@ -213,9 +213,12 @@ def print_stats(found: Sequence[ViewStats], *, by_column: bool) -> None:
     ]
     print_table("", headers, rows, numeric=headers[1:])
     for one in found if by_column else ():
-        nulls = [(name, f"{share:.1%}") for name, share in one.nulls.items()]
-        header = f"Null in {one.sampled:,} rows"
-        print_table(one.view, ("Column", header), nulls, numeric=(header,))
+        shares = [
+            (name, f"{share:.1%}", f"{one.unknown[name]:.1%}" if name in one.unknown else "")
+            for name, share in one.nulls.items()
+        ]
+        named = ["Column", f"Null in {one.sampled:,} rows", *["Unknown words"] * bool(one.unknown)]
+        print_table(one.view, named, [row[: len(named)] for row in shares], numeric=named[1:])
 
 
 def _age(ages: Mapping[str, float], percentile: str) -> str:

@@ -165,7 +165,8 @@ def ingest(
     older = f"; {report.older:,} older than what is stored" if report.older else ""
     over = f"; {report.over:,} not kept, {found.ttl_s} s (ttl_s) or more after their events" if report.over else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
-    console.print(f"wrote {report.kept:,} rows in {rate}{before}{older}{over}")
+    unknown = "".join(f"; {words:,} unknown words in {column}" for column, words in report.unknown.items())
+    console.print(f"wrote {report.kept:,} rows in {rate}{before}{older}{over}{unknown}", markup=False)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +19,8 @@ from penstock.commands.features import FORMS, Json, Url, existing, opened
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
+    from penstock.features import FeatureView
+    from penstock.features.offline import History
     from penstock.features.streams import Consumer
 
 REPORT_S = 10.0
@@ -44,6 +47,16 @@ def stream(
     dead: Annotated[str, typer.Option(metavar="NAME", help="Dead-letter stream; STREAM:dead if left out.")] = "",
     dead_entries: Annotated[int, typer.Option(min=1, help="How many it keeps, about.")] = 10_000,
     once: Annotated[bool, typer.Option("--once", help="Stop when nothing is left.")] = False,
+    offline: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the rows in this history of the features, too.")
+    ] = None,
+    publish_s: Annotated[
+        float, typer.Option(min=0, help="After so many seconds, or 100,000 rows, they appear in it.")
+    ] = 30.0,
+    metrics: Annotated[str, typer.Option(metavar="HOST:PORT", help="Prometheus metrics, or off.")] = "off",
+    allow_remote: Annotated[
+        bool, typer.Option("--allow-remote", help="Metrics may be where other machines can reach them.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write the entries of a Redis stream into the store as they come, unless a newer event is stored.
@@ -75,15 +88,47 @@ def stream(
     with existing(features) as store, opened(source) if source else nullcontext(store) as streams:
         if not isinstance(streams, RedisStore):
             raise PenstockError(f"a stream is in a Redis; --from says which ({FORMS})")
-        reader = Consumer(streams, writer_for(store, store.view(view), time_field), settings)
-        with until_told() as stop:
-            reader.run(stop, once=once, told=reporting(reader))
+        found = store.view(view)
+        with kept_in(offline, found, publish_s) as history:
+            reader = Consumer(streams, writer_for(store, found, time_field, history), settings, history)
+            with scraped(reader, view, metrics, allow_remote=allow_remote), until_told() as stop:
+                reader.run(stop, once=once, told=reporting(reader))
         with suppress(PenstockError):
             reader.leave()
     if as_json:
         print_json(asdict(reader.counts))
     else:
         console.print(in_words(reader), highlight=False)
+
+
+def kept_in(offline: Path | None, view: FeatureView, publish_s: float) -> AbstractContextManager[History | None]:
+    """Where rows are kept as history, if anywhere."""
+    if offline is None:
+        return nullcontext()
+    from penstock.features.offline import History, OfflineStore
+
+    return History(OfflineStore(offline), view, publish_s)
+
+
+def scraped(reader: Consumer, view: str, metrics: str, *, allow_remote: bool) -> AbstractContextManager[object]:
+    """Metrics while the block runs, where they are wanted."""
+    if metrics == "off":
+        return nullcontext()
+    from penstock.commands._stream_metrics import metered
+    from penstock.server.address import Address
+
+    try:
+        address = Address.parse(metrics)
+    except PenstockError as error:
+        raise PenstockError(f"--metrics: {error}") from error
+    if address.path:
+        raise PenstockError(f"--metrics: {metrics!r} is not HOST:PORT")
+    if not (address.local or allow_remote):
+        raise PenstockError(
+            f"--metrics: {address.host!r} can be reached from other machines and nothing there asks who calls; "
+            "say --allow-remote if that is meant"
+        )
+    return metered(reader, view, address)
 
 
 @contextmanager
@@ -123,4 +168,6 @@ def in_words(reader: Consumer) -> str:
     parts = [f"read {counts.read:,} entries, wrote {counts.written:,} rows"]
     told = {"older": counts.older, "past their ttl": counts.over, "counted before": counts.repeated}
     told |= {"to the dead-letter stream": counts.rejected, "trimmed unread": counts.trimmed}
+    told |= {"kept as history": counts.recorded}
+    told |= {f"unknown words in {column}": words for column, words in counts.unknown.items()}
     return ", ".join([*parts, *(f"{number:,} {what}" for what, number in told.items() if number)])

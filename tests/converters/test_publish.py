@@ -235,14 +235,42 @@ def test_an_entity_of_several_keys_is_one_input(logistic, tmp_path):
     pair = view("a", logistic.rows.columns[:2]).model_copy(update={"entity": ("ward", "patient")})
     manifest = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=[pair]).manifest
     assert manifest.signature.entity == "ward|patient"
+    assert (manifest.signature.entity_keys, manifest.format) == ((), 1)
     assert FeatureView.parse(manifest.feature_sets[0].schema_) == pair
+
+
+def test_views_of_several_entities_have_one_id_whose_parts_are_told(logistic, tmp_path):
+    """In the order in which the keys come up; older releases, which would look up the whole id, are kept out."""
+    names = list(logistic.rows.columns)
+    views = [view("a", names[:9], "patient"), view("b", names[9:19], "ward"), view("c", names[19:29], "doctor")]
+    views.append(view("d", names[29:]).model_copy(update={"entity": ("ward", "patient")}))
+    converted = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views)
+    signature = converted.manifest.signature
+    assert (signature.entity, signature.entity_keys) == ("patient|ward|doctor", ("patient", "ward", "doctor"))
+    assert converted.manifest.format == 2
+    assert "an entity id has 3 parts, in this order: patient, ward, doctor" in converted.notes
+    again = convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views[::-1]).manifest
+    assert again.signature.entity == "ward|patient|doctor"
+    with pytest.raises(ConvertError, match=r"called by their keys, 'patient\|ward\|doctor': leave out the name 'id'"):
+        convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views, entity="id")
+
+
+def test_keys_have_a_limit(logistic, tmp_path):
+    keys = [tuple(f"k{i}{j}" for j in range(8)) for i in range(9)]
+    views = [view(f"v{i}", [logistic.rows.columns[i]]).model_copy(update={"entity": keys[i]}) for i in range(9)]
+    with pytest.raises(ConvertError, match="the views have 72 keys in all; an entity id has at most 64 parts"):
+        convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views)
 
 
 @pytest.mark.parametrize(
     ("views", "entity", "said"),
     [
         ([view("a", ["mean area"]), view("b", ["mean area"])], "", "is in views a and b"),
-        ([view("a", ["mean area"]), view("b", ["mean radius"], "ward")], "", "several entities"),
+        (
+            [view("a", ["mean area"], "a|b"), view("b", ["mean radius"], "ward")],
+            "",
+            r"the entity key 'a\|b' has a '\|', which stands between keys",
+        ),
         ([view("a", ["other"])], "", "no column of the model is in view a"),
         (
             [typed("mean area", dtype="string", max_bytes=9)],

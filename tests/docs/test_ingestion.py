@@ -29,7 +29,8 @@ def test_the_declaration_of_aggregates_is_taken():
 
 def test_every_option_it_names_exists():
     commands = typer.main.get_command(app).commands["features"].commands
-    known = {option for name in ("ingest", "stream") for p in commands[name].params for option in p.opts} | {"--slow"}
+    named = [commands[name] for name in ("apply", "dead-letters", "ingest", "stream")]
+    known = {option for command in named for p in command.params for option in p.opts} | {"--slow"}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", PAGE)) <= known
 
 
@@ -38,6 +39,12 @@ def test_every_count_and_function_is_told():
         assert f"`{name}`" in PAGE
     table = PAGE.split("## Aggregates")[1]
     assert set(typing.get_args(Function)) <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_every_metric_of_a_consumer_is_told_and_no_other():
+    source = (Path(__file__).parents[2] / "penstock" / "commands" / "_stream_metrics.py").read_text("utf-8")
+    told = set(re.findall(r"`(penstock_stream_[a-z_]+)`", PAGE))
+    assert {name.removesuffix("_total") for name in told} == set(re.findall(r'"(penstock_stream_[a-z_]+)"', source))
 
 
 def test_its_commands_run(redis_url, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from penstock.features import Column, FeatureView, open_store
+from penstock.features.aggregates import Aggregates
 
 
 def _load(name):
@@ -78,3 +79,26 @@ def matrix():
     nan = np.nan
     rows = [[42, 150.5, 0.1, 365, 1], [7, nan, 2.5, -1, 0], [nan, 1e-3, -3, 2**31 - 1, 1]]
     return np.array(rows, np.float32)
+
+
+FORMER_STATE = (  # format 1: three events of entity 1, two with amounts 5 and 2.5 and shops, at 1_800_000_000_000
+    "010000008bf553ebf5b165224a58b791c342c2df020000000000000000000000000000000200000002000000000000000000000000000000"
+    "030000000000000007000000000000000200000062c3c9010000000001000000000000000000f03f000000000000f03f000000000000f03f"
+    "0100000000000000000004400000000000000440000000000000044080c3c90100000000020000000000000000000040000000000000f03f"
+    "000000000000f03f0100000000000000000014400000000000001440000000000000144002000000ce121300000000000100000000000000"
+    "0000f03f000000000000f03f000000000000f03f01000000000000000000044000000000000004400000000000000440d012130000000000"
+    "020000000000000000000040000000000000f03f000000000000f03f01000000000000000000144000000000000014400000000000001440"
+    "0200000040f89e395b66422f00505c18a30100008472c2e34d854f75c0d84018a3010000"
+)
+
+
+@pytest.fixture
+def former_state():
+    """A declaration, a key, and the state that the release before format 2 kept under it."""
+    columns = {
+        "n_1h": {"function": "count", "window": "1h"},
+        "sum_24h": {"function": "sum", "of": "amount", "window": "24h"},
+        "shops_24h": {"function": "distinct", "of": "shop", "window": "24h"},
+    }
+    of = Aggregates.model_validate({"late_s": 3600, "columns": columns})
+    return of, b"fs:{1}:spending:state", bytes.fromhex(FORMER_STATE)

@@ -8,7 +8,15 @@ import pytest
 import redis
 from pydantic import ValidationError
 
-from penstock.features import FeatureView, InvalidData, InvalidView, Lookup, StoreMisconfigured, open_store
+from penstock.features import (
+    FeatureView,
+    InvalidData,
+    InvalidView,
+    Lookup,
+    SchemaChanged,
+    StoreMisconfigured,
+    open_store,
+)
 from penstock.features.aggregating import AggregateWriter, writer_for
 from penstock.features.ingest import ingest
 from penstock.features.memory import MemoryStore
@@ -276,20 +284,135 @@ def test_an_entity_with_too_many_entries_to_remember_is_refused_and_the_others_a
     assert stored(store, 1)["sum_24h"] == 5
 
 
-@pytest.mark.parametrize("damage", ["bytes", "declaration"])
-def test_a_state_that_cannot_be_read_is_begun_anew(store, client, consumer, damage, caplog):
+def test_a_state_that_cannot_be_read_is_begun_anew(store, client, consumer, caplog):
     add(client, 1, amount=5)
     drain(consumer())
-    if damage == "bytes":
-        client.setrange("fs:{1}:spending:state", 40, b"\xff\xff")
-    else:
-        other = definition(late_s=60)
-        drain(consumer(view=FeatureView.parse(other)))
+    client.setrange("fs:{1}:spending:state", 40, b"\xff\xff")
     add(client, 1, amount=7)
     drain(consumer())
-    if damage == "bytes":
-        assert stored(store)["sum_24h"] == 7
-        assert "begun anew" in caplog.text
+    assert stored(store)["sum_24h"] == 7
+    assert "begun anew" in caplog.text
+
+
+def test_a_dead_letter_that_comes_back_counts_once_and_takes_nothing_from_the_stream(store, client, consumer, clock):
+    """Whatever its group, however often; and what the stream still has in hand counts, too."""
+    add(client, 1, amount="much")
+    add(client, 1, amount=2)
+    consumer(batch=1).step()
+    with pytest.raises(KeyError):  # and the second one is in hand
+        drain(consumer("slow", writer=Dies(AggregateWriter(store, VIEW, "at", clock)), batch=1))
+    [(_, letter)] = client.xrange("dead")
+    client.xadd("dead", letter | {"amount": 5})
+    client.xadd("dead", letter | {"amount": 5})
+    for group in ("one", "other"):
+        settings = Settings("dead", group, "c", "deader", time_field="at")
+        reader = Consumer(store, AggregateWriter(store, VIEW, "at", clock), settings)
+        counts = drain(reader)
+        assert (counts.written, counts.rejected) == ((1, 1) if group == "one" else (0, 1))
+    assert stored(store)["sum_24h"] == 7
+    heir = consumer("slow")
+    assert drain(heir).repeated == 1
+    add(client, 1, amount=1)
+    drain(heir)
+    assert stored(store)["sum_24h"] == 8
+
+
+# Other declarations -----------------------------------------------------------------------------------------------
+
+WIDER = COLUMNS | {
+    "most_1h": ("float64", {"function": "max", "of": "amount", "window": "1h"}),
+    "tips_24h": ("float64", {"function": "sum", "of": "tip", "window": "24h"}),
+}
+
+
+def test_a_column_more_loses_no_window_whoever_consumes_meanwhile(store, client, consumer):
+    """A rolling restart: consumers with the former and the new declaration take turns on one entity."""
+    wider = FeatureView.parse(definition(WIDER, late_s=7200))
+    store.apply(VIEW)
+    former = consumer("former", view=store.view("spending"))
+    add(client, 1, amount=5, shop="a", tip=1)
+    drain(former)
+    assert store.apply(wider).breaks == []
+    new = consumer("new", view=store.view("spending"))
+    for i, reader in enumerate((new, former, new, former, new)):
+        add(client, 1, amount=i, shop=f"b{i}", tip=1)
+        drain(reader)
+    found = stored(store, view=store.view("spending"))
+    assert (found["n_1h"], found["sum_24h"], found["shops_7d"], found["most_1h"]) == (6, 15, 6, 5)
+    assert found["tips_24h"] == 1  # what the former one took had no tips for it, and it let go of the others
+    add(client, 1, tip=1)
+    drain(new)
+    assert stored(store, view=store.view("spending"))["tips_24h"] == 2
+
+
+def test_what_is_dropped_goes_and_what_stays_is_as_it_was(store, client, consumer):
+    add(client, 1, amount=5, shop="a")
+    drain(consumer())
+    kept = {name: COLUMNS[name] for name in ("sum_24h", "shops_7d")}
+    narrow = FeatureView.parse(definition(kept, max_distinct=50))
+    add(client, 1, amount=2, shop="b")
+    drain(consumer(view=narrow))
+    assert stored(store, view=narrow) == {"sum_24h": 7, "shops_7d": 2}
+
+
+def test_a_state_of_the_former_release_goes_on(store, client, consumer, former_state):
+    of, key, data = former_state
+    dtypes = {"n_1h": "int64", "sum_24h": "float64", "shops_24h": "int32"}
+    view = FeatureView.parse(
+        definition() | {"columns": [{"name": n, "dtype": d} for n, d in dtypes.items()], "aggregates": of}
+    )
+    client.set(key, data)
+    add(client, 1, amount=10, shop="a")
+    counts = drain(consumer(view=view))
+    assert counts.written == 1
+    assert stored(store, view=view) == {"n_1h": 4, "sum_24h": 17.5, "shops_24h": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"n_1h": ("int64", {"function": "count", "window": "24h"})}, "'n_1h': count over 1h becomes count over 24h"),
+        (
+            {"sum_24h": ("float64", {"function": "sum", "of": "tip", "window": "24h"})},
+            "'sum_24h': sum of amount over 24h becomes sum of tip over 24h, which begins empty",
+        ),
+        (
+            {"n_1h": ("int64", {"function": "count", "window": "2h"})},
+            "'n_1h': count over 1h becomes count over 2h, which begins empty",
+        ),
+    ],
+)
+def test_a_plan_names_the_windows_that_are_lost(store, change, told):
+    store.apply(VIEW)
+    with pytest.raises(SchemaChanged, match=told):
+        store.apply(FeatureView.parse(definition(COLUMNS | change)))
+    assert store.apply(FeatureView.parse(definition(COLUMNS | change)), replace=True).breaks
+
+
+def test_a_field_that_becomes_a_number_is_counted_anew(store):
+    counted = {"shops_1h": ("int64", {"function": "count", "of": "shop", "window": "1h"})}
+    store.apply(FeatureView.parse(definition(counted)))
+    summed = counted | {"sum_1h": ("float64", {"function": "sum", "of": "shop", "window": "1h"})}
+    with pytest.raises(SchemaChanged, match="'shops_1h': its windows are lost, for of 'shop' numbers are counted"):
+        store.apply(FeatureView.parse(definition(summed)))
+
+
+def test_a_plan_tells_what_becomes_of_aggregates(store):
+    store.apply(VIEW)
+    change = store.plan(FeatureView.parse(definition(WIDER, late_s=7200, max_distinct=500))).changes[0]
+    assert change.breaks == ("max_distinct 1000 becomes 500: more values are forgotten",)
+    for line in (
+        "late_s none -> 7200",
+        "max_distinct 1000 -> 500",
+        "most_1h: max of amount over 1h",
+        "tips_24h: sum of tip over 24h, which begins empty",
+    ):
+        assert line in change.differences
+    plain = VIEW.model_copy(update={"aggregates": None})
+    assert store.plan(plain).changes[0].breaks == ("it is aggregated no more, and its windows are lost",)
+    store.apply(plain, replace=True)
+    assert "it becomes aggregated" in store.plan(VIEW).changes[0].breaks[0]
+    assert "aggregates of 7 columns" in store.plan(VIEW).changes[0].differences
 
 
 def test_values_a_dtype_cannot_hold_are_null(store, client, consumer):

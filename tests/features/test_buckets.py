@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features.aggregates import STEPS, Aggregates
-from penstock.features.buckets import HEAD, IDENTITY, Damaged, Event, State
+from penstock.features.buckets import HEAD, IDENTITY, Event, State
+from penstock.features.records import Damaged
 
 HOUR, DAY = 3_600_000, 86_400_000
 NOW = 1_800_000_000_000
@@ -175,10 +176,18 @@ def test_damaged_bytes_are_no_state(data):
 
 
 @given(
-    body=st.binary(max_size=100) | st.binary(min_size=16, max_size=40).map(lambda b: b + struct.pack("<I", 2**32 - 1))
+    body=st.binary(max_size=100) | st.binary(min_size=16, max_size=40).map(lambda b: b + struct.pack("<I", 2**32 - 1)),
+    form=st.sampled_from([1, 2]),
+    whole=st.booleans(),
+    about=st.integers(0, 100) | st.just(2**32 - 1),
 )
-def test_sealed_nonsense_is_damaged_or_a_state_and_takes_no_memory(body):
-    start = HEAD.pack(1, 0, 0, OF.digest, 7, 0)[:IDENTITY]
+def test_sealed_nonsense_is_damaged_or_a_state_and_takes_no_memory(body, form, whole, about):
+    if form == 1:
+        about = OF.digest
+    elif whole:
+        layout = OF.layout.encode()
+        body, about = layout + body, len(layout)
+    start = HEAD.pack(form, 0, 0, about, 7, 0)[:IDENTITY]
     sealed = start + struct.pack("<I", zlib.crc32(b"key" + start + body)) + body
     with suppress(Damaged):
         State.decode(OF, b"key", sealed).values(NOW)
@@ -211,3 +220,79 @@ def test_a_state_is_as_large_as_the_docs_say(values):
         state.take([event(number, at, amount=number, shop=b"%d" % number)], (0, 0), NOW)
     told = 3 * 61 * (8 + 28 * 2) + 16 * values + 16 * 61 * 3 * 4
     assert told <= len(state.encode(b"key")) <= told + 200
+
+
+# Other declarations -----------------------------------------------------------------------------------------------
+
+
+def declared(*columns, **more):
+    """An `Aggregates` of (function, of, window)."""
+    named = {f"{f}_{of}_{window}": {"function": f, "of": of, "window": window} for f, of, window in columns}
+    return Aggregates.model_validate({"columns": named} | more)
+
+
+def events_of(of, drawn):
+    """Events of (age, amount, shop) as that declaration takes them."""
+    for i, (age, amount, shop) in enumerate(drawn):
+        numbers = {"": 1.0, "amount": amount, "shop": 1.0 if shop else None}
+        values = tuple(
+            {"amount": None if amount is None else b"%g" % amount, "shop": shop or None}[n] for n in of.told_apart
+        )
+        yield Event((i + 1, 0), NOW - age, tuple(numbers[name] for name in of.counted), values)
+
+
+FUNCTIONS = [
+    ("count", ""),
+    ("count", "amount"),
+    ("count", "shop"),
+    ("sum", "amount"),
+    ("max", "amount"),
+    ("distinct", "shop"),
+    ("distinct", "amount"),
+]
+COLUMNS = st.tuples(st.sampled_from(FUNCTIONS), st.sampled_from(["1h", "24h", "7d"])).map(lambda c: (*c[0], c[1]))
+DECLARED = st.lists(COLUMNS, min_size=1, max_size=8, unique=True)
+
+
+@settings(max_examples=200)
+@given(drawn=EVENTS, former=DECLARED, now=DECLARED)
+def test_a_state_of_another_declaration_is_carried_over_as_far_as_both_have_it(drawn, former, now):
+    """Columns of both go on as if nothing had changed; others are told to begin empty, and do."""
+    old, new = declared(*former), declared(*now)
+    ages = [event for event in drawn if event[0] <= min(old.late_ms, new.late_ms)]
+    before, whole = State(old), State(new)
+    before.take(events_of(old, ages), (3, 0), NOW)
+    whole.take(events_of(new, ages), (3, 0), NOW)
+    state = State.decode(new, b"key", before.encode(b"key"))
+    assert (state.floor, state.taken) == (before.floor, before.taken)
+    for (name, column), value, expected in zip(new.columns.items(), state.values(NOW), whole.values(NOW), strict=True):
+        if new.begins_empty(column, old):
+            assert value == 0 or math.isnan(value)
+        elif column.function != "distinct" or column.window_ms <= old.windows[-1]:
+            assert repr(value) == repr(expected), name
+    again = state.take(events_of(new, ages), (0, 0), NOW)
+    assert again.counted == 0
+    assert State.decode(new, b"key", state.encode(b"key")) == state
+
+
+def test_neither_order_nor_lateness_nor_a_bound_is_in_the_layout():
+    one = declared(("count", "", "1h"), ("sum", "x", "24h"), late_s=5, max_distinct=7)
+    other = declared(("mean", "x", "24h"), ("max", "x", "1h"), ("count", "", "24h"))
+    assert one.layout == other.layout
+    assert one.layout != declared(("count", "", "1h"), ("count", "x", "24h")).layout
+
+
+def test_a_state_of_the_former_release_is_read_under_its_declaration(former_state):
+    of, key, data = former_state
+    state = State.decode(of, key, data)
+    assert (state.floor, state.taken, state.values(NOW)) == ((2, 0), {(2, 0), (3, 7)}, [3.0, 7.5, 2.0])
+    assert State.decode(of, key, state.encode(key)) == state
+    with pytest.raises(Damaged):
+        State.decode(declared(("count", "", "1h")), key, data)
+
+
+def test_a_column_says_what_it_is():
+    assert [str(column) for column in declared(("count", "", "1h"), ("sum", "x", "24h")).columns.values()] == [
+        "count over 1h",
+        "sum of x over 24h",
+    ]

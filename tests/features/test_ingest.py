@@ -401,3 +401,10 @@ def test_any_number_of_rows_is_skipped_in_every_kind_of_table(tmp_path, kind, sk
     assert [int(v) for batch, _ in batches for v in batch.column("customer").to_pylist()] == list(range(skip, 100))
     assert all(batch.num_rows <= 8 for batch, _ in batches)
     assert not batches or batches[-1][1] == 1
+
+
+def test_unknown_words_are_counted_by_column(store, tmp_path):
+    column = Column(name="kind", dtype="category", vocabulary=["a", "b"])
+    view = FeatureView(name="v", entity="id", columns=[column, column.model_copy(update={"name": "sort"})])
+    (tmp_path / "t.csv").write_text("id,kind,sort\n1,a,b\n2,c,a\n3,,b\n4,d,a\n5,c,b\n")
+    assert ingest(store, view, tmp_path / "t.csv", batch_rows=2).unknown == {"kind": 3}

@@ -4,7 +4,6 @@ import os
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,27 +303,6 @@ def test_a_wrong_password_is_a_misconfiguration_and_never_shown(local, client, r
             assert fetch(store).status.tolist() == [ABSENT] * 64
             with pytest.raises(StoreMisconfigured, match="permissions"):
                 store.apply(WIDE)
-    finally:
-        client.acl_deluser("reader")
-
-
-def test_a_user_with_the_rights_of_the_docs_writes_what_was_computed(local, client, redis_url, view, table):
-    """Those for reading, and these."""
-    page = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8").replace("\\\n", "")
-    writing = ("+eval", "+evalsha", "+set", "+del", "+hset", "+hdel", "+expire")
-    assert f"ACL SETUSER reader {' '.join(writing)}\n" in page
-    reading = page.partition("ACL SETUSER reader on >PASSWORD ")[2].partition("\n")[0].split()
-    client.execute_command("ACL", "SETUSER", "reader", "on", ">right", *reading)
-    try:
-        with closing(open_store(redis_url.replace("unix://", "unix://reader:right@"))) as store:
-            store.ping()
-            assert store.views() == []
-            assert fetch(store, view, ENTITIES[:3]).status.tolist() == [ABSENT] * 3
-            with pytest.raises(StoreMisconfigured, match="permissions"):
-                store.put(view, ENTITIES[:3], table)
-            client.execute_command("ACL", "SETUSER", "reader", *writing)
-            assert store.put(view, ENTITIES[:3], table) == 3
-            assert fetch(store, view, ENTITIES[:3]).status.tolist() == [OK] * 3
     finally:
         client.acl_deluser("reader")
 

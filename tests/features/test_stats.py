@@ -72,3 +72,18 @@ def test_views_that_share_hashes_are_told_apart_by_their_fields(store):
     store.put(other, ["2"], {"z": [1.0]})
     told = {stats.view: stats for stats in survey(store, [one, other])}
     assert (told["one"].rows, told["other"].rows) == (2, 1)
+
+
+def test_unknown_words_are_told_apart_from_nulls_whatever_schema_they_were_written_under(store):
+    def words(*vocabulary):
+        columns = [Column(name="a", dtype="float32"), Column(name="kind", dtype="category", vocabulary=vocabulary)]
+        return FeatureView(name="v", entity="id", columns=columns)
+
+    store.apply(words("x", "y"))
+    store.put("v", ["1", "2", "3", "4"], {"a": [1.0] * 4, "kind": ["x", "z", None, "y"]})
+    [told] = survey(store, store.views())
+    assert (told.unknown, told.nulls) == ({"kind": 0.25}, {"a": 0, "kind": 0.25})
+    store.apply(words("x"), replace=True)
+    [told] = survey(store, store.views())
+    assert (told.unknown, told.former) == ({"kind": 0.5}, 4)
+    assert survey(store, [words("x").model_copy(update={"name": "none"})])[0].unknown == {"kind": 0}

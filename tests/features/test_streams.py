@@ -1,18 +1,24 @@
 """A stream into a store: what is delivered is written or buried before it is acknowledged, whoever dies meanwhile."""
 
 import json
+import socket
 import threading
 import time
+import urllib.request
 from contextlib import closing
 
 import numpy as np
 import pytest
 import redis
+from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner
 
 from penstock.cli import app
+from penstock.commands._stream_metrics import metered
+from penstock.commands.streaming import in_words
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
 from penstock.features.streams import Consumer, RowWriter, Settings
+from penstock.server.address import Address
 
 pytestmark = pytest.mark.every_server
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
@@ -238,6 +244,8 @@ def test_one_that_leaves_is_forgotten_unless_entries_are_pending(client, consume
 def test_the_lag_is_told(client, consumer):
     reader = consumer(batch=1)
     assert reader.lag().behind_ms == 0
+    assert not client.exists("events")  # asking makes nothing
+    drain(reader)
     for ms in (1000, 3000, 8000):
         client.xadd("events", {"id": 1, "n": 1, "at": 1}, id=f"{ms}-0")
     reader.step()
@@ -323,3 +331,136 @@ def test_the_command_reads_from_another_redis_if_told(redis_url, client, tmp_pat
         found = CliRunner().invoke(app, [*words, "--features", f"embedded://{tmp_path}", "--group", "other"])
         assert found.exit_code == 0, found.output
         assert stored(store, 1) == [1]
+
+
+# Dead letters -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dead_letter_comes_back_as_old_as_it_was_once_the_view_takes_it(store, client, consumer):
+    client.xadd("events", {"id": 1, "n": "1.5"}, id="1700000000000-0")
+    client.xadd("events", {"id": 2, "n": "2.5"}, id="1700000000001-0")
+    assert drain(consumer(time_field=None)).rejected == 2
+    wider = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="float64")])
+    store.put(wider, ["2"], {"n": [9.0]}, [1_700_000_000_002])
+    again = consumer(stream="events:dead", dead="events:deader", writer=RowWriter(store, wider, None))
+    counts = drain(again)
+    assert (counts.read, counts.written, counts.older, counts.rejected) == (2, 1, 1, 0)
+    found = store.get(wider, ["1", "2"])
+    assert found["n"].tolist() == [1.5, 9.0]
+    assert found.event_times.tolist() == [1_700_000_000_000, 1_700_000_000_002]
+
+
+def test_a_dead_letter_that_fails_again_keeps_where_it_first_came_from(client, consumer):
+    [first] = add(client, (1, "bad", 1))
+    drain(consumer())
+    drain(consumer(stream="events:dead", dead="events:deader"))
+    [(_, letter)] = client.xrange("events:deader")
+    assert (letter[b"penstock:stream"], letter[b"penstock:id"]) == (b"events", first)
+    assert letter[b"penstock:reason"] == b"field 'n': 'bad' is not int64"
+    assert len(letter) == 6
+
+
+def test_dead_letters_are_listed_the_last_first(redis_url, client, consumer):
+    add(client, (1, "bad", 1), (2, 2, "soon"), (3, "worse", 1))
+    drain(consumer())
+    words = ["features", "dead-letters", "events:dead", "--from", redis_url]
+    letters = json.loads(CliRunner().invoke(app, [*words, "--limit", "2", "--json"]).stdout)
+    assert [letter["fields"]["id"] for letter in letters] == ["3", "2"]
+    assert letters[0]["reason"] == "field 'n': 'worse' is not int64"
+    assert (letters[0]["stream"], letters[0]["fields"]) == ("events", {"id": "3", "n": "worse", "at": "1"})
+    assert client.xrange("events", letters[0]["first_id"], letters[0]["first_id"])
+    shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).stdout
+    assert "'bad' is not int64" in shown
+    assert (
+        "No dead letters" in CliRunner().invoke(app, ["features", "dead-letters", "none", "--from", redis_url]).stdout
+    )
+    refused = CliRunner().invoke(app, ["features", "dead-letters", "none", "--from", "memory://"])
+    assert "a stream is in a Redis" in str(refused.exception)
+
+
+# Watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_that_was_not_there_is_told(client, consumer, caplog):
+    drain(consumer(stream="evnets"))
+    assert "there was no stream 'evnets' in /" in caplog.text
+    add(client, (1, 1, 1))
+    caplog.clear()
+    drain(consumer())
+    assert caplog.text == ""
+
+
+def test_batches_retries_and_the_newest_event_are_counted(client, consumer):
+    add(client, (1, 1, 1000), (2, 2, 3000), (3, 3, 2000))
+    with pytest.raises(KeyError):
+        drain(consumer(writer=Dies()))
+    add(client, (1, 4, 2500))
+    counts = drain(consumer(batch=2))
+    assert (counts.read, counts.retried, counts.batches, counts.newest_ms) == (4, 3, 3, 3000)
+
+
+def test_unknown_words_are_counted_by_column(store, client, consumer):
+    words = [Column(name="kind", dtype="category", vocabulary=["a", "b"]), Column(name="n", dtype="int64")]
+    view = FeatureView(name="activity", entity="id", columns=words)
+    for i, kind in enumerate(("a", "c", "", "d", "b")):
+        client.xadd("events", {"id": i, "n": "bad" if i == 4 else i, "kind": kind, "at": 1})
+    reader = consumer(writer=RowWriter(store, view, "at"))
+    assert drain(reader).unknown == {"kind": 2}
+    assert "2 unknown words in kind" in in_words(reader)
+
+
+def test_a_consumer_is_scraped(client, proxy, consumer):
+    with closing(open_store(proxy.url)) as remote:
+        reader = consumer(source=remote, batch=2)
+        with metered(reader, "activity", Address("127.0.0.1", 0)) as server:
+            add(client, (1, 1, 5000), (2, "two", 2), (1, 3, 4000), (4, 4, 1), (5, 5, 1))
+            reader.step()
+            told = scraped_from(server)
+            assert told["penstock_stream_read_total"] == 2
+            assert told["penstock_stream_entries_total,written"] == 1
+            assert told["penstock_stream_entries_total,rejected"] == 1
+            assert told["penstock_stream_newest_event_seconds"] == 5
+            assert (told["penstock_stream_up"], told["penstock_stream_pending_entries"]) == (1, 0)
+            assert told.get("penstock_stream_lag_entries", 3) == 3
+            proxy.refuse()
+            told = scraped_from(server)
+            assert told["penstock_stream_up"] == 0
+            assert "penstock_stream_lag_seconds" not in told
+            assert told["penstock_stream_read_total"] == 2
+
+
+def scraped_from(server):
+    """Values by metric and, where there is one, the label beside those that all have."""
+    url = f"http://127.0.0.1:{server.server_port}/metrics"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        text = answer.read().decode()
+    told = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            own = {"view": "activity", "stream": "events", "group": "g"}
+            assert own.items() <= sample.labels.items()
+            more = [value for name, value in sample.labels.items() if name not in own]
+            told[",".join([sample.name, *more])] = sample.value
+    return told
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("9100", "is not HOST:PORT"), ("unix:/tmp/m", "is not HOST:PORT"), ("0.0.0.0:0", "say --allow-remote")],
+)
+def test_metrics_are_on_loopback_unless_something_else_is_meant(redis_url, store, address, told):
+    store.apply(VIEW)
+    words = ["features", "stream", "activity", "--stream", "events", "--features", redis_url, "--once"]
+    refused = CliRunner().invoke(app, [*words, "--metrics", address])
+    assert told in str(refused.exception)
+    if told.endswith("remote"):
+        assert CliRunner().invoke(app, [*words, "--metrics", address, "--allow-remote"]).exit_code == 0
+    assert CliRunner().invoke(app, [*words, "--metrics", "127.0.0.1:0"]).exit_code == 0
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(redis_url, store):
+    store.apply(VIEW)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = ["features", "stream", "activity", "--stream", "events", "--features", redis_url, "--once"]
+        refused = CliRunner().invoke(app, [*words, "--metrics", f"127.0.0.1:{taken.getsockname()[1]}"])
+    assert "cannot be listened on: Address already in use" in str(refused.exception)

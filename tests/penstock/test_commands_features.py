@@ -211,6 +211,23 @@ def test_statistics_are_told_by_view_and_by_column(run, monkeypatch):
     assert ["count", "50.0%"] in lines
 
 
+def test_unknown_words_are_told_when_they_are_written_and_when_they_are_stored(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-words")
+    (tmp_path / "words.yaml").write_text(
+        "{name: words, entity: id, columns: "
+        "[{name: kind, dtype: category, vocabulary: [a, b]}, {name: n, dtype: int64}]}"
+    )
+    (tmp_path / "words.csv").write_text("id,kind,n\n1,a,1\n2,c,2\n3,,3\n4,d,4\n")
+    run("apply", "words.yaml")
+    assert "2 unknown words in kind" in run("ingest", "words", "words.csv")
+    assert json.loads(run("ingest", "words", "words.csv", "--json"))["unknown"] == {"kind": 2}
+    [told] = json.loads(run("stats", "words", "--json"))
+    assert told["unknown"] == {"kind": 0.5}
+    lines = [line.replace("│", " ").split() for line in run("stats", "words").splitlines()]
+    assert ["kind", "25.0%", "50.0%"] in lines
+    assert ["n", "0.0%"] in lines
+
+
 def test_mistakes_are_errors_a_user_can_mend(run, monkeypatch):
     monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-mistakes")
     with pytest.raises(InvalidView, match=r"none\.yaml"):
