@@ -337,17 +337,17 @@ def test_the_command_reads_from_another_redis_if_told(redis_url, client, tmp_pat
 
 
 def test_a_dead_letter_comes_back_as_old_as_it_was_once_the_view_takes_it(store, client, consumer):
-    client.xadd("events", {"id": 1, "n": "1.5"}, id="1700000000000-0")
-    client.xadd("events", {"id": 2, "n": "2.5"}, id="1700000000001-0")
+    client.xadd("events", {"id": 1, "n": "1.5"}, id=f"{SINCE}-0")
+    client.xadd("events", {"id": 2, "n": "2.5"}, id=f"{SINCE + 1}-0")
     assert drain(consumer(time_field=None)).rejected == 2
     wider = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="float64")])
-    store.put(wider, ["2"], {"n": [9.0]}, [1_700_000_000_002])
+    store.put(wider, ["2"], {"n": [9.0]}, [SINCE + 2])
     again = consumer(stream="events:dead", dead="events:deader", writer=RowWriter(store, wider, None))
     counts = drain(again)
     assert (counts.read, counts.written, counts.older, counts.rejected) == (2, 1, 1, 0)
     found = store.get(wider, ["1", "2"])
     assert found["n"].tolist() == [1.5, 9.0]
-    assert found.event_times.tolist() == [1_700_000_000_000, 1_700_000_000_002]
+    assert found.event_times.tolist() == [SINCE, SINCE + 2]
 
 
 def test_a_dead_letter_that_fails_again_keeps_where_it_first_came_from(client, consumer):
@@ -367,7 +367,7 @@ def test_dead_letters_are_listed_the_last_first(redis_url, client, consumer):
     letters = json.loads(CliRunner().invoke(app, [*words, "--limit", "2", "--json"]).stdout)
     assert [letter["fields"]["id"] for letter in letters] == ["3", "2"]
     assert letters[0]["reason"] == "field 'n': 'worse' is not int64"
-    assert (letters[0]["stream"], letters[0]["fields"]) == ("events", {"id": "3", "n": "worse", "at": "1"})
+    assert (letters[0]["stream"], letters[0]["fields"]) == ("events", {"id": "3", "n": "worse", "at": str(SINCE + 1)})
     assert client.xrange("events", letters[0]["first_id"], letters[0]["first_id"])
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).stdout
     assert "'bad' is not int64" in shown
@@ -396,7 +396,7 @@ def test_batches_retries_and_the_newest_event_are_counted(client, consumer):
         drain(consumer(writer=Dies()))
     add(client, (1, 4, 2500))
     counts = drain(consumer(batch=2))
-    assert (counts.read, counts.retried, counts.batches, counts.newest_ms) == (4, 3, 3, 3000)
+    assert (counts.read, counts.retried, counts.batches, counts.newest_ms) == (4, 3, 3, SINCE + 3000)
 
 
 def test_unknown_words_are_counted_by_column(store, client, consumer):
@@ -419,7 +419,7 @@ def test_a_consumer_is_scraped(client, proxy, consumer):
             assert told["penstock_stream_read_total"] == 2
             assert told["penstock_stream_entries_total,written"] == 1
             assert told["penstock_stream_entries_total,rejected"] == 1
-            assert told["penstock_stream_newest_event_seconds"] == 5
+            assert told["penstock_stream_newest_event_seconds"] == pytest.approx((SINCE + 5000) / 1000, abs=1e-3)
             assert (told["penstock_stream_up"], told["penstock_stream_pending_entries"]) == (1, 0)
             assert told.get("penstock_stream_lag_entries", 3) == 3
             proxy.refuse()
