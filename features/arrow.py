@@ -22,6 +22,7 @@ from penstock.features.schema import Column, FeatureView
 from penstock.features.tables import load_pyarrow, require_columns
 
 NO_NUMBER = ("NA", "N/A", "n/a", "#N/A", "NULL", "null")
+NO_TIME = "is not a time (ms since 1970, or ISO 8601; with a zone in all rows or in none)"
 EVENT_TIME = "event_time"  # the column of a table that holds event times, unless the view has one of that name
 
 
@@ -84,7 +85,8 @@ def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any
     if _is_text(array.type):
         exact = pa.bool_() if dtype == "bool" else pa.int64()
         texts = array = _without_words(array)
-        array = _parse(array, (pa.float64(),) if "float" in dtype else (exact, pa.float64()), name, first_row)
+        kinds = (pa.float64(),) if "float" in dtype else (exact, pa.float64())
+        array = _parse(array, kinds, name, first_row, f"is not {dtype}")
         if kind.is_floating(array.type) and "int" in dtype:
             return whole_numbers(texts.to_pylist())
     if kind.is_decimal(array.type) or kind.is_null(array.type):
@@ -155,7 +157,7 @@ def to_times(array: Any, name: str, first_row: int) -> NDArray[np.int64]:
         raise InvalidData(f"column {name!r}, row {first_row + _first(array.is_null())}: an event time is missing")
     if _is_text(array.type):
         zoned = pa.timestamp("ms", "UTC")
-        array = _parse(array, (pa.int64(), pa.timestamp("ms"), zoned), name, first_row)
+        array = _parse(array, (pa.int64(), pa.timestamp("ms"), zoned), name, first_row, NO_TIME)
     if kind.is_temporal(array.type):
         array = (
             array.cast(pa.timestamp("ms"), safe=False)
@@ -174,7 +176,7 @@ def to_times(array: Any, name: str, first_row: int) -> NDArray[np.int64]:
     return times
 
 
-def _parse(array: Any, types: tuple[Any, ...], name: str, first_row: int) -> Any:
+def _parse(array: Any, types: tuple[Any, ...], name: str, first_row: int, told: str) -> Any:
     """Text as the first of `types` that all of it can be; else the message names the first bad value."""
     invalid = load_pyarrow().ArrowInvalid
     for kind in types:
@@ -190,7 +192,7 @@ def _parse(array: Any, types: tuple[Any, ...], name: str, first_row: int) -> Any
             low = middle
         except invalid:
             high = middle
-    raise InvalidData(f"column {name!r}, row {first_row + low}: {array[low].as_py()!r} is not {types[0]}")
+    raise InvalidData(f"column {name!r}, row {first_row + low}: {array[low].as_py()!r} {told}")
 
 
 def _first(mask: Any) -> int:

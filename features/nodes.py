@@ -37,6 +37,13 @@ BUSY = (
     "NOSCRIPT",
 )
 NOT_MASTER = ("READONLY", "MASTERDOWN")
+WRAPPED = "ERR Error running script"
+
+
+def words_of(reply: hiredis.ReplyError) -> str:
+    """What an error reply says; before Redis 7 what a command in a script was told stands behind where that was."""
+    text = str(reply)
+    return text.rpartition(": -")[2] if text.startswith(WRAPPED) else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +186,7 @@ class Flight:
         refused = ""
         for reply in replies:
             if type(reply) is hiredis.ReplyError and not self._ask.tolerate(reply):
-                refused = str(reply)
+                refused = words_of(reply)
                 break
         if refused.startswith(NOT_MASTER):  # a new connection may find the master
             self._link.close()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from penstock.features.aggregates import Aggregates
 from penstock.features.errors import InvalidView, SchemaChanged
 from penstock.features.evolution import breaks, lost_features, succeed, within
-from penstock.features.schema import MAX_DEFINITION, Column, FeatureView
+from penstock.features.schema import KEPT, MAX_DEFINITION, Column, FeatureView
 
 FIELDS = (
     "entity_name",
@@ -93,7 +93,7 @@ def plan(views: Sequence[FeatureView], stored: Mapping[str, bytes | None], where
 
 def stored_view(name: str, definition: bytes, where: str) -> FeatureView:
     """A definition as read from a store, checked like one from a stranger; raises `InvalidView`."""
-    view = FeatureView.parse(definition, source=f"the definition of view {name!r} in {where}")
+    view = FeatureView.parse(definition, source=f"the definition of view {name!r} in {where}", context=KEPT)
     if view.name != name:
         raise InvalidView(f"the definition of view {name!r} in {where} is that of {view.name!r}")
     return view

@@ -11,7 +11,7 @@ Cost goal: for 64 entities of 30 float32 at most 25 µs of Python around the rou
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,19 +42,22 @@ from penstock.features.writes import KEYS_A_CALL, Request, write_requests
 VIEWS_KEY = b"fs:views"
 READ_KEYS = 250  # of the largest rows in a reply of MAX_SLOW_REPLY bytes
 
-# KEYS: the definitions. ARGV: name, what is expected there, what is to be there, and so on; "" is none
+# KEYS: the definitions. ARGV: name, what is expected there ("" is none), what is to be there ("" leaves it as it is,
+# "-" takes it away), and so on
 SWAP = b"""
 for i = 1, #ARGV, 3 do
   if (redis.call('HGET', KEYS[1], ARGV[i]) or '') ~= ARGV[i + 1] then return 0 end
 end
 for i = 1, #ARGV, 3 do
-  if ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
+  if ARGV[i + 2] == '-' then redis.call('HDEL', KEYS[1], ARGV[i])
+  elseif ARGV[i + 2] ~= '' then redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 2]) end
 end
 return 1"""
 MARK_S = 7 * 86400  # a job that nobody resumes is forgotten
 FAIR_S = 0.01  # lateness within less says nothing about the store
 MAX_VALUE = 1 << 16  # bytes of one row or field; the largest row has 24 + 512 + 4096 * 8
 MAX_SLOW_REPLY = 1 << 24
+DROP_KEYS = 1000
 
 
 class RedisStore(FeatureStore):
@@ -177,11 +180,11 @@ class RedisStore(FeatureStore):
         found = self.request(pack(b"HMGET", VIEWS_KEY, *names), timeout_s=timeout_s)[0] if names else []
         return {name: text for name, text in zip(names, found, strict=True) if text is not None}
 
-    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
+    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes | None]) -> bool:
         """Compare and set by a script, which Redis runs as one step (see `FeatureStore.swap`)."""
         words: list[bytes | str] = []
         for name, old in expected.items():
-            words += [name, old or b"", new.get(name, b"")]
+            words += [name, old or b"", new.get(name, b"") or (b"-" if name in new else b"")]
         return bool(self.request(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words))[0])
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
@@ -193,6 +196,18 @@ class RedisStore(FeatureStore):
         if int(following):
             return int(following) * len(nodes) + place, keys
         return (place + 1) % len(nodes), keys
+
+    def unlink(self, keys: Sequence[bytes]) -> int:
+        """Take away keys, one by one, for they may be of many servers (see `FeatureStore.unlink`)."""
+        return sum(sum(self.request(*[pack(b"UNLINK", key) for key in some])) for some in _parts(keys))
+
+    def drop_fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
+        """Take away fields (see `FeatureStore.drop_fields`)."""
+        dropped = 0
+        for some in _parts(keys):
+            replies = self.request(*[pack(b"HDEL", key, *fields) for key in some], tolerate=is_wrong_type)
+            dropped += sum(not is_wrong_type(reply) and reply > 0 for reply in replies)
+        return dropped
 
     def size(self) -> int:
         """How many keys the database has."""
@@ -246,6 +261,11 @@ class RedisStore(FeatureStore):
     def close(self) -> None:
         """Close every connection."""
         self._servers.close()
+
+
+def _parts(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Keys in parts that are asked about at a time."""
+    return (keys[start : start + DROP_KEYS] for start in range(0, len(keys), DROP_KEYS))
 
 
 def servers_of(url: str, before_connect: Callable[[], None], what: str) -> Node | Cluster:

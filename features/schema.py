@@ -43,9 +43,19 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from penstock.features.aggregates import Aggregates, check_columns
+from penstock.features.aggregates import Aggregate, Aggregates, check_columns
+from penstock.features.complaints import Grammar, complaint
 from penstock.features.errors import InvalidView
 from penstock.kernels.rows import RowLayout
 
@@ -58,8 +68,34 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 PLAIN = ("float32", "float64", "int64", "int32", "bool")  # dtypes that need nothing else said
 WIDTHS = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1, "category": 4, "string": 2, "vector": 4}
 
+DEFAULTS = {
+    "float32": "a number that float32 holds",
+    "float64": "a number that float32 holds, for models read it so",
+    "int64": "a whole number that int64 holds",
+    "int32": "a whole number that int32 holds",
+    "bool": "true or false",
+    "category": "a word of its vocabulary",
+    "string": "a text of at most {max_bytes} bytes",
+    "vector": "a number that float32 holds, or {size} of them",
+}
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
 DType = Literal["float32", "float64", "int64", "int32", "bool", "category", "string", "vector"]
+KEPT = {"kept": True}
+"""Context of a definition that a store or a version has kept: it was checked by the rules of its day."""
+
+
+def _number(value: object) -> object:
+    """A number that was written as one: `yes` and "60" are none, though pydantic would make one of them."""
+    if isinstance(value, bool | str | bytes):
+        shown = str(value).lower() if isinstance(value, bool) else repr(value)
+        raise ValueError(f"it is a number, not {shown[:60]}")  # noqa: TRY004 -- pydantic wants it so
+    return value
+
+
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_number)]
+Real = Annotated[float, BeforeValidator(_number)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 Note = Annotated[str, Field(max_length=2000)]
 
@@ -105,8 +141,8 @@ class Column(Value):
     dtype: DType
     default: Finite | str | tuple[Finite, ...] | None = None
     vocabulary: tuple[Word, ...] = Field(default=(), max_length=10_000)
-    max_bytes: int | None = Field(default=None, ge=1, le=16_384)
-    size: int | None = Field(default=None, ge=1, le=MAX_COLUMNS)
+    max_bytes: Whole | None = Field(default=None, ge=1, le=16_384)
+    size: Whole | None = Field(default=None, ge=1, le=MAX_COLUMNS)
     description: Note = ""
 
     @field_validator("name")
@@ -114,8 +150,16 @@ class Column(Value):
     def _name(cls, name: str) -> str:
         return _printable(name, "a column's name")
 
+    @field_validator("default", mode="before")
+    @classmethod
+    def _unlike_a_bool(cls, default: object, info: ValidationInfo) -> object:
+        dtype = info.data.get("dtype", "bool")
+        if isinstance(default, bool) and dtype != "bool":
+            raise ValueError(f"its default is {DEFAULTS[dtype]}, not {str(default).lower()}")
+        return default
+
     @model_validator(mode="after")
-    def _whole(self) -> Self:
+    def _whole(self, info: ValidationInfo) -> Self:
         """Each dtype has what it needs, and nothing of the others'."""
         needs = {"category": "vocabulary", "string": "max_bytes", "vector": "size"}
         for dtype, field in needs.items():
@@ -126,13 +170,14 @@ class Column(Value):
         if len(set(self.vocabulary)) < len(self.vocabulary):
             twice = next(word for word in self.vocabulary if self.vocabulary.count(word) > 1)
             raise ValueError(f"column {self.name!r}: {twice!r} is in its vocabulary twice")
-        if self.default is not None and not self._takes_default():
-            expected = {"category": "a word of its vocabulary", "string": f"a text of at most {self.max_bytes} bytes"}
-            expected["vector"] = f"a number, or {self.size} of them"
-            raise ValueError(f"column {self.name!r}: its default is {expected.get(self.dtype, 'a number')}")
+        if self.default is not None and not (self._takes_default() and (info.context == KEPT or self._holds_default())):
+            expected = DEFAULTS[self.dtype].format(max_bytes=self.max_bytes, size=self.size)
+            shown = repr(self.default).removesuffix(".0")[:60]
+            raise ValueError(f"column {self.name!r}: its default is {expected}, not {shown}")
         return self
 
     def _takes_default(self) -> bool:
+        """Whether the default is of the right kind."""
         if self.dtype == "category":
             return self.default in self.vocabulary
         if self.dtype == "string":
@@ -140,6 +185,16 @@ class Column(Value):
         if self.dtype == "vector" and isinstance(self.default, tuple):
             return len(self.default) == self.size
         return isinstance(self.default, float)
+
+    def _holds_default(self) -> bool:
+        """Whether the dtype can hold a default that is a number."""
+        if self.dtype == "bool":
+            return self.default in (0, 1)
+        if self.dtype in ("int64", "int32"):
+            limit = 2.0 ** (8 * WIDTHS[self.dtype] - 1)
+            return isinstance(self.default, float) and self.default.is_integer() and -limit <= self.default < limit
+        numbers = self.default if isinstance(self.default, tuple) else (self.default,)
+        return all(abs(number) <= FLOAT32_MAX for number in numbers if isinstance(number, float))
 
     @property
     def width(self) -> int:
@@ -195,8 +250,8 @@ class FeatureView(Value):
     name: str
     entity: str | tuple[str, ...]
     columns: tuple[Column, ...] = Field(max_length=MAX_COLUMNS)
-    ttl_s: int = Field(default=86400, ge=1, le=10 * 365 * 86400)
-    max_age_s: float | None = Field(default=None, gt=0, le=10 * 365 * 86400)
+    ttl_s: Whole = Field(default=86400, ge=1, le=10 * 365 * 86400)
+    max_age_s: Real | None = Field(default=None, gt=0, le=10 * 365 * 86400)
     on_stale: Literal["use", "default", "nan", "error"] = "use"
     on_missing: Literal["default", "nan", "error", "compute"] = "default"
     compute: str = Field(default="", max_length=200)
@@ -329,6 +384,11 @@ class FeatureView(Value):
         return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute
 
     @cached_property
+    def readable(self) -> tuple[int, ...]:
+        """The schema ids of rows that it can read: its own, and the former ones."""
+        return (self.schema_id, *(former.schema_id for former in self.former))
+
+    @cached_property
     def translations(self) -> dict[int, Any]:
         """How rows of former schemas are read, by schema id; filled in by features/evolution.py."""
         return {}
@@ -361,21 +421,27 @@ class FeatureView(Value):
         return (self.schema_id, self.layout, self.entity) == (other.schema_id, other.layout, other.entity)
 
     @classmethod
-    def parse(cls, definition: Any, *, source: str = "view") -> Self:
+    def parse(cls, definition: Any, *, source: str = "view", context: Mapping[str, bool] | None = None) -> Self:
         """A view from plain data or its JSON bytes; `InvalidView` in one line that says where it came from."""
+        given = None
         try:
             if isinstance(definition, bytes | str):
                 if len(definition) > MAX_DEFINITION:
                     raise InvalidView(f"{source}: a definition of {len(definition)} bytes, at most {MAX_DEFINITION}")
-                return cls.model_validate_json(definition)
-            return cls.model_validate(definition)
+                return cls.model_validate_json(definition, context=context)
+            given = definition
+            return cls.model_validate(definition, context=context)
         except ValidationError as error:
-            raise InvalidView(f"{source}: {_first(error)}") from error
+            raise InvalidView(f"{source}: {complaint(error, given, GRAMMAR)}") from error
 
 
-def _first(error: ValidationError) -> str:
-    """The first complaint of pydantic, in one line."""
-    first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}{more}"
+GRAMMAR = Grammar(
+    {
+        (): FeatureView,
+        ("columns",): Column,
+        ("former",): Former,
+        ("former", "columns"): Column,
+        ("aggregates",): Aggregates,
+        ("aggregates", "columns"): Aggregate,
+    }
+)

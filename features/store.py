@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from penstock.features.arrow import from_table
 from penstock.features.columns import as_array, as_times
+from penstock.features.complaints import meant
+from penstock.features.deleting import delete_rows
 from penstock.features.entities import Id, entity_ids
 from penstock.features.errors import InvalidView, StoreUnavailable, UnknownView
 from penstock.features.plan import Plan, stored_view
@@ -98,6 +100,12 @@ class FeatureStore(Reader):
 
     name: str
 
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """An instance of a subclass; `TypeError` for who means `open_store`."""
+        if cls is FeatureStore:
+            raise TypeError("a FeatureStore is opened by penstock.features.open_store(url)")
+        return super().__new__(cls)
+
     # For people ---------------------------------------------------------------------------------------------------
 
     def get(self, view: FeatureView | str, ids: Iterable[Id], columns: Sequence[str] | None = None) -> Features:
@@ -152,6 +160,18 @@ class FeatureStore(Reader):
         found = self._found(view)
         return self.prepare(found, *from_table(found, table), overwrite=overwrite)()
 
+    def delete(self, view: FeatureView | str, ids: Iterable[Id]) -> int:
+        """Take away a view's rows of entities, and of aggregates what is remembered of their events; how many rows.
+
+        Fields of hashes that another view reads, too, stay. A server's near cache may have a row for its `max_age_s`
+        longer. `penstock.features.deleting.delete_view` takes away a view.
+
+        Raises:
+            UnknownView: no view of that name.
+        """
+        found = self._found(view)
+        return delete_rows(self, found, entity_ids(ids, len(found.entity_keys)))
+
     def _found(self, view: FeatureView | str) -> FeatureView:
         return self.view(view) if isinstance(view, str) else view
 
@@ -196,7 +216,8 @@ class FeatureStore(Reader):
         """One definition; raises `UnknownView` or `InvalidView`."""
         definition = self.definitions([name]).get(name)
         if definition is None:
-            raise UnknownView(f"no view {name!r} in the feature store at {self.name}; apply its YAML file first")
+            asked = meant(name, list(self.definitions())) or "apply its YAML file first"
+            raise UnknownView(f"no view {name!r} in the feature store at {self.name}; {asked}")
         return stored_view(name, definition, self.name)
 
     def __enter__(self) -> Self:
@@ -234,15 +255,23 @@ class FeatureStore(Reader):
         """The definitions under these names, as far as there are any; all of them if None."""
 
     @abstractmethod
-    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes]) -> bool:
+    def swap(self, expected: Mapping[str, bytes | None], new: Mapping[str, bytes | None]) -> bool:
         """Store `new` if the definitions are the `expected` ones, in one step; else do nothing, and False.
 
-        `new` has names of `expected` only.
+        `new` has names of `expected` only; None takes a definition away.
         """
 
     @abstractmethod
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Some `count` keys of the store from `cursor` on, and the next cursor; both begin and end with 0."""
+
+    @abstractmethod
+    def unlink(self, keys: Sequence[bytes]) -> int:
+        """Take away keys, as `scan` gives them; how many there were."""
+
+    @abstractmethod
+    def drop_fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
+        """Take away these fields of hashes; how many hashes had one. What is no hash is left alone."""
 
     @abstractmethod
     def size(self) -> int:

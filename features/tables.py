@@ -38,6 +38,26 @@ def read_batches(source: Any, columns: list[str], batch_rows: int, skip: int = 0
         raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
 
 
+def column_names(path: Path) -> list[str]:
+    """The names of a table's columns, in order; raises `InvalidData`."""
+    pa = load_pyarrow()
+    from pyarrow import csv, parquet
+
+    _reader(path)
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            names = parquet.read_schema(path).names
+        elif path.suffix.lower() == ".csv":
+            with csv.open_csv(path) as reader:
+                names = reader.schema.names
+        else:
+            with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
+                names = reader.schema.names
+    except (OSError, pa.ArrowException) as error:
+        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    return list(names)
+
+
 def identity(path: Path) -> str:
     """What tells a file from what it was or will be: a digest of its size, time of change, beginning and end."""
     _reader(path)

@@ -53,7 +53,10 @@ return written"""
 NEWEST_HASH = b"""
 local call, key, last = redis.call, KEYS[1], 4 + ARGV[4]
 local old = redis.pcall('HGET', key, ARGV[2])
-if type(old) == 'table' then call('DEL', key) end
+if type(old) == 'table' then
+  if not old.err:find('WRONGTYPE', 1, true) then return old end
+  call('DEL', key)
+end
 if type(old) == 'string' and (tonumber(old) or -math.huge) > tonumber(ARGV[3]) then return 0 end
 call('HSET', key, ARGV[2], ARGV[3])
 for at = 5, last, 1000 do call('HSET', key, unpack(ARGV, at, math.min(at + 999, last))) end
@@ -132,5 +135,4 @@ def _calls(script: bytes, calls: Sequence[list[bytes]]) -> Iterator[Request]:
 
 def readable_schemas(view: FeatureView) -> tuple[bytes, ...]:
     """The schema ids of rows that this view can read, as they stand in headers: u32, little-endian."""
-    ids = (view.schema_id, *(former.schema_id for former in view.former))
-    return tuple(struct.pack("<I", schema_id) for schema_id in ids)
+    return tuple(struct.pack("<I", schema_id) for schema_id in view.readable)

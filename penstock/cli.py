@@ -13,7 +13,19 @@ from typing import Annotated
 import typer
 
 from penstock import __version__
-from penstock.commands import bench, convert, dead_letters, doctor, drift, features, models, serve, streaming
+from penstock.commands import (
+    bench,
+    convert,
+    dead_letters,
+    deleting,
+    doctor,
+    drift,
+    features,
+    fitting,
+    models,
+    serve,
+    streaming,
+)
 from penstock.commands._console import flowing
 from penstock.errors import PenstockError
 
@@ -28,6 +40,8 @@ app = typer.Typer(
 app.add_typer(models.app, name="models")
 features.app.command("stream", help=flowing(streaming.stream.__doc__))(streaming.stream)
 features.app.command("dead-letters", help=flowing(dead_letters.dead_letters.__doc__))(dead_letters.dead_letters)
+features.app.command("delete", help=flowing(deleting.delete.__doc__))(deleting.delete)
+features.app.command("fit", help=flowing(fitting.fit.__doc__))(fitting.fit)
 app.add_typer(features.app, name="features")
 app.add_typer(drift.app, name="drift")
 app.command("convert")(convert.convert)

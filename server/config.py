@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from penstock.features.definitions import read_yaml
 from penstock.server.address import Address
 from penstock.server.cache import ALL, CacheSettings, explained
 from penstock.server.certificates import Certificates
@@ -165,11 +165,11 @@ class Config(BaseModel):
         values: Any = {}
         if path is not None:
             try:
-                values = yaml.safe_load(path.read_text("utf-8")) or {}
+                values = read_yaml(path.read_text("utf-8")) or {}
             except OSError as error:
                 raise BadConfig(f"config: {path} cannot be read: {error.strerror}") from error
-            except (UnicodeDecodeError, yaml.YAMLError) as error:
-                raise BadConfig(f"config: {path} is not YAML: {' '.join(str(error).split())}") from error
+            except ValueError as error:
+                raise BadConfig(f"config: {path} is not YAML: {error}") from error
             if not isinstance(values, dict):
                 raise BadConfig(f"config: {path} holds no mapping of settings")
         values |= {name: value for name, value in overrides.items() if value is not None}

@@ -1,4 +1,4 @@
-"""What versions look features up through: the store, before it what computes on a miss, before that the near cache."""
+"""What versions look features up through: the store, and before it what learns schemas, computes and keeps near."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from penstock.features.computing import Computing, Function
 from penstock.features.functions import load_functions
 from penstock.features.near import NearCache
+from penstock.features.schemas import KnownSchemas
 from penstock.features.store import FeatureStore, Reader
 
 
@@ -51,12 +52,14 @@ class Lookups:
         unknown_s: float,
     ) -> None:
         self.store = store
-        self.reader: Reader = store
+        self.reader: Reader = KnownSchemas(store)
         self.computing: Computing | None = None
         self.near: NearCache | None = None
         if functions:
             loaded = cast("dict[str, Function]", load_functions(functions))
-            self.computing = Computing(store, loaded, store_s=store_s, threads=threads, unknown_s=unknown_s)
+            self.computing = Computing(
+                store, loaded, reader=self.reader, store_s=store_s, threads=threads, unknown_s=unknown_s
+            )
             self.reader = self.computing
         if near is not None:
             self.near = NearCache(self.reader, near.bytes, near.max_age_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from penstock.errors import PenstockError
-from penstock.features.schema import FeatureView
+from penstock.features.schema import KEPT, FeatureView
 from penstock.kernels.wire import Plan, PlanInput, PlanOutput
 from penstock.registry.manifest import Manifest, TensorSpec
 
@@ -15,7 +15,7 @@ FEATURE_STATUS = "penstock.feature_status"
 
 def views_of(manifest: Manifest) -> tuple[FeatureView, ...]:
     """The feature views a version joins."""
-    return tuple(FeatureView.model_validate(entry.schema_) for entry in manifest.feature_sets)
+    return tuple(FeatureView.model_validate(entry.schema_, context=KEPT) for entry in manifest.feature_sets)
 
 
 def plan_of(manifest: Manifest, digest: str) -> Plan:

@@ -12,7 +12,6 @@ from math import inf
 from threading import Thread
 
 from penstock.errors import PenstockError
-from penstock.features.schemas import KnownSchemas
 from penstock.kernels.costs import Cost
 from penstock.kernels.lanes import Lane
 from penstock.kernels.transforms import Program
@@ -302,8 +301,7 @@ def _join(manifest: Manifest, config: Config, lookups: Lookups | None) -> Join |
                 f"{{{view.compute}: package.module:function}})"
             )
     timeout_ms = max(config.feature_timeout_ms, config.compute_timeout_ms) if computing else config.feature_timeout_ms
-    reader = KnownSchemas(lookups.store, lookups.reader)
-    return Join(reader, views, manifest.signature.columns, timeout_ms / 1000)
+    return Join(lookups.reader, views, manifest.signature.columns, timeout_ms / 1000)
 
 
 def _sampler(version: Version, pipeline: Pipeline, config: Config) -> Sampler | None:

@@ -40,11 +40,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[str]:
+def redis_executable(request: pytest.FixtureRequest) -> str:
+    """The redis-server (or valkey-server) to test with: the usual one, unless a test is run with several."""
+    from penstock.features.embedded import find_executable
+
+    return getattr(request, "param", "") or find_executable()
+
+
+@pytest.fixture(scope="session")
+def redis_server(redis_executable: str) -> Iterator[str]:
     """unix:// URL of a Redis that runs as long as the session and keeps nothing on disk."""
     import redis
-
-    from penstock.features.embedded import find_executable
 
     folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))  # short, for socket paths are
     options = [
@@ -59,7 +65,7 @@ def redis_server() -> Iterator[str]:
         "--logfile",
         "redis.log",
     ]
-    process = subprocess.Popen([find_executable(), *options])
+    process = subprocess.Popen([redis_executable, *options])
     client = redis.Redis(unix_socket_path=str(folder / "redis.sock"))
     try:
         until = time.monotonic() + 20

@@ -9,7 +9,7 @@ on) are their own recipes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -268,7 +268,9 @@ Given = (
     | fitted.FunctionStep
 )
 AnyRecipe = Annotated[Learnt | Given, Field(discriminator="op")]
-RECIPE: TypeAdapter[list[AnyRecipe]] = TypeAdapter(list[AnyRecipe])
+STEP: TypeAdapter[AnyRecipe] = TypeAdapter(AnyRecipe)
+KINDS = {get_args(kind.model_fields["op"].annotation)[0]: kind for kind in (*get_args(Learnt), *get_args(Given))}
+"""What each `op` is a recipe of."""
 
 
 def mean_and_scale(x: Column) -> tuple[float, float]:

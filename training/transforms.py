@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import ValidationError
 
+from penstock.features.complaints import Grammar, complaint, meant
 from penstock.features.functions import Function
 from penstock.features.transforms import Step, Transforms, TransformSpec, clock, first_of
-from penstock.training.recipes import RECIPE, AnyRecipe, Column, FitError, Learnt, StepRecipe
+from penstock.training.recipes import KINDS, STEP, AnyRecipe, Column, FitError, Learnt, StepRecipe
+
+SHAPES = {"columns": "a list of names", "by": "a list of names", "less": "a list of names"}
 
 
 def fit(
@@ -56,12 +59,27 @@ def fit(
     return Transforms(columns=before, steps=tuple(steps))
 
 
-def parse(recipe: Sequence[Mapping[str, Any] | StepRecipe | Step]) -> list[AnyRecipe]:
-    """The steps of a recipe, checked."""
+def parse(recipe: Any) -> list[AnyRecipe]:
+    """The steps of a recipe, plain data or made before, checked; raises `FitError` in one line."""
+    if not isinstance(recipe, list | tuple):
+        raise FitError("a recipe of transforms is a list of steps, each {op: ..., columns: [...]}")
+    return [_parse_step(step, number) for number, step in enumerate(recipe, start=1)]
+
+
+def _parse_step(step: Any, number: int) -> AnyRecipe:
+    if isinstance(step, StepRecipe | Step):
+        return STEP.validate_python(step)
+    if not isinstance(step, Mapping) or not isinstance(step.get("op"), str):
+        raise FitError(f"step {number} of the transforms is {{op: ..., columns: [...]}}, not {repr(step)[:60]}")
+    kind = KINDS.get(step["op"])
+    if kind is None:
+        asked = meant(step["op"], list(KINDS)) or f"it is one of {', '.join(KINDS)}"
+        raise FitError(f"step {number} of the transforms: there is no op {step['op']!r}: {asked}")
     try:
-        return RECIPE.validate_python(list(recipe))
+        return STEP.validate_python(dict(step))
     except ValidationError as error:
-        raise FitError(f"the recipe of the transforms cannot be read: {first_of(error)}") from error
+        told = complaint(error, step, Grammar({(): kind}, lists={}, shapes=SHAPES, tags=1))
+        raise FitError(f"step {number} of the transforms ({step['op']}): {told}") from error
 
 
 def as_served(matrix: ArrayLike, names: tuple[str, ...]) -> NDArray[np.float64]:

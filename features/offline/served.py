@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from penstock.features.errors import InvalidData
 from penstock.features.offline.tables import arrow
-from penstock.features.schema import FeatureView
+from penstock.features.schema import KEPT, FeatureView
 
 KEY = b"penstock.served"
 PATTERN = "served-*.parquet"
@@ -119,7 +119,7 @@ def _read(file: Path) -> tuple[Origin, ServedRows]:
 
     try:
         table = parquet.read_table(file, partitioning=None).combine_chunks()
-        origin = Origin.model_validate_json((table.schema.metadata or {})[KEY])
+        origin = Origin.model_validate_json((table.schema.metadata or {})[KEY], context=KEPT)
         n, k = table.num_rows, len(origin.columns)
         values = _matrix(table["values"], n, k).astype(np.float32, copy=False)
         sources = _matrix(table["sources"], n, k).astype(np.uint8, copy=False)

@@ -10,9 +10,9 @@ A file holds rows whose event time lies on that day (UTC), with the columns
     created_time   int64, ms since 1970: when they were known, which is what a back-fill must not lie about
     written        int64, rising: of two rows alike in all of these the later one counts
 
-Nothing is ever changed: a correction is a row more, with a later created time. A file is written beside its place and
-renamed once it is whole and on disk, so that a reader sees all of a file or none; a write that spans several days
-becomes visible day by day. Writing the same rows twice changes no answer.
+Nothing is ever changed (but by erasing.py): a correction is a row more, with a later created time. A file is written
+beside its place and renamed once it is whole and on disk, so that a reader sees all of a file or none; a write that
+spans several days becomes visible day by day. Writing the same rows twice changes no answer.
 
 Cost: about a microsecond a row of 10 columns. A writer holds at most `MAX_HELD` rows back, whatever their days.
 """

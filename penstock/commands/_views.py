@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,9 @@ MARKS = {"added": ("+", "green"), "changed": ("~", "yellow"), "unchanged": ("=",
 _TIME_WIDTH = len("2026-01-01 00:00:00")
 _FRAME = 3  # columns that the frame and the padding of a cell take
 _SHOWN_MODELS = 10
+_SHOWN_VIEWS = 5
+
+DEFAULT_REGISTRY = Path("penstock-models")
 
 # Plans ------------------------------------------------------------------------------------------------------------
 
@@ -31,25 +34,40 @@ def models_that_lose(plan: Plan, registry: Path) -> list[str]:
     Raises:
         RegistryError: the registry cannot be read.
     """
-    from penstock.registry import Registry
-
     lost = {change.view.name: change.lost for change in plan.changes if change.lost}
     lines = []
-    store = Registry(registry)
-    for name in store.models() if lost else ():
-        aliases = store.aliases(name)
-        for version in store.versions(name):
-            manifest = store.manifest(name, version)
-            for view in sorted({entry.name for entry in manifest.feature_sets} & lost.keys()):
-                if gone := [column for column in manifest.signature.columns if column in lost[view]]:
-                    also = ", ".join(alias for alias, number in aliases.items() if number == version)
-                    some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
-                    lines.append(f"{name} version {version}{f' ({also})' if also else ''} reads {some} of {view}")
+    for version, view, columns in readers(lost, registry):
+        if gone := [column for column in columns if column in lost[view]]:
+            some = ", ".join(gone[:5]) + (", ..." if len(gone) > 5 else "")
+            lines.append(f"{version} reads {some} of {view}")
     return lines
 
 
-def print_plan(plan: Plan, losing: Sequence[str]) -> None:
-    """What is added and changed, and what that breaks."""
+def readers(views: Collection[str], registry: Path) -> Iterator[tuple[str, str, Sequence[str]]]:
+    """Published versions that read these views: each as "NAME version N (aliases)", with a view and its own columns.
+
+    Raises:
+        RegistryError: the registry cannot be read.
+    """
+    from penstock.registry import Registry
+
+    store = Registry(registry)
+    for name in store.models() if views else ():
+        aliases = store.aliases(name)
+        for version in store.versions(name):
+            manifest = store.manifest(name, version)
+            also = ", ".join(alias for alias, number in aliases.items() if number == version)
+            for view in sorted({entry.name for entry in manifest.feature_sets}.intersection(views)):
+                yield f"{name} version {version}{f' ({also})' if also else ''}", view, manifest.signature.columns
+
+
+def registry_or_default(given: Path | None) -> Path | None:
+    """The registry that was named, else the one that `convert` and `serve` take, where there is one."""
+    return given or (DEFAULT_REGISTRY if DEFAULT_REGISTRY.is_dir() else None)
+
+
+def print_plan(plan: Plan, losing: Sequence[str], kept: Sequence[str] = ()) -> None:
+    """What is added and changed, what that breaks, and which views of the store are not in the file."""
     for change in plan.changes:
         mark, style = MARKS[change.kind]
         _say(f"{mark} {change.view.name} {change.kind}", style)
@@ -61,6 +79,9 @@ def print_plan(plan: Plan, losing: Sequence[str]) -> None:
         _say(f"! {line}", "red")
     if len(losing) > _SHOWN_MODELS:
         _say(f"! and {len(losing) - _SHOWN_MODELS} more versions", "red")
+    if kept:
+        more = f" and {len(kept) - _SHOWN_VIEWS} more" if len(kept) > _SHOWN_VIEWS else ""
+        _say(f"kept, though not in the file: {', '.join(kept[:_SHOWN_VIEWS])}{more} (penstock features delete)", "dim")
 
 
 def _say(line: str, style: str = "") -> None:

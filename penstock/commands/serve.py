@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from penstock.commands.features import FORMS, default_folder
+
 if TYPE_CHECKING:
     from penstock.server.app import Addresses
 
@@ -19,7 +21,7 @@ def serve(
     ] = None,
     features: Annotated[
         str | None,
-        typer.Option(metavar="URL", envvar="PENSTOCK_FEATURES", help="Feature store: redis://, unix://, embedded://."),
+        typer.Option(metavar="URL", envvar="PENSTOCK_FEATURES", help=f"Feature store: {FORMS}."),
     ] = None,
     grpc: Annotated[str | None, typer.Option(metavar="HOST:PORT|unix:/PATH", help="Where to serve gRPC.")] = None,
     http: Annotated[str, typer.Option(metavar="HOST:PORT|off", help="REST gateway; not built yet, so off.")] = "off",
@@ -63,7 +65,6 @@ def serve(
     Example: penstock serve --registry ./penstock-models --features redis://localhost:6379
     """
     from penstock import __version__
-    from penstock.commands.features import default_folder
     from penstock.errors import PenstockError
     from penstock.server.app import run
     from penstock.server.config import Config

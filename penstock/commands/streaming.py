@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from penstock.commands.features import Json, Url, existing, opened
+from penstock.commands.features import FORMS, Json, Url, existing, opened
 from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
@@ -87,9 +87,7 @@ def stream(
     )
     with existing(features) as store, opened(source) if source else nullcontext(store) as streams:
         if not isinstance(streams, RedisStore):
-            raise PenstockError(
-                "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
-            )
+            raise PenstockError(f"a stream is in a Redis; --from says which ({FORMS})")
         found = store.view(view)
         with kept_in(offline, found, publish_s) as history:
             reader = Consumer(streams, writer_for(store, found, time_field, history), settings, history)

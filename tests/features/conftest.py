@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -13,14 +14,24 @@ from penstock.features import Column, FeatureView, open_store
 from penstock.features.aggregates import Aggregates
 
 
-def _load_proxy():
-    spec = importlib.util.spec_from_file_location("penstock_test_proxy", Path(__file__).with_name("proxy.py"))
-    module = importlib.util.module_from_spec(spec)
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"feature_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.Proxy
+    return module
 
 
-Proxy = _load_proxy()
+Proxy = _load("proxy").Proxy
+servers = _load("servers")
+
+
+def pytest_generate_tests(metafunc):
+    """Tests that talk to a Redis hold for every server that is here: always where marked `every_server`, for which
+    scripts of ours are run; else only with --slow."""
+    if "redis_executable" in metafunc.fixturenames:
+        always = metafunc.definition.get_closest_marker("every_server")
+        params = servers.EVERY if always else servers.OTHERS_SELDOM
+        metafunc.parametrize("redis_executable", params, indirect=True, scope="session")
 
 
 @pytest.fixture
@@ -31,7 +42,7 @@ def proxy(redis_url):
 
 
 @pytest.fixture(params=["redis", "memory"])
-def store(request):
+def store(request, redis_executable):
     """Each kind of store; every test that takes it holds for both."""
     url = request.getfixturevalue("redis_url") if request.param == "redis" else "memory://"
     with closing(open_store(url)) as store:

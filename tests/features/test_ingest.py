@@ -111,7 +111,7 @@ def test_progress_is_told_after_each_batch_and_ends_at_all(store, write):
 @pytest.mark.parametrize(
     ("name", "values", "complaint"),
     [
-        ("amount", ["1.5", "2", "12,5"], "column 'amount', row 3: '12,5' is not double"),
+        ("amount", ["1.5", "2", "12,5"], "column 'amount', row 3: '12,5' is not float64"),
         ("count", ["1", "many", "3"], "column 'count', row 2: 'many' is not int64"),
         ("count", [1.0, 2.0, 0.5], "column 'count', row 3: 0.5 does not fit int64"),
         ("new", [0, 1, 2], "column 'new', row 3: 2"),
@@ -140,6 +140,11 @@ def test_a_missing_column_is_named_with_those_there_are(store, write):
         ("customer", [1.5, 2.5, 3.5], "entity ids are integers or text"),
         ("at", [1.5, 2.5, 3.5], "event times"),
         ("at", [0, None, 1], "row 2: an event time is missing"),
+        (
+            "at",
+            ["2026-01-01T00:00:00Z", "2026-01-02", "2026-01-03T00:00:00Z"],
+            r"row 2: '2026-01-02' is not a time \(ms",
+        ),
     ],
 )
 def test_a_column_of_a_useless_type_is_refused(store, tmp_path, name, values, complaint):

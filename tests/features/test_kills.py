@@ -8,13 +8,11 @@ resumed.
 
 from __future__ import annotations
 
-import contextlib
+import importlib.util
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from contextlib import closing
@@ -23,51 +21,25 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import redis
 from pyarrow import parquet
 
 from penstock.features import Column, FeatureView, Lookup, open_store
-from penstock.features.embedded import find_executable
 
+
+def _load(name):
+    spec = importlib.util.spec_from_file_location(f"feature_tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+servers = _load("servers")
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
 VICTIM = Path(__file__).with_name("victims.py")
 ROWS, ENTITIES, EVENTS = 10_000, 3_000, 1_500
 LOST = 3
 QUICK = (6, 7)  # seeds of the default run
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed not in QUICK else []) for seed in range(50)]
-
-
-class Redis:
-    """A redis-server over one folder, to be killed and started again."""
-
-    def __init__(self, fsync):
-        self.folder = Path(tempfile.mkdtemp(prefix="penstock-test-"))
-        self.url = f"unix://{self.folder}/s"
-        options = {"port": "0", "unixsocket": "s", "dir": self.folder, "save": "", "logfile": "log"}
-        options |= {"appendonly": "yes", "appendfsync": fsync}
-        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-        self._command = [find_executable(), *words]
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self._command)
-        until = time.monotonic() + 20
-        with redis.Redis.from_url(self.url) as client:
-            while True:
-                with contextlib.suppress(redis.ConnectionError, redis.exceptions.BusyLoadingError):
-                    client.ping()
-                    return
-                assert self.process.poll() is None, (self.folder / "log").read_text()
-                assert time.monotonic() < until
-                time.sleep(0.005)
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(20)
-
-    def close(self):
-        self.kill()
-        shutil.rmtree(self.folder)
 
 
 class Victim:
@@ -105,8 +77,9 @@ def chance(request):
 
 @pytest.fixture
 def server(chance, request):
-    server = Redis("everysec" if request.node.callspec.params["chance"] % 2 else "always")
-    with closing(server):
+    seed = request.node.callspec.params["chance"]
+    fsync = "everysec" if seed % 2 else "always"
+    with closing(servers.KeptRedis(servers.in_turn(seed // 2), fsync)) as server:
         yield server
 
 
@@ -184,7 +157,7 @@ def consumed(chance, server, between=lambda: None):
 def fill(server, view, events):
     with closing(open_store(server.url)) as store:
         store.apply(view)
-    with redis.Redis.from_url(server.url) as client:
+    with server.client() as client:
         pipeline = client.pipeline(transaction=False)
         for entity, time_ms, value in events:
             pipeline.xadd("events", {"id": entity, "at": time_ms, "n": value}, id=f"{value + 1}-0")
@@ -217,7 +190,7 @@ def put(store, events):
 
 def settled(server, events):
     """The events that the group has acknowledged."""
-    with redis.Redis.from_url(server.url) as client:
+    with server.client() as client:
         groups = client.xinfo_groups("events")
         if not groups:
             return []
@@ -228,5 +201,5 @@ def settled(server, events):
 
 
 def server_is_strict(server):
-    with redis.Redis.from_url(server.url) as client:
+    with server.client() as client:
         return client.config_get("appendfsync")["appendfsync"] == "always"

@@ -7,6 +7,8 @@ import pytest
 from penstock.features import Column, FeatureView, InvalidView, SchemaChanged, StoreUnavailable
 from penstock.features.schema import MAX_DEFINITION
 
+pytestmark = pytest.mark.every_server
+
 
 def view(name="v", *columns, **fields):
     given = columns or (Column(name="a", dtype="int32"),)

@@ -307,6 +307,19 @@ def test_a_wrong_password_is_a_misconfiguration_and_never_shown(local, client, r
         client.acl_deluser("reader")
 
 
+def test_a_user_who_may_not_see_how_new_a_hash_is_does_not_replace_it(local, client, redis_url):
+    view = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float64")], layout="hash")
+    local.put(view, [b"1"], {"a": np.array([1.0])}, np.array([5]))
+    client.acl_setuser("writer", enabled=True, passwords=["+right"], keys=["*"], commands=["+@all", "-hget"])
+    refused = pytest.raises(StoreMisconfigured)
+    try:
+        with closing(open_store(redis_url.replace("unix://", "unix://writer:right@"))) as store, refused:
+            store.put(view, [b"1"], {"a": np.array([2.0])}, np.array([4]))
+    finally:
+        client.acl_deluser("writer")
+    assert fetch(local, view, [b"1"]).values.tolist() == [[1.0]]
+
+
 def test_speaking_tls_to_a_server_without_it_is_a_misconfiguration_or_an_outage(proxy):
     refused = pytest.raises((StoreMisconfigured, StoreUnavailable), match=str(proxy.port))
     with closing(open_store(proxy.url.replace("redis:", "rediss:"))) as store, refused:

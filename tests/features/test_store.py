@@ -7,6 +7,7 @@ import pytest
 
 from penstock.features import (
     Column,
+    FeatureStore,
     FeatureView,
     InvalidData,
     Lookup,
@@ -181,6 +182,11 @@ def test_a_url_of_no_known_kind_is_refused_without_showing_a_password(url):
     with pytest.raises(StoreMisconfigured, match="redis://") as caught:
         open_store(url)
     assert "hunter2" not in str(caught.value)
+
+
+def test_who_takes_the_port_for_a_store_is_told_how_to_open_one():
+    with pytest.raises(TypeError, match=r"opened by penstock\.features\.open_store\(url\)"):
+        FeatureStore("redis://localhost:6379")
 
 
 def test_in_memory_rows_expire_after_the_ttl_of_their_view(view, table):

@@ -20,6 +20,7 @@ from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, S
 from penstock.features.streams import Consumer, RowWriter, Settings
 from penstock.server.address import Address
 
+pytestmark = pytest.mark.every_server
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
 
 

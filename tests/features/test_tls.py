@@ -2,7 +2,6 @@
 
 import importlib.util
 import ssl
-import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +16,7 @@ from penstock.features.connecting import connector
 OK, ABSENT = 0, 1
 VIEW = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float32")])
 READER = ("on", ">right", "resetkeys", "~fs:*", "~features:*", "resetchannels", "-@all", "+mget", "+get", "+hmget")
-MORE = ("+hget", "+hgetall", "+ping", "+select", "+cluster|slots", "+asking")
+MORE = ("+hgetall", "+ping", "+select", "+cluster|slots", "+asking", "+role")
 
 
 def _load(name):
@@ -30,11 +29,7 @@ def _load(name):
 servers = _load("servers")
 
 
-def _speaks_tls(path):
-    return "libssl" in subprocess.run(["ldd", path], capture_output=True, text=True, check=False).stdout
-
-
-ABLE = [parameter for parameter in servers.VERSIONS if _speaks_tls(parameter.values[0])]
+ABLE = [parameter for parameter in servers.VERSIONS if servers.speaks_tls(parameter.values[0])]
 
 
 @pytest.fixture(scope="module", params=ABLE or [pytest.param("", marks=pytest.mark.skip(reason="no Redis with TLS"))])

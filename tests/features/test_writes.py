@@ -13,6 +13,7 @@ from penstock.features.columns import check_table
 from penstock.features.memory import MemoryStore
 from penstock.features.writes import CALLS, KEYS_A_CALL, write_requests
 
+pytestmark = pytest.mark.every_server
 OK = 0
 COLUMN = Column(name="a", dtype="float64")
 ROWS = FeatureView(name="v", entity="e", columns=[COLUMN])

@@ -18,7 +18,6 @@ import pytest
 import redis
 
 from penstock.client import Client
-from penstock.features.embedded import find_executable
 from penstock.kernels.lanes import Lane
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import inference_pb2_grpc
@@ -60,7 +59,8 @@ def proxy(redis_url):
 class OwnRedis:
     """A Redis on a unix socket that a test may kill, stop and start again; keeps nothing on disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, executable: str) -> None:
+        self._executable = executable
         self._folder = tempfile.mkdtemp(prefix="penstock-test-")  # short, for socket paths are
         self.url = f"unix://{self._folder}/redis.sock"
         self.client = redis.Redis.from_url(self.url)
@@ -68,7 +68,7 @@ class OwnRedis:
 
     def start(self, *options: str) -> None:
         words = ["--port", "0", "--unixsocket", "redis.sock", "--dir", self._folder, "--save", "", *options]
-        self._process = subprocess.Popen([find_executable(), *words], stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen([self._executable, *words], stdout=subprocess.DEVNULL)
         until = time.monotonic() + 20
         while True:
             try:
@@ -92,8 +92,8 @@ class OwnRedis:
 
 
 @pytest.fixture
-def own_redis():
-    found = OwnRedis()
+def own_redis(redis_executable):
+    found = OwnRedis(redis_executable)
     yield found
     found.close()
 

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from penstock.features import Column, FeatureView, open_store
 from penstock.registry import Registry
+
+
+def _load(path):
+    spec = importlib.util.spec_from_file_location(f"shared_tests_{path.stem}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+servers = _load(Path(__file__).parents[1] / "features" / "servers.py")
+
+
+def pytest_generate_tests(metafunc):
+    """With --slow these hold for every server that is here."""
+    if "redis_executable" in metafunc.fixturenames:
+        metafunc.parametrize("redis_executable", servers.OTHERS_SELDOM, indirect=True, scope="session")
+
 
 VIEW = FeatureView(name="v", entity="id", columns=[Column(name="a", dtype="float32", default=0.0)], ttl_s=30)
 

@@ -252,7 +252,15 @@ def test_float32_and_recipe_objects_are_taken_too():
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ({"op": "square"}, "square"),
+        ({"op": "square"}, "step 1 of the transforms: there is no op 'square': it is one of impute, clip"),
+        ({"op": "inpute"}, "there is no op 'inpute': did you mean 'impute'"),
+        ({"columns": ["a"]}, r"step 1 of the transforms is \{op: ..., columns: \[...\]\}, not \{'columns'"),
+        (
+            {"op": "impute", "strategey": "mean"},
+            r"step 1 .*\(impute\): there is no 'strategey': did you mean 'strategy'",
+        ),
+        ({"op": "impute", "columns": "a"}, "columns is a list of names, not 'a'"),
+        ({"op": "hash"}, "buckets is missing"),
         ({"op": "log1p", "base": 2}, "base"),
         ({"op": "impute", "strategy": "constant"}, "go together"),
         ({"op": "impute", "strategy": "mode"}, "strategy"),

@@ -334,7 +334,7 @@ FINE = {"id": ["e"], "at": [1000]}
         ({"id": [0.5], "at": [1]}, "column 'id' is double; entity ids are integers or text"),
         ({"id": ["e"], "at": [None]}, "column 'at', row 1: an event time is missing"),
         ({"id": ["e"], "at": [1.5]}, "column 'at' is double; event times are timestamps, or integers in ms"),
-        ({"id": ["e"], "at": ["soon"]}, "column 'at', row 1: 'soon' is not int64"),
+        ({"id": ["e"], "at": ["soon"]}, "column 'at', row 1: 'soon' is not a time"),
         ({"id": ["e"], "at": [-1]}, "column 'at', row 1: -1 ms since 1970 is not a time between 1970 and 9999"),
         ({"id": ["e"], "at": [1_700_000_000 * 10**9]}, "is more than a day ahead"),
         ({**FINE, "x": [1]}, "column 'x' is both in the entity frame and in view 'v': join with prefix=True"),

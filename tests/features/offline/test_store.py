@@ -70,7 +70,7 @@ def test_other_tools_read_it(tmp_path):
     ("change", "told"),
     [
         ({"count": [1, 2, 0.5]}, "column 'count', row 3: 0.5 does not fit int64"),
-        ({"x": ["1", "no", "2"]}, "column 'x', row 2: 'no' is not double"),
+        ({"x": ["1", "no", "2"]}, "column 'x', row 2: 'no' is not float32"),
         ({"customer": ["a", None, "b"]}, "column 'customer', row 2: an entity id is missing"),
         ({"event_time": [1, 2, None]}, "column 'event_time', row 3: an event time is missing"),
         ({"event_time": [1, -2, 3]}, "row 2: -2 ms since 1970 is not a time between 1970 and 9999"),

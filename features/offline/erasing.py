@@ -1,0 +1,152 @@
+"""Taking entities, or a whole view, out of a history: the one way in which its files are ever changed.
+
+A file that holds one of the entities is written anew without their rows beside its place, and renamed over it once it
+is whole and on disk: a reader sees the one or the other. Whoever erases holds a lock on the view's folder, so that two
+at once do not bring back each other's rows; writers add files of their own and need none. What one who was killed has
+left, under names that begin with `.erasing-`, no reader looks at, and the next one takes away.
+
+Cost: every file's ids are read, and what holds one of the entities is read and written in full.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from penstock.features.errors import InvalidData
+from penstock.features.offline.store import OfflineStore
+from penstock.features.offline.tables import arrow
+from penstock.features.schema import NAME, FeatureView
+
+FILES = "date=*/part-*.parquet"
+STAGED = ".erasing-"
+Progress = Callable[[int, float], None]
+
+
+def erase(
+    store: OfflineStore,
+    view: FeatureView,
+    entities: Sequence[bytes],
+    *,
+    dry_run: bool = False,
+    progress: Progress = lambda _files, _fraction: None,
+) -> int:
+    """Take the rows of some entities out of a view's history; the number of rows.
+
+    Args:
+        store: the history.
+        view: whose rows; files that name their entity otherwise are of another one, and left alone.
+        entities: ids as they are stored (`penstock.features.entity_key`).
+        dry_run: count the rows, and change nothing.
+        progress: called as (files done, fraction of all).
+
+    Raises:
+        InvalidData: there is no history at all in that folder, or a file cannot be read.
+    """
+    rows = 0
+    with _locked(store, view.name) as folder:
+        files = sorted(folder.glob(FILES))
+        for done, file in enumerate(files, start=1):
+            rows += _without(file, view.entity_name, entities, dry_run=dry_run)
+            progress(done, done / len(files))
+    return rows
+
+
+def erase_view(store: OfflineStore, name: str, *, dry_run: bool = False) -> int:
+    """Take away all history of a view; the number of rows. Raises `InvalidData` as `erase` does."""
+    with _locked(store, name) as folder:
+        files = folder.glob(FILES)
+        rows = sum(_read(file, lambda source: source.metadata.num_rows) for file in files)
+        if not dry_run:
+            gone = folder.with_name(STAGED + name)
+            shutil.rmtree(gone, ignore_errors=True)
+            if folder.is_dir():
+                folder.rename(gone)  # at once for readers
+                shutil.rmtree(gone)
+    return int(rows)
+
+
+@contextmanager
+def _locked(store: OfflineStore, name: str) -> Iterator[Path]:
+    """The view's folder, which may not be there, for one who erases at a time."""
+    if not NAME.fullmatch(name):
+        raise InvalidData(f"{name[:100]!r} is no name of a view: there is no history of it")
+    if not store.root.is_dir():
+        raise InvalidData(f"there is no history in {store.root}: no such folder")
+    folder = store.root / name
+    if not folder.is_dir():
+        yield folder
+        return
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX)
+        for left in folder.glob(f"date=*/{STAGED}*"):
+            left.unlink()
+        yield folder
+    finally:
+        os.close(number)
+
+
+def _read(file: Path, read: Callable[[Any], Any]) -> Any:
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as source:
+            return read(source)
+    except (OSError, arrow().ArrowException) as error:
+        raise InvalidData(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _without(file: Path, entity: str, entities: Sequence[bytes], *, dry_run: bool) -> int:
+    """Write a file anew without the rows of some entities, if it has any; how many it has."""
+    found: int = _read(file, lambda source: _count(source, entity, entities))
+    if found and not dry_run:
+        staged = file.with_name(STAGED + file.name)
+        try:
+            _read(file, lambda source: _copy(source, staged, entity, entities))
+            _sync(staged)
+            staged.replace(file)
+            _sync(file.parent)
+        finally:
+            staged.unlink(missing_ok=True)
+    return found
+
+
+def _count(source: Any, entity: str, entities: Sequence[bytes]) -> int:
+    if entity not in source.schema_arrow.names:
+        return 0
+    batches = source.iter_batches(columns=[entity])
+    return sum(int(_of(batch.column(0), entities).true_count) for batch in batches)
+
+
+def _copy(source: Any, staged: Path, entity: str, entities: Sequence[bytes]) -> None:
+    """All other rows, as they are; a file of none where there are no others, for readers who have listed it."""
+    import pyarrow.compute as pc
+    from pyarrow import parquet
+
+    with parquet.ParquetWriter(staged, source.schema_arrow) as out:
+        for group in range(source.num_row_groups):
+            table = source.read_row_group(group).combine_chunks()
+            of = [_of(chunk, entities) for chunk in table.column(entity).chunks]
+            out.write_table(table.filter(pc.invert(arrow().chunked_array(of, arrow().bool_()))))
+
+
+def _of(ids: Any, entities: Sequence[bytes]) -> Any:
+    """Which ids are those of the entities: an Arrow array of bool."""
+    import pyarrow.compute as pc
+
+    return pc.is_in(ids, value_set=arrow().array(entities, ids.type))
+
+
+def _sync(path: Path) -> None:
+    """Have the file, or the names in the folder, on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
