@@ -62,6 +62,7 @@ KERNELS = {
     "lanes": Kernel(("pthread",)),
     "rows": Kernel(),
     "hashes": Kernel(),
+    "ids": Kernel(),
     "joins": Kernel(),
     "ort": Kernel(("dl",)),
     "transforms": Kernel(("m",)),

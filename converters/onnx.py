@@ -135,7 +135,7 @@ def signature_of(data: bytes, **more: Any) -> Signature:
 
     Args:
         data: the serialized model.
-        more: fields of `Signature` that a graph does not know: `columns`, `entity`.
+        more: fields of `Signature` that a graph does not know: `columns`, `entity`, `entity_keys`.
 
     Raises:
         UnsupportedModel: onnxruntime refuses the model, or a tensor has a type that has no place in the protocol.

@@ -2,7 +2,8 @@ r"""Ids of entities: one value, or several for an entity of several keys, as the
 
 An id of one part is that part. Several parts are joined by `|`, and inside a part a `|` or a backslash stands behind a
 backslash: `c42|m7`, `a\|b|7`. So no two lists of parts are written alike, and callers in any language can write one.
-What a gRPC caller sends as entity id is this form, too.
+What a gRPC caller sends as entity id is this form, too; a model that joins views of several entities takes ids with a
+part for each key of all of them, and each view's rows are found by the parts that are its own.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from operator import index
 
+import numpy as np
+
 from penstock.features.errors import InvalidData
+from penstock.kernels.ids import Splitter
 
 MAX_ENTITY = 1024  # bytes of one entity id
 
@@ -68,6 +72,22 @@ def entity_parts(key: bytes, count: int) -> tuple[bytes, ...]:
         shown = key[:100].decode("utf-8", "backslashreplace")
         raise InvalidData(f"an entity id of {count} parts joined by '|' was expected, not {shown!r}")
     return tuple(parts)
+
+
+def united_keys(each: Iterable[Sequence[str]]) -> tuple[str, ...]:
+    """The keys of several entities, each once, in the order in which they come up: that of a joined id's parts."""
+    return tuple(dict.fromkeys(key for keys in each for key in keys))
+
+
+def own_ids(ids: Sequence[bytes], keys: Sequence[str], own: Sequence[str]) -> list[bytes | None]:
+    """Of ids with a part for each of two or more `keys` those by the keys `own` alone.
+
+    None for an id that does not have so many parts. About 0.2 µs each.
+    """
+    row_of = np.arange(len(ids), dtype=np.int32)
+    place = np.empty((1, len(ids)), np.int32)
+    (taken,), _ = Splitter(len(keys), [[keys.index(key) for key in own]]).split(ids, row_of, place)
+    return [taken[at] if at >= 0 else None for at in place[0].tolist()]
 
 
 def entity_ids(ids: Iterable[Id], count: int) -> list[bytes]:

@@ -20,7 +20,9 @@ from penstock.proto import inference_pb2 as pb
 
 Inputs = npt.ArrayLike | Mapping[str, npt.ArrayLike]
 EntityId = str | bytes | int | tuple[str | bytes | int, ...]
-"""An entity's id; of an entity of several keys a tuple with the value of each, or what `entity_key` makes of it."""
+"""An entity's id; where it has several keys a tuple with the value of each, or what `entity_key` makes of it."""
+EntityIds = Sequence[EntityId] | Mapping[str, Sequence[str | bytes | int]]
+"""n ids, or n values for each key by its name."""
 
 
 @dataclass(slots=True)
@@ -29,7 +31,7 @@ class Ask:
 
     model: str
     inputs: Inputs | None = None
-    entity_ids: Sequence[EntityId] | None = None
+    entity_ids: EntityIds | None = None
     overrides: Mapping[str, npt.ArrayLike] | None = None
     outputs: Iterable[str] | None = None
     version: str = ""
@@ -66,8 +68,8 @@ class Model:
                 datatype = self.datatypes.get(name) or datatype_of(array)
                 _add(request, name, datatype, array.shape, encode(array, datatype, name))
         if ask.entity_ids is not None:
-            raw = encode_bytes(self._ids(ask.model, ask.entity_ids))
-            _add(request, self.config.entity, "BYTES", (len(ask.entity_ids), 1), raw)
+            ids = self._ids(ask.model, ask.entity_ids)
+            _add(request, self.config.entity, "BYTES", (len(ids), 1), encode_bytes(ids))
         for name, values in (ask.overrides or {}).items():
             column = np.asarray(values).reshape(-1, 1)
             _add(request, name, "FP32", column.shape, encode(column, "FP32", name))
@@ -83,15 +85,33 @@ class Model:
         names = ", ".join(tensor.name for tensor in self.metadata.inputs)
         raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' takes several inputs: send a mapping with {names}")
 
-    def _ids(self, model: str, ids: Sequence[EntityId]) -> list[str | bytes]:
+    def _ids(self, model: str, ids: EntityIds) -> list[str | bytes]:
         if not self.config.entity:
             raise InvalidRequest("INVALID_ARGUMENT", f"model '{model}' looks up no features: it takes no entity ids")
         if isinstance(ids, str | bytes):
             raise InvalidRequest("INVALID_ARGUMENT", "entity_ids is a sequence: put a single id in a list")
+        rows = self._by_key(model, ids) if isinstance(ids, Mapping) else ids
         try:
-            return [_entity_id(item) for item in ids]
+            return [_entity_id(item) for item in rows]
         except TypeError as error:  # a float is never rounded to somebody else's id
             raise InvalidRequest("INVALID_ARGUMENT", f"entity ids are str, bytes or int: {error}") from None
+
+    def _by_key(self, model: str, values: Mapping[str, Sequence[str | bytes | int]]) -> list[EntityId]:
+        """The ids made of each key's values, in the order in which the model takes them."""
+        keys = self.config.entity_keys
+        told, wrong = f"entity_ids of model '{model}'", ""
+        if set(values) != set(keys):
+            wanted = ", ".join(keys) or "not told by this server: send tuples"
+            wrong = f"{told} has the keys {', '.join(values)}; they are {wanted}"
+        elif text := [key for key in keys if isinstance(values[key], str | bytes)]:
+            wrong = f"{told}: {text[0]} is a sequence: put a single value in a list"
+        elif len({len(values[key]) for key in keys}) > 1:
+            counts = ", ".join(f"{len(values[key])} of {key}" for key in keys)
+            wrong = f"{told} has as many values of each key, not {counts}"
+        if wrong:
+            raise InvalidRequest("INVALID_ARGUMENT", wrong)
+        columns = [values[key] for key in keys]
+        return list(columns[0]) if len(columns) == 1 else list(zip(*columns, strict=True))
 
 
 def _entity_id(one: EntityId) -> str | bytes:

@@ -93,6 +93,11 @@ class ModelConfig:
         return self.parameters.get("penstock.entity", "")
 
     @property
+    def entity_keys(self) -> tuple[str, ...]:
+        """Names of the parts of an entity id, in order; empty if features are not looked up, or it is not told."""
+        return self._names("penstock.entity_keys")
+
+    @property
     def vector(self) -> str:
         """Name of the input that takes all columns as one matrix; empty if there is none."""
         return self.parameters.get("penstock.vector", "")
@@ -100,10 +105,13 @@ class ModelConfig:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns of the matrix, which may also be sent one by one."""
+        return self._names("penstock.columns")
+
+    def _names(self, parameter: str) -> tuple[str, ...]:
         try:
-            return tuple(map(str, json.loads(self.parameters.get("penstock.columns", "[]"))))
+            return tuple(map(str, json.loads(self.parameters.get(parameter, "[]"))))
         except (ValueError, TypeError):
-            raise ProtocolError(f"configuration of model '{self.name}': penstock.columns is not a JSON list") from None
+            raise ProtocolError(f"configuration of model '{self.name}': {parameter} is not a JSON list") from None
 
 
 @dataclass(frozen=True, slots=True)

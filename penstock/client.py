@@ -10,7 +10,7 @@ UNAVAILABLE are tried up to three times within their timeout, by gRPC itself. Ev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -21,7 +21,7 @@ import grpc.aio
 import numpy.typing as npt
 
 from penstock import answers
-from penstock._requests import Ask, EntityId, Inputs, Model
+from penstock._requests import Ask, EntityIds, Inputs, Model
 from penstock.answers import (
     ModelConfig,
     ModelDrift,
@@ -169,7 +169,7 @@ class Client(_Base):
         model: str,
         inputs: Inputs | None = None,
         *,
-        entity_ids: Sequence[EntityId] | None = None,
+        entity_ids: EntityIds | None = None,
         overrides: Mapping[str, npt.ArrayLike] | None = None,
         outputs: Iterable[str] | None = None,
         version: str = "",
@@ -183,7 +183,8 @@ class Client(_Base):
             model: its name.
             inputs: arrays by input name, or one array for a model that takes one matrix or has one input. Numbers are
                 converted to the input's datatype where nothing but float precision can be lost.
-            entity_ids: n ids whose features the server looks up; of an entity of several keys a tuple each.
+            entity_ids: n ids whose features the server looks up. Where an id has several keys a tuple each, or a
+                mapping with n values by each key's name.
             overrides: n values by column name, used instead of what is looked up.
             outputs: names of the outputs wanted; none means all.
             version: a number or an alias; empty leaves the choice to the server.
@@ -286,7 +287,7 @@ class AsyncClient(_Base):
         model: str,
         inputs: Inputs | None = None,
         *,
-        entity_ids: Sequence[EntityId] | None = None,
+        entity_ids: EntityIds | None = None,
         overrides: Mapping[str, npt.ArrayLike] | None = None,
         outputs: Iterable[str] | None = None,
         version: str = "",

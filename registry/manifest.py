@@ -77,7 +77,8 @@ class Signature(Value):
     """What the graph takes and gives. Shapes include the batch dimension when `batched`.
 
     `columns` names the features, in order, when the graph reads one FP32 [n, k] matrix. `entity` names the input that
-    carries the entity id when feature sets are joined; it is empty otherwise.
+    carries the entity id when feature sets are joined; it is empty otherwise. `entity_keys` names the parts of that id,
+    in order, where the feature sets are of several entities; where they are of one it is empty, for they say it.
     """
 
     inputs: tuple[TensorSpec, ...] = Field(min_length=1)
@@ -85,6 +86,13 @@ class Signature(Value):
     batched: bool
     columns: tuple[str, ...] = ()
     entity: str = ""
+    entity_keys: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _keys_are_of_an_entity(self) -> Self:
+        if self.entity_keys and (not self.entity or len(set(self.entity_keys)) < max(len(self.entity_keys), 2)):
+            raise ValueError("entity_keys are two names or more, each once, of the parts of an entity id")
+        return self
 
 
 class FeatureSet(Value):
@@ -139,9 +147,12 @@ class Draft(_Described):
 
 
 class Manifest(_Described):
-    """What is stored: the draft, and what the registry adds to it."""
+    """What is stored: the draft, and what the registry adds to it.
 
-    format: Literal[1] = 1
+    Format 2 has `entity_keys`: who knows format 1 only would look every view up by the whole id.
+    """
+
+    format: Literal[1, 2] = 1
     version: int = Field(ge=1)
     created_at: UtcTime
     files: dict[str, FileEntry]

@@ -91,6 +91,7 @@ def _manifest(draft: Draft, version: int, entries: dict[str, FileEntry]) -> Mani
     try:
         return Manifest(
             **{field: getattr(draft, field) for field in Draft.model_fields},
+            format=2 if draft.signature.entity_keys else 1,
             version=version,
             created_at=datetime.now(UTC),
             files=entries,

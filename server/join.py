@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from penstock.features.errors import FeatureError
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows, Lookup, Reader
+from penstock.features.store import FetchedRows, Reader
 from penstock.features.treatments import treatments
 from penstock.kernels.batches import Batch
 from penstock.kernels.joins import ROW_LOST, ROW_STALE, SOURCE_MISSING, SOURCE_NONE, observe, scatter
+from penstock.server.entities import Asked, Entities, readable
 from penstock.server.errors import FeaturesUnavailable, InvalidRequest, UnknownEntity
 from penstock.server.tallies import AGES_MS, Tally
 
@@ -29,8 +30,6 @@ _log = logging.getLogger("penstock.server")
 
 SOURCES = np.array(["none", "request", "store", "cache", "default", "missing", "stale", "computed"], dtype=object)
 """Words for the codes in a batch's `source`."""
-
-Shorts = NDArray[np.int32]
 
 
 class _View:
@@ -48,10 +47,11 @@ class _View:
         self.max_age_ms = -1 if view.max_age_s is None else int(view.max_age_s * 1000)
         self.tally = Tally(view.name, [view.feature_names[index] for index in self.kept])
 
-    def fill(self, batch: Batch, rows: FetchedRows, row_of: Shorts, now_ms: int) -> None:
+    def fill(self, batch: Batch, rows: FetchedRows, asked: Asked, now_ms: int) -> None:
         """Write the view's rows into the batch, and refuse the calls that the view says not to answer."""
         assert batch.matrix is not None
         assert batch.source is not None
+        _, row_of = asked
         observe(rows.status, rows.event_times, now_ms, self.max_age_ms, self.tally.rows, AGES_MS, self.tally.ages)
         values = rows.values if self.is_whole else np.ascontiguousarray(rows.values[:, self.kept])
         missing = scatter(
@@ -66,44 +66,46 @@ class _View:
             self.tally.values,
         )
         if rows.trouble and self.view.on_outage == "error":
-            self._refuse_lost(batch, rows, row_of)
+            self._refuse_lost(batch, rows, asked)
         if self.view.on_stale == "error":
-            self._refuse_stale(batch, rows, row_of, now_ms)
+            self._refuse_stale(batch, rows, asked, now_ms)
         if missing and self.view.on_missing == "error":
-            self._refuse_missing(batch, rows, row_of)
+            self._refuse_missing(batch, rows, asked)
 
-    def _refuse_lost(self, batch: Batch, rows: FetchedRows, row_of: Shorts) -> None:
+    def _refuse_lost(self, batch: Batch, rows: FetchedRows, asked: Asked) -> None:
         message = f"features of view {self.view.name!r} are unavailable; the server's log has the detail"
-        for row in _of_status(rows, row_of, ROW_LOST):
+        for row in _of_status(rows, asked, ROW_LOST):
             batch.refuse(int(row), FeaturesUnavailable.status, message)
 
-    def _refuse_stale(self, batch: Batch, rows: FetchedRows, row_of: Shorts, now_ms: int) -> None:
-        for row in _of_status(rows, row_of, ROW_STALE):
+    def _refuse_stale(self, batch: Batch, rows: FetchedRows, asked: Asked, now_ms: int) -> None:
+        _, row_of = asked
+        for row in _of_status(rows, asked, ROW_STALE):
             age_s = (now_ms - int(rows.event_times[row_of[row]])) / 1000
             message = (
-                f"view {self.view.name!r}: features of {self._entity(batch, row)} are {age_s:.0f} s old, "
+                f"view {self.view.name!r}: features of {self._entity(asked, row)} are {age_s:.0f} s old, "
                 f"more than {self.view.max_age_s:g} s"
             )
             batch.refuse(int(row), UnknownEntity.status, message)
 
-    def _refuse_missing(self, batch: Batch, rows: FetchedRows, row_of: Shorts) -> None:
+    def _refuse_missing(self, batch: Batch, rows: FetchedRows, asked: Asked) -> None:
         """Refuse the calls with an entity that the view has no full row of."""
         assert batch.source is not None
+        _, row_of = asked
         lacking = (batch.source[:, self.places] == SOURCE_MISSING).any(axis=1) & (row_of >= 0)
-        lacking[_of_status(rows, row_of, ROW_LOST)] = False
-        lacking[_of_status(rows, row_of, ROW_STALE)] = False
+        lacking[_of_status(rows, asked, ROW_LOST)] = False
+        lacking[_of_status(rows, asked, ROW_STALE)] = False
         for row in np.flatnonzero(lacking):
-            message = f"view {self.view.name!r} has no features of {self._entity(batch, row)}"
+            message = f"view {self.view.name!r} has no features of {self._entity(asked, row)}"
             batch.refuse(int(row), UnknownEntity.status, message)
 
-    def _entity(self, batch: Batch, row: np.intp) -> str:
-        assert batch.entities is not None
-        shown = (batch.entities[int(row)] or b"").decode("utf-8", "backslashreplace")[:100]
-        return f"{self.view.entity_name} {shown!r}"
+    def _entity(self, asked: Asked, row: np.intp) -> str:
+        lookup, row_of = asked
+        return f"{self.view.entity_name} {readable(lookup.entities[row_of[row]])}"
 
 
-def _of_status(rows: FetchedRows, row_of: Shorts, status: int) -> NDArray[np.intp]:
+def _of_status(rows: FetchedRows, asked: Asked, status: int) -> NDArray[np.intp]:
     """The batch rows whose entity's row has that status."""
+    _, row_of = asked
     return np.flatnonzero((row_of >= 0) & (rows.status == status)[row_of])
 
 
@@ -114,6 +116,7 @@ class Join:
     Args:
         reader: where features are looked up.
         views: what to look up; every column of theirs that the model reads is filled.
+        keys: what the parts of an entity id are, in order; those of every view are among them.
         columns: the model's columns, in order.
         timeout_s: bound of one look-up; a batch's latest deadline may shorten it.
 
@@ -124,6 +127,7 @@ class Join:
 
     reader: Reader
     views: Sequence[FeatureView]
+    keys: Sequence[str]
     columns: Sequence[str]
     timeout_s: float
     outages: int = 0
@@ -133,6 +137,7 @@ class Join:
     def __post_init__(self) -> None:
         self._views = [_View(view, self.columns) for view in self.views]
         self.tallies = [view.tally for view in self._views]
+        self._entities = Entities(self.keys, self.views)
         looked_up = {name for view in self.views for name in view.feature_names}
         self._to_send = [index for index, name in enumerate(self.columns) if name not in looked_up]
 
@@ -144,19 +149,19 @@ class Join:
         return answered
 
     def _look_up(self, batch: Batch) -> bool:
-        entities, row_of = batch.unique_entities()
-        if not entities:
+        asked = self._entities.asked(batch)
+        if not asked:
             return True
-        lookups = [Lookup(view, entities) for view in self.views]
+        lookups = [lookup for lookup, _ in asked]
         try:
             fetched = self.reader.fetch(lookups, self._budget_s(batch))
         except FeatureError as error:
             fetched = [FetchedRows.lost(lookup, str(error)) for lookup in lookups]
-        trouble = next((rows.trouble for rows in fetched if rows.trouble), "")
+        now_ms, trouble = time_ns() // 1_000_000, ""
+        for view, rows, one in zip(self._views, fetched, asked, strict=True):
+            trouble = trouble or rows.trouble
+            view.fill(batch, rows, one, now_ms)
         self._tell(trouble)
-        now_ms = time_ns() // 1_000_000
-        for view, rows in zip(self._views, fetched, strict=True):
-            view.fill(batch, rows, row_of, now_ms)
         return not trouble
 
     def _budget_s(self, batch: Batch) -> float:

@@ -11,6 +11,7 @@ from penstock.monitoring import FeatureDrift
 from penstock.proto import inference_pb2 as pb
 from penstock.proto import penstock_pb2 as penstock_pb
 from penstock.server.config import Config
+from penstock.server.plans import keys_of
 from penstock.server.shared import Counts
 from penstock.server.version import Served
 from penstock.server.watch import Drift
@@ -59,6 +60,7 @@ def parameters(served: Served) -> dict[str, str]:
         told["penstock.vector"] = served.plan.inputs[served.plan.matrix_slot].name
     if _entity(served):
         told["penstock.entity"] = _entity(served)
+        told["penstock.entity_keys"] = json.dumps(keys_of(served.manifest))
     return told | tuning(served)
 
 

@@ -80,6 +80,7 @@ class Sampler:
             version=manifest.version,
             digest=digest,
             columns=tuple(columns[at] for at in self._places),
+            entity_keys=manifest.signature.entity_keys,
             views=tuple(views),
         )
         self._settings = settings

@@ -29,7 +29,7 @@ from penstock.server.inline import use_engine, way_of
 from penstock.server.join import Join
 from penstock.server.lookups import Lookups
 from penstock.server.pipeline import Pipeline, run_next, serve
-from penstock.server.plans import plan_of, views_of
+from penstock.server.plans import keys_of, plan_of, views_of
 from penstock.server.samples import NothingToDraw, Samples
 from penstock.server.sampling import Sampler
 from penstock.server.session import Session
@@ -301,7 +301,7 @@ def _join(manifest: Manifest, config: Config, lookups: Lookups | None) -> Join |
                 f"{{{view.compute}: package.module:function}})"
             )
     timeout_ms = max(config.feature_timeout_ms, config.compute_timeout_ms) if computing else config.feature_timeout_ms
-    return Join(lookups.reader, views, manifest.signature.columns, timeout_ms / 1000)
+    return Join(lookups.reader, views, keys_of(manifest), manifest.signature.columns, timeout_ms / 1000)
 
 
 def _sampler(version: Version, pipeline: Pipeline, config: Config) -> Sampler | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.entities import own_ids
 from penstock.features.errors import InvalidData
 from penstock.features.offline import served
 from penstock.features.offline.asof import rows_as_of
@@ -162,7 +163,7 @@ def check(
 
 def _looked_up(found: list[tuple[Origin, ServedRows]], view: FeatureView, names: list[str]) -> _Served:
     """All sampled rows that looked the view up; a column that a version does not read has `SOURCE_NONE`."""
-    ours = [(origin, rows) for origin, rows in found if view in origin.views]
+    ours = [(origin, _by_own_ids(origin, rows, view)) for origin, rows in found if view in origin.views]
     sizes = [len(rows.entities) for _, rows in ours]
     values, sources = (
         np.full((sum(sizes), len(names)), np.nan, np.float32),
@@ -186,12 +187,22 @@ def _looked_up(found: list[tuple[Origin, ServedRows]], view: FeatureView, names:
     )
 
 
+def _by_own_ids(origin: Origin, rows: ServedRows, view: FeatureView) -> ServedRows:
+    """The rows by the view's part of their ids; without those whose calls were refused, for they had no such part."""
+    if not origin.entity_keys:
+        return rows
+    ids = own_ids(rows.entities, origin.entity_keys, view.entity_keys)
+    kept = [i for i, one in enumerate(ids) if one is not None]
+    return ServedRows(rows.times[kept], [ids[i] or b"" for i in kept], rows.values[kept], rows.sources[kept])
+
+
 def _history(store: OfflineStore, view: FeatureView, served_rows: _Served, settle_s: float) -> _History:
     n, margin = len(served_rows.times), int(settle_s * 1000)
     times = np.concatenate([np.maximum(served_rows.times - margin, 0), served_rows.times + margin])
     ids = arrow().array(served_rows.entities * 2, arrow().large_binary())
     rows = rows_as_of(store, view, ids, times)
-    status, at, found = (array.reshape(2, n, -1) for array in (rows.status, rows.event_times, rows.values))
+    status, at = rows.status.reshape(2, n, 1), rows.event_times.reshape(2, n, 1)
+    found = rows.values.reshape(2, n, view.width)
     settled = (status[0] == status[1]).all(axis=1) & (at[0] == at[1]).all(axis=1)
     settled &= ((found[0] == found[1]) | (np.isnan(found[0]) & np.isnan(found[1]))).all(axis=1)
     values, sources = as_served(view, FetchedRows(found[0], rows.event_times[:n], rows.status[:n]), served_rows.times)

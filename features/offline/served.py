@@ -5,7 +5,7 @@
 A file holds rows of one version, with the columns
 
     time      int64, ms since 1970: when the row was looked up
-    entity    binary: the id's bytes
+    entity    binary: the id's bytes, as the caller sent it
     values    float32 [k]: what the model saw, of the version's columns that stand in a view
     sources   uint8 [k]: where each value came from, as numbered in `penstock.kernels.joins`
 
@@ -35,7 +35,11 @@ BLOCK = 4096  # a file takes as much of a disk, however small
 
 
 class Origin(BaseModel):
-    """Which version served, which of its columns are looked up, and in which views."""
+    """Which version served, which of its columns are looked up, and in which views.
+
+    Attributes:
+        entity_keys: of the parts of an id, where the views are of several entities; else empty.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,6 +48,7 @@ class Origin(BaseModel):
     version: int
     digest: str
     columns: tuple[str, ...]
+    entity_keys: tuple[str, ...] = ()
     views: tuple[FeatureView, ...]
 
 

@@ -40,7 +40,7 @@ def convert(
         list[Path] | None, typer.Option("--view", metavar="FILE", help="YAML of feature views the columns come from.")
     ] = None,
     entity: Annotated[
-        str, typer.Option(metavar="NAME", help="Name of the entity id input; the views' own if left out.")
+        str, typer.Option(metavar="NAME", help="Name of the entity id input; the views' keys if left out.")
     ] = "",
     registry: Annotated[
         Path, typer.Option(metavar="DIR", envvar="PENSTOCK_REGISTRY", help="Where to publish.")
@@ -102,6 +102,7 @@ def summary(converted: Converted) -> dict[str, Any]:
         "outputs": [spec.model_dump() for spec in manifest.signature.outputs],
         "columns": manifest.signature.columns,
         "entity": manifest.signature.entity,
+        "entity_keys": manifest.signature.entity_keys,
         "notes": converted.notes,
     }
 

@@ -311,6 +311,7 @@ def _facts(manifest: Manifest, digest: str) -> list[tuple[str, str]]:
         ("ONNX", f"opset {opset}; IR {manifest.ir_version}" if opset else f"IR {manifest.ir_version}"),
         ("Columns", _columns(manifest.signature)),
         ("Entity", manifest.signature.entity),
+        ("Entity keys", ", ".join(manifest.signature.entity_keys)),
         ("Score", _score(manifest)),
         ("Threshold", "" if manifest.threshold is None else f"{manifest.threshold:.6g}"),
         ("Id", str(manifest.id)),

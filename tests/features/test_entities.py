@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.features import InvalidData
-from penstock.features.entities import entity_ids, entity_key, entity_parts
+from penstock.features.entities import entity_ids, entity_key, entity_parts, own_ids, united_keys
 
 PARTS = st.lists(st.binary(min_size=1, max_size=6) | st.text("|\\a", min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -38,6 +38,19 @@ def test_ids_are_taken_in_parts_or_joined():
 def test_ids_of_another_number_of_parts_are_refused(ids):
     with pytest.raises(InvalidData):
         entity_ids(ids, 2)
+
+
+def test_the_keys_of_several_entities_are_united_in_the_order_of_their_coming():
+    assert united_keys([("m", "c"), ("c",), ("d", "m")]) == ("m", "c", "d")
+    assert united_keys([("c",), ("c",)]) == ("c",)
+    assert united_keys([]) == ()
+
+
+def test_an_entity_has_its_own_part_of_joined_ids():
+    ids = [b"a|b|c", b"a", b"a\\|x|b|c"]
+    assert own_ids(ids, ("x", "y", "z"), ("x",)) == [b"a", None, b"a|x"]
+    assert own_ids(ids, ("x", "y", "z"), ("z", "x")) == [b"c|a", None, b"c|a\\|x"]
+    assert own_ids([], ("x", "y"), ("y",)) == []
 
 
 def test_a_float_is_nobody_s_id():

@@ -20,6 +20,7 @@ from penstock.proto import inference_pb2 as pb
 from penstock.proto import inference_pb2_grpc, penstock_pb2, penstock_pb2_grpc
 
 COLUMNS = ["amount", "count", "age"]
+KEYS = ["customer", "merchant"]
 
 
 def tensors(prefix):
@@ -45,6 +46,7 @@ def config(name):
     config.output.add(name="label", data_type=pb.TYPE_STRING, dims=[1])
     if name == "fraud":
         config.parameters["penstock.entity"].string_value = "customer"
+        config.parameters["penstock.entity_keys"].string_value = json.dumps(KEYS)
         config.parameters["penstock.vector"].string_value = "features"
         config.parameters["penstock.columns"].string_value = json.dumps(COLUMNS)
     return pb.ModelConfigResponse(config=config)

@@ -105,6 +105,30 @@ def test_entity_ids_go_as_bytes_under_the_models_entity_input(client, server):
     assert wire(server) == {"customer": ("BYTES", [4, 1], raw)}
 
 
+def test_ids_of_several_keys_go_joined_whether_by_row_or_by_key(client, server):
+    raw = b"\3\0\0\0a|7\6\0\0\0b\\|c|8"
+    client.predict("fraud", entity_ids=[("a", 7), ("b|c", b"8")])
+    assert wire(server) == {"customer": ("BYTES", [2, 1], raw)}
+    client.predict("fraud", entity_ids={"merchant": np.array([7, 8]), "customer": ["a", "b|c"]})
+    assert wire(server) == {"customer": ("BYTES", [2, 1], raw)}
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ({"customer": ["a"]}, "entity_ids of model 'fraud' has the keys customer; they are customer, merchant"),
+        ({"customer": ["a"], "merchant": [1], "card": [2]}, "has the keys customer, merchant, card; they are"),
+        ({"customer": ["a", "b"], "merchant": [1]}, "as many values of each key, not 2 of customer, 1 of merchant"),
+        ({"customer": ["a"], "merchant": "1"}, "merchant is a sequence: put a single value in a list"),
+        ({"customer": ["a"], "merchant": [1.5]}, "text, bytes or an integer, not float"),
+        ({"customer": ["a"], "merchant": [""]}, "a part of none"),
+    ],
+)
+def test_ids_by_key_that_cannot_be_meant_are_refused(client, ids, message):
+    with pytest.raises(errors.InvalidRequest, match=message):
+        client.predict("fraud", entity_ids=ids)
+
+
 def test_overrides_go_as_float_columns_beside_the_entity_ids(client, server):
     client.predict("fraud", entity_ids=["a", "b"], overrides={"amount": [1, 2.5]})
     assert wire(server)["amount"] == ("FP32", [2, 1], np.array([1, 2.5], np.float32).tobytes())
@@ -259,6 +283,7 @@ def test_metadata_config_and_index_come_as_frozen_values(client):
     assert metadata.inputs[0] == TensorMetadata("features", "FP32", (-1, 3))
     config = client.config("fraud")
     assert (config.entity, config.vector, config.columns) == ("customer", "features", ("amount", "count", "age"))
+    assert config.entity_keys == ("customer", "merchant")
     assert config.outputs == (TensorMetadata("label", "BYTES", (1,)),)
     with pytest.raises(AttributeError):
         metadata.name = "other"

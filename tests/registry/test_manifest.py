@@ -57,6 +57,25 @@ def test_missing_fields_take_their_defaults_and_unknown_ones_are_ignored(samples
     assert (read.feature_sets, read.metrics, read.score, read.format) == ((), {}, None, 1)
 
 
+def test_a_manifest_of_before_reads_as_one_entity_and_keys_of_several_make_another_format(samples):
+    stored = json.loads(manifest(samples).encode())
+    del stored["signature"]["entity_keys"]
+    assert Manifest.model_validate_json(json.dumps(stored)).signature.entity_keys == ()
+    stored["signature"] |= {"entity": "a|b", "entity_keys": ["a", "b"]}
+    assert Manifest.model_validate_json(json.dumps(stored | {"format": 2})).signature.entity_keys == ("a", "b")
+    for other in (0, 3):
+        with pytest.raises(ValidationError, match="format"):
+            Manifest.model_validate_json(json.dumps(stored | {"format": other}))
+
+
+@pytest.mark.parametrize(("entity", "keys"), [("", ["a", "b"]), ("id", ["a"]), ("id", ["a", "a"])])
+def test_keys_that_make_no_id_are_refused(samples, entity, keys):
+    stored = json.loads(manifest(samples).encode())
+    stored["signature"] |= {"entity": entity, "entity_keys": keys}
+    with pytest.raises(ValidationError, match="entity_keys are two names or more"):
+        Manifest.model_validate_json(json.dumps(stored))
+
+
 def test_a_draft_refuses_a_misspelt_field(samples):
     with pytest.raises(ValidationError, match="acuracy"):
         samples.draft(acuracy=0.9)

@@ -104,7 +104,7 @@ def deep_manifest(folder):
 
 
 def newer_format(folder):
-    rewrite_manifest(folder, format=2)
+    rewrite_manifest(folder, format=3)
 
 
 def other_model(folder):

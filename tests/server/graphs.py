@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from onnx import TensorProto, helper
 
 from penstock.converters import signature_of
+from penstock.features.entities import united_keys
 from penstock.registry import Draft, FeatureSet
 
 KINDS = {
@@ -51,7 +52,8 @@ def same(datatype, *shape):
 
 def publish(registry, name, onnx, *, columns=(), views=(), files=None, **fields):
     """Publish a graph; `columns` and `views` make it a vector version that joins features."""
-    entity = views[0].entity_name if views else ""
+    keys = united_keys(view.entity_keys for view in views)
+    several = any(view.entity_keys != keys for view in views)
     made = datetime(2026, 1, 1, tzinfo=UTC)
     schemas = [(view.name, view.model_dump(mode="json")) for view in views]
     draft = Draft(
@@ -60,7 +62,9 @@ def publish(registry, name, onnx, *, columns=(), views=(), files=None, **fields)
         framework="onnx",
         opset={"ai.onnx": 21},
         ir_version=10,
-        signature=signature_of(onnx, columns=tuple(columns), entity=entity),
+        signature=signature_of(
+            onnx, columns=tuple(columns), entity="|".join(keys), entity_keys=keys if several else ()
+        ),
         feature_sets=tuple(FeatureSet(name=name, schema=schema, created_at=made) for name, schema in schemas),
         **fields,
     )

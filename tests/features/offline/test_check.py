@@ -141,6 +141,27 @@ def test_versions_with_other_columns_and_views_are_told_apart(tmp_path):
         check(root, store, model="x")
 
 
+def test_views_of_several_entities_are_held_against_their_own_histories(tmp_path):
+    """By their part of the id; a row whose id had other parts was refused, and counts for nothing."""
+    shops = FeatureView(name="shops", entity="shop", columns=[Column(name="y", dtype="float32")], ttl_s=1000)
+    both = origin(columns=("a", "y"), views=(VIEW, shops), entity_keys=("shop", "id"))
+    rows = [(b"s\\|1|e", (1, 10), (S, S)), (b"t|e", (1, 21), (S, S)), (b"e", (7, NAN), (D, M))]
+    sample(tmp_path / "sample", rows, both)
+    store = history(tmp_path / "history", [(b"e", 1, 1, 5)])
+    store.write(shops, {"shop": ["s|1", "t"], "y": [10.0, 20.0], "event_time": [5, 5]}, created="event_time")
+    report = check(tmp_path / "sample", store)
+    assert (report.rows, report.unsettled) == (3, 0)
+    assert counts(of(report, "a")) == (2, 0, 0, 0)
+    assert counts(of(report, "y")) == (2, 0, 0, 1)
+    assert [(e.entity, e.served, e.offline) for e in of(report, "y").worst] == [("t", 21, 20)]
+
+
+def test_a_sample_of_refused_rows_alone_has_nothing_to_compare(tmp_path):
+    sample(tmp_path / "sample", [(b"e", (1, 1), (S, S))], origin(entity_keys=("id", "other")))
+    with pytest.raises(InvalidData, match="nothing to compare in 1 sampled rows"):
+        check(tmp_path / "sample", history(tmp_path / "history", [(b"e", 1, 1, 5)]))
+
+
 def test_columns_nobody_looked_up_are_no_part_of_it(tmp_path):
     sample(tmp_path / "sample", [(b"e", (1, 1), (SOURCE_NONE, S))])
     report = check(tmp_path / "sample", history(tmp_path / "history", [(b"e", 1, 1, 5)]))
