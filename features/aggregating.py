@@ -14,6 +14,10 @@ A state that another declaration wrote is carried over as far as both have it (f
 former and a new one may run side by side for a while: what both have goes on, what only the new one has begins when the
 last of the former is gone.
 
+On a cluster an entity's state and row share a slot, by the braces in their keys, and a call of the script has one
+entity's; the calls go to all masters at the same time. The sorted set is one master's, and without that one no state
+is written. An id that begins with a closing brace has no slot of its own; its events are dead letters there.
+
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
 it was last merged. A history gets each row as it is written, whether for events or for windows that have moved on.
 
@@ -100,11 +104,15 @@ class AggregateWriter:
         """See `streams.Writer`."""
         now_ms = self._clock()
         decoded = decode(self._form, entries, now_ms)
+        rejected = list(decoded.rejected)
         events: dict[bytes, list[Event]] = {}
         for rows in decoded.rows:
             counts.take_in(rows)
-            for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
-                events.setdefault(entity, []).append(event)
+            for entry, entity, event in zip(rows.entries, rows.entities, events_of(self._of, rows), strict=True):
+                if self._store.is_sharded and entity.startswith(b"}"):
+                    rejected.append((entry, "on a cluster the id of an aggregated entity does not begin with '}'"))
+                else:
+                    events.setdefault(entity, []).append(event)
         if any(FIRST_ID in entry.fields for entry in entries):
             floor = (0, 0)  # of the stream of dead letters, which says nothing of the stream's own entries
 
@@ -115,7 +123,7 @@ class AggregateWriter:
             counts.written += taken.counted
             counts.older += taken.late
             counts.repeated += taken.repeated
-        return decoded.rejected
+        return rejected
 
     def rest(self) -> None:
         """Write rows anew whose windows have moved on."""
@@ -123,12 +131,12 @@ class AggregateWriter:
         if now_ms < self._look_at:
             return
         words = (b"-inf", str(now_ms), b"LIMIT", b"0", str(DUE_A_LOOK))
-        due = self._ask(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
+        due = self._store.request(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
         if len(due) < DUE_A_LOOK:
             self._look_at = now_ms + int(LOOK_S * 1000)
         if due:
             list(self._change(due, lambda _, state: state.take((), (0, 0), now_ms), now_ms, begin=False))
-            self._ask(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
+            self._store.write(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
 
     # States -----------------------------------------------------------------------------------------------------------
 
@@ -142,7 +150,7 @@ class AggregateWriter:
         for start in range(0, len(entities), ENTITIES_A_WRITE):
             left = list(entities[start : start + ENTITIES_A_WRITE])
             while left:
-                stored = self._ask(pack(b"MGET", *map(self._state_key, left)))[0]
+                stored = self._store.values([self._state_key(entity) for entity in left], MAX_REPLY)
                 versions = [
                     Version(entity, (data or b"")[:IDENTITY], self._read(entity, data))
                     for entity, data in zip(left, stored, strict=True)
@@ -172,18 +180,21 @@ class AggregateWriter:
     def _swap(self, versions: Sequence[Version], columns: Mapping[str, NDArray[Any]], now_ms: int) -> set[bytes]:
         """Note when they are due, then write states and rows; the entities whose state somebody else has written."""
         due = [(str(at), v.entity) for v in versions if (at := v.state.changes_at(now_ms)) is not None]
-        commands = [pack(b"ZADD", self._due, *(word for pair in due for word in pair))] if due else []
-        rows = self._rows(versions, columns, now_ms)
-        for start in range(0, len(versions), PAIRS_A_CALL):
+        if due:  # in a round trip of its own: masters of a cluster heed no order among themselves
+            self._store.write(pack(b"ZADD", self._due, *(word for pair in due for word in pair)))
+        changed = list(zip(versions, self._rows(versions, columns, now_ms), strict=True))
+        pairs = 1 if self._store.is_sharded else PAIRS_A_CALL
+        commands = []
+        for start in range(0, len(changed), pairs):
             keys: list[bytes] = []
             words = [b"%d" % self._of.keep_s]
-            for version, row in list(zip(versions, rows, strict=True))[start : start + PAIRS_A_CALL]:
+            for version, row in changed[start : start + pairs]:
                 key = self._state_key(version.entity)
                 keys += (key, self._view.key(version.entity))
                 words += (version.before, version.state.encode(key), row)
             commands.append(pack(b"EVAL", SWAP, str(len(keys)), *keys, *words))
-        replies = self._ask(*commands)[bool(due) :]
-        return {versions[PAIRS_A_CALL * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
+        replies = self._store.write(*commands)
+        return {versions[pairs * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
 
     def _columns(self, versions: Sequence[Version], now_ms: int) -> dict[str, NDArray[Any]]:
         """The states' values by column."""
@@ -205,9 +216,6 @@ class AggregateWriter:
         if self._history is not None and written:
             rows = {name: values[written] for name, values in columns.items()}
             self._history.put([versions[i].entity for i in written], rows, np.full(len(written), now_ms, np.int64))
-
-    def _ask(self, *commands: bytes) -> list[Any]:
-        return self._store.request(*commands, limit=MAX_REPLY)
 
 
 def writer_for(

@@ -68,9 +68,20 @@ class Features(Mapping[str, Masked]):
 
         All columns of the view must be here (not those of `only`).
         """
-        parts = [_numbers(column, self.columns[column.name]) for column in self.view.columns]
+        parts = [numbers_of(column, self.columns[column.name]) for column in self.view.columns]
         values = np.concatenate(parts, axis=1)
         return np.where(np.isnan(values), self.view.defaults, values)
+
+    def words(self, name: str) -> NDArray[np.object_]:
+        """[n] str: a category as a model reads it that was trained on words (see `words_of`), defaults filled in.
+
+        Raises:
+            InvalidData: there is no such category.
+        """
+        column = next((column for column in self.view.columns if column.name == name), None)
+        if column is None or column.dtype != "category":
+            raise InvalidData(f"view {self.view.name!r} has no category {name!r}")
+        return words_of(column, filled(column, numbers_of(column, self[name])[:, 0]))
 
     def to_arrow(self) -> Any:
         """A `pyarrow.Table`: the entity's keys, `event_time` (timestamp in ms, UTC) and the columns.
@@ -90,7 +101,7 @@ class Features(Mapping[str, Masked]):
         return pa.table(table)
 
 
-def _numbers(column: Column, values: Masked) -> NDArray[np.float32]:
+def numbers_of(column: Column, values: Masked) -> NDArray[np.float32]:
     """float32 [n, width]: what a column gives to a matrix, NaN where it has nothing."""
     n, null = len(values), np.ma.getmaskarray(values)
     if column.dtype == "string":
@@ -103,6 +114,21 @@ def _numbers(column: Column, values: Masked) -> NDArray[np.float32]:
         with np.errstate(over="ignore"):
             numbers = values.data.astype(np.float32)
     return np.where(null, np.float32(np.nan), numbers).reshape(n, -1 if n else column.width)
+
+
+def filled(column: Column, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Numbers of a column that is one number, with its default, if it has one, in place of NaN."""
+    return np.where(np.isnan(numbers), column.defaults[0], numbers)
+
+
+def words_of(column: Column, numbers: NDArray[np.float32]) -> NDArray[np.object_]:
+    """[n] str: the words of a category that its numbers in a matrix stand for; the empty text for any others, and NaN.
+
+    A version that reads words does the same in its graph (`converters/graph.py`).
+    """
+    words = np.array([*column.vocabulary, ""], object)
+    known = (numbers >= 0) & (numbers < len(column.vocabulary)) & (numbers == np.floor(numbers))
+    return words[np.where(known, numbers, -1).astype(np.int64)]
 
 
 def _arrow_ids(pa: Any, values: Sequence[bytes]) -> Any:

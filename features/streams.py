@@ -51,6 +51,8 @@ class Redis(Protocol):
         self, *commands: bytes, timeout_s: float = ..., limit: int = ..., tolerate: Callable[[Any], bool] = ...
     ) -> list[Any]: ...
 
+    def write(self, *commands: bytes) -> list[Any]: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -329,7 +331,7 @@ class Consumer:
             words = buried(entry, reason, settings.stream)
             commands.append(pack(b"XADD", settings.dead, b"MAXLEN", b"~", str(settings.dead_entries), b"*", *words))
         if commands:
-            self._source.request(*commands)
+            self._source.write(*commands)
             self.counts.rejected += len(commands)
 
     def _ask(self, command: bytes, wait_s: float = 0.0) -> Any:

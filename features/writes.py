@@ -19,7 +19,6 @@ Times are compared as float64: exactly up to 2**53 ms, the year 287396.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,12 @@ from dataclasses import dataclass
 from penstock.features.columns import Table, to_text
 from penstock.features.commands import pack, set_hashes, set_rows, time_field
 from penstock.features.schema import FeatureView
+from penstock.features.slots import sha1_of
 
 CALLS = 32  # in one request
+MOST_CALLS = (
+    256  # where each has few rows: on a cluster a request is a round trip, and one of thousands waits for itself
+)
 KEYS_A_CALL = 64
 CALL_SIZE = 1 << 16  # bytes of rows in one call, about
 
@@ -85,9 +88,10 @@ def write_requests(
     if overwrite:
         yield from _overwriting(view, table)
     elif view.layout == "row":
-        yield from _calls(NEWEST_ROWS, list(_row_calls(view, table, keys_a_call)))
+        calls, at_once = _row_calls(view, table, keys_a_call)
+        yield from _calls(NEWEST_ROWS, calls, at_once)
     else:
-        yield from _calls(NEWEST_HASH, list(_hash_calls(view, table)))
+        yield from _calls(NEWEST_HASH, list(_hash_calls(view, table)), CALLS)
 
 
 def _overwriting(view: FeatureView, table: Table) -> Iterator[Request]:
@@ -100,14 +104,18 @@ def _overwriting(view: FeatureView, table: Table) -> Iterator[Request]:
         yield Request(part, len(part) if one_each else len(table.entities) * last)
 
 
-def _row_calls(view: FeatureView, table: Table, size: int) -> Iterator[list[bytes]]:
+def _row_calls(view: FeatureView, table: Table, keys_a_call: int) -> tuple[list[list[bytes]], int]:
+    """The calls, and how many of them make a request."""
     keys = view.keys(table.entities)
     rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
     options = [b"%d" % view.ttl_s, b"".join(readable_schemas(view))]
-    size = max(1, min(size, CALL_SIZE // max(1, len(rows[0])))) if rows else 1
-    for start in range(0, len(keys), size):
-        some = keys[start : start + size]
-        yield [b"%d" % len(some), *some, *options, *rows[start : start + size]]
+    fitting = max(1, min(KEYS_A_CALL, CALL_SIZE // max(1, len(rows[0])))) if rows else 1
+    size = min(keys_a_call, fitting)
+    calls = [
+        [b"%d" % len(keys[at : at + size]), *keys[at : at + size], *options, *rows[at : at + size]]
+        for at in range(0, len(keys), size)
+    ]
+    return calls, min(CALLS * fitting // size, MOST_CALLS)
 
 
 def _hash_calls(view: FeatureView, table: Table) -> Iterator[list[bytes]]:
@@ -124,12 +132,11 @@ def _hash_calls(view: FeatureView, table: Table) -> Iterator[list[bytes]]:
         yield [b"1", key, ttl, field, b"%d" % times[i], b"%d" % len(words), *words, *gone]
 
 
-def _calls(script: bytes, calls: Sequence[list[bytes]]) -> Iterator[Request]:
-    """Calls of a script, each given from its number of keys on."""
-    sha1 = hashlib.sha1(script, usedforsecurity=False).hexdigest()
-    for start in range(0, len(calls), CALLS):
-        part = calls[start : start + CALLS]
-        named = [pack(b"EVALSHA", sha1, *words) for words in part[1:]]
+def _calls(script: bytes, calls: Sequence[list[bytes]], at_once: int) -> Iterator[Request]:
+    """Calls of a script, each given from its number of keys on, so many in a request."""
+    for start in range(0, len(calls), at_once):
+        part = calls[start : start + at_once]
+        named = [pack(b"EVALSHA", sha1_of(script), *words) for words in part[1:]]
         yield Request([pack(b"EVAL", script, *part[0]), *named])
 
 

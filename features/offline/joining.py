@@ -18,6 +18,7 @@ from penstock.features.offline.asof import rows_as_of
 from penstock.features.offline.store import EVENT, OfflineStore
 from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
 from penstock.features.offline.windows import Events, aggregates_as_of
+from penstock.features.reading import words_of
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows
 from penstock.features.treatments import treatments
@@ -36,6 +37,7 @@ def join(
     as_of_created: bool = True,
     prefix: bool = False,
     events: Mapping[str, Events] | None = None,
+    words: bool = False,
 ) -> Any:
     """The frame's rows, in their order, with the columns of the views as of each row's time.
 
@@ -47,10 +49,11 @@ def join(
         as_of_created: leave out what was not known yet at that time; False for a history without created times.
         prefix: call the new columns VIEW__COLUMN.
         events: by the names of aggregated views the events of which they are made; these need no history.
+        words: give categories as their words, for a model that is trained on these, and not as numbers.
 
     Returns:
         An Arrow table: the frame's columns, then those of each view that models read (`view.feature_names`), float32
-        without nulls; NaN where the model would see NaN.
+        without nulls; NaN where the model would see NaN. Words are text, empty where the model would see the empty one.
 
     Raises:
         InvalidData: a column is missing, taken twice or no id or time; no history of a view; or a row for which
@@ -73,8 +76,12 @@ def join(
             rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
         values, sources = as_served(view, rows, times)
         _refuse(view, rows, sources, ids)
+        categories = {column.name: column for column in view.columns if words and column.dtype == "category"}
         for place, name in enumerate(called):
-            frame = frame.append_column(name, arrow().array(np.ascontiguousarray(values[:, place])))
+            numbers = np.ascontiguousarray(values[:, place])
+            category = categories.get(view.feature_names[place])
+            column = arrow().array(numbers) if category is None else arrow().array(words_of(category, numbers))
+            frame = frame.append_column(name, column)
     return frame
 
 

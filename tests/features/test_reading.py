@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features import Column, FeatureView, InvalidData, UnknownView, open_store
+from penstock.features.reading import words_of
 
 COLUMNS = [
     Column(name="n", dtype="int64"),
@@ -55,6 +56,23 @@ def test_what_is_put_in_lists_is_got_as_masked_arrays(store):
     assert found["taste"].shape == (4, 2)
     assert plain(found["taste"])[:2] == [[1.5, 2], None]
     assert list(store.get("v", IDS, ["x", "n"])) == ["x", "n"]
+
+
+def test_a_category_is_told_in_the_words_that_a_model_reads(store):
+    """As the matrix has it: defaults filled in, and the empty text where there is neither word nor default."""
+    bare = Column(name="bare", dtype="category", vocabulary=["x", "y"])
+    view = FeatureView(name="w", entity="id", columns=[COLUMNS[3], bare, COLUMNS[0]])
+    words = ["b", None, "elsewhere"]
+    store.put(view, ["1", "2", "3"], {"word": words, "bare": ["y", None, "elsewhere"], "n": [1, 2, 3]})
+    found = store.get(view, ["1", "2", "3", "nobody"])
+    assert found.words("word").tolist() == ["b", "a", "a", "a"]
+    assert found.words("bare").tolist() == ["y", "", "", ""]
+    matrix = found.matrix()
+    for i, column in enumerate(view.columns[:2]):
+        assert words_of(column, matrix[:, i]).tolist() == found.words(column.name).tolist()
+    for name in ("n", "nothing"):
+        with pytest.raises(InvalidData, match=f"has no category '{name}'"):
+            found.words(name)
 
 
 def test_what_was_got_can_be_put_back(store):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from penstock.features import Column, FeatureView, Lookup, open_store
 from penstock.features.columns import check_table
 from penstock.features.memory import MemoryStore
-from penstock.features.writes import CALLS, KEYS_A_CALL, write_requests
+from penstock.features.writes import CALLS, KEYS_A_CALL, MOST_CALLS, write_requests
 
 pytestmark = pytest.mark.every_server
 OK = 0
@@ -120,12 +120,15 @@ def test_a_server_without_the_script_is_brought_it_with_every_request(store, cli
 
 @pytest.mark.parametrize("size", [1, 3, KEYS_A_CALL])
 def test_a_call_has_as_many_keys_as_is_asked_for(size):
-    table = check_table(ROWS, [b"%d" % i for i in range(100)], {"a": np.zeros(100)}, None)
+    """And a request as many rows as before, in at most `MOST_CALLS`."""
+    rows = 3000
+    table = check_table(ROWS, [b"%d" % i for i in range(rows)], {"a": np.zeros(rows)}, None)
     requests = list(write_requests(ROWS, table, overwrite=False, keys_a_call=size))
-    calls = -(-100 // size)
+    calls = -(-rows // size)
     assert sum(len(request.commands) for request in requests) == calls
     commands = b"".join(command for request in requests for command in request.commands)
-    assert commands.count(b"EVAL\r\n") == len(requests) == -(-calls // CALLS)
+    at_once = min(CALLS * KEYS_A_CALL // size, MOST_CALLS)
+    assert commands.count(b"EVAL\r\n") == len(requests) == -(-calls // at_once)
     assert commands.count(b"EVALSHA\r\n") == calls - len(requests)
 
 
