@@ -71,14 +71,15 @@ def edge_rows(estimator: Any, inputs: Inputs, served: pd.DataFrame) -> pd.DataFr
 
 
 def missing_rows(inputs: Inputs, served: pd.DataFrame, count: int = 64) -> pd.DataFrame:
-    """Some sample rows, each with one value missing in a column that has none missing; numbers in a matrix only."""
-    whole = [j for j, name in enumerate(served.columns) if not served[name].hasnans]
-    if inputs.kind != "matrix" or not whole:
+    """Some sample rows, each with one number missing in a column that has none missing; of a matrix only."""
+    numbers = [name for name in inputs.numbers if name not in inputs.categories]
+    whole = [name for name in numbers if not served[name].hasnans]
+    if not inputs.is_matrix or not whole:
         return served.iloc[:0]
-    made = served.iloc[np.linspace(0, len(served) - 1, min(count, len(served))).astype(int)].copy()
-    values = made.to_numpy(np.float64, copy=True)
-    values[np.arange(len(made)), np.resize(whole, len(made))] = np.nan
-    return pd.DataFrame(values, columns=served.columns).astype(served.dtypes.to_dict())
+    made = served.iloc[np.linspace(0, len(served) - 1, min(count, len(served))).astype(int)].reset_index(drop=True)
+    for place, name in enumerate(whole[: len(made)]):
+        made.loc[made.index[place :: len(whole)], name] = np.nan
+    return made
 
 
 def _split(estimator: Any) -> tuple[list[Any], Any]:

@@ -7,7 +7,7 @@ model gives; these functions make the graph keep it. They change the model in pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,48 @@ def retype_input(model: onnx.ModelProto, value: onnx.ValueInfoProto, element: in
     value.name = outer
     value.type.tensor_type.elem_type = element
     model.graph.node.insert(0, helper.make_node("Cast", [outer], [inner], to=inner_type))
+
+
+def join_inputs(
+    model: onnx.ModelProto, matrix: str, columns: Sequence[str], vocabularies: Mapping[str, Sequence[str]]
+) -> None:
+    """Take one input, `matrix` FP32 [n, k], in place of those named `columns`, each FP32 or text [n, 1].
+
+    Of a text the matrix has the place of its word in `vocabularies`; any other number, and NaN, is the empty text.
+    """
+    graph = model.graph
+    taken = {value.name: value for value in graph.input}
+    nodes, parts = [], []
+    for name in columns:
+        part = free_name(model, f"{name}__column")
+        if name in taken:  # the others are read by nobody
+            rename(model, name, part)
+            graph.input.remove(taken[name])
+        if name in taken and name in vocabularies:
+            words = [word.encode() for word in vocabularies[name]]
+            places = [float(place) for place in range(len(words))]
+            number = free_name(model, f"{name}__number")
+            nodes.append(
+                helper.make_node(
+                    "LabelEncoder",
+                    [number],
+                    [part],
+                    domain="ai.onnx.ml",
+                    keys_floats=places,
+                    values_strings=words,
+                    default_string="",
+                )
+            )
+            part = number
+        parts.append(part)
+    if free_name(model, matrix) != matrix:
+        rename(model, matrix, free_name(model, f"{matrix}__inner"))
+    sizes = free_name(model, f"{matrix}__sizes")
+    graph.initializer.append(numpy_helper.from_array(np.ones(len(columns), np.int64), sizes))
+    for node in reversed([helper.make_node("Split", [matrix, sizes], parts, axis=1), *nodes]):
+        graph.node.insert(0, node)
+    graph.input.append(helper.make_tensor_value_info(matrix, TensorProto.FLOAT, [None, len(columns)]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))  # LabelEncoder of floats; `pin` takes the newest
 
 
 def single_output(model: onnx.ModelProto, value: onnx.ValueInfoProto) -> None:

@@ -1,8 +1,11 @@
 """Which tensors a model takes, decided once from the estimator and a sample, and the same rows in both worlds.
 
-Two forms exist. A **matrix**: one tensor `input`, FP32 [n, k], for estimators fitted on plain numbers; its columns are
-named in the signature, so that callers and feature views can send them by name. **Columns**: one tensor [n, 1] for
+Three forms exist. A **matrix**: one tensor `input`, FP32 [n, k], for estimators fitted on plain numbers; its columns
+are named in the signature, so that callers and feature views can send them by name. **Columns**: one tensor [n, 1] for
 each column, for pipelines that choose columns by name or read text; FP32, INT64 or BYTES by the sample's type.
+**Joined**: such a pipeline behind a matrix, for its columns come from feature views. Whole numbers are FP32 as all
+others, and a text is the number of its word in a category's vocabulary; the graph begins by taking the matrix apart and
+putting words in place of their numbers (`graph.join_inputs`). So serving has nothing to do with texts.
 
 Rows are compared *as served*: what the caller sends is float32, so the source model is asked about the same numbers,
 rounded to float32 but held in the sample's own type. Comparing with unrounded rows would test the rounding of the
@@ -11,8 +14,8 @@ data instead of the conversion.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +23,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from penstock.converters.errors import BadSample
+from penstock.features.reading import filled, numbers_of, words_of
+from penstock.features.schema import Column
 
-Kind = Literal["matrix", "columns"]
+Kind = Literal["matrix", "columns", "joined"]
 Feed = dict[str, NDArray[Any]]
 
 MATRIX_INPUT = "input"
@@ -32,11 +37,12 @@ class Inputs:
     """The form in which a model takes its rows.
 
     Attributes:
-        kind: one matrix, or one tensor a column.
+        kind: one matrix, one tensor a column, or one matrix in front of these.
         columns: names in the model's order.
         datatypes: of each column: FP32, INT64 or BYTES.
         named: the estimator was fitted on a frame and checks names.
         single: the sample held float32 only, so the source model is asked in float32 as well.
+        categories: of the form `joined`, for each BYTES column the category that says which number a word has.
     """
 
     kind: Kind
@@ -44,50 +50,79 @@ class Inputs:
     datatypes: tuple[str, ...]
     named: bool
     single: bool
+    categories: Mapping[str, Column] = field(default_factory=dict)
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the graph takes one matrix of all columns."""
+        return self.kind != "columns"
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns that are float32 when they are sent."""
+        pairs = zip(self.columns, self.datatypes, strict=True)
+        return self.columns if self.is_matrix else tuple(name for name, datatype in pairs if datatype == "FP32")
+
+    def matrix(self, frame: pd.DataFrame) -> NDArray[np.float32]:
+        """`numbers` as float32 [n, k], words as theirs."""
+        numbered = {name: pd.Series(self._numbered(frame, name), frame.index) for name in self.categories}
+        return matrix_of(frame.assign(**numbered) if numbered else frame, self.numbers)
+
+    def _numbered(self, frame: pd.DataFrame, name: str) -> NDArray[np.float32]:
+        category = self.categories[name]
+        words = np.ma.MaskedArray(frame[name].astype(str).to_numpy(dtype=object), False)
+        return filled(category, numbers_of(category, words)[:, 0])
 
     def feed(self, frame: pd.DataFrame) -> Feed:
         """The rows as the graph's input tensors."""
-        if self.kind == "matrix":
-            return {MATRIX_INPUT: matrix_of(frame, self.columns)}
+        if self.is_matrix:
+            return {MATRIX_INPUT: self.matrix(frame)}
         return {
             name: _column(frame[name], datatype).reshape(-1, 1)
             for name, datatype in zip(self.columns, self.datatypes, strict=True)
         }
 
     def served(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The rows with every float rounded to float32, in the types that the source model was given."""
-        return pd.DataFrame(
-            {
-                name: self._rounded(frame[name], datatype)
-                for name, datatype in zip(self.columns, self.datatypes, strict=True)
-            },
-            index=frame.index,
-        )
+        """The rows with every float rounded to float32, in the types that the source model was given.
+
+        A word that its category does not have is what it will be when served: the default, or the empty text.
+        """
+        told = {
+            name: self._rounded(frame[name], datatype)
+            for name, datatype in zip(self.columns, self.datatypes, strict=True)
+        }
+        told |= {name: words_of(category, self._numbered(frame, name)) for name, category in self.categories.items()}
+        return pd.DataFrame(told, index=frame.index)
 
     def _rounded(self, column: pd.Series[Any], datatype: str) -> Any:
-        if datatype == "BYTES" or (self.kind == "columns" and datatype == "INT64"):
+        if datatype in ("BYTES", "INT64"):
             return column
         single = column.to_numpy(dtype=np.float32, na_value=np.nan)
         return single if self.single else single.astype(np.float64)
 
     def notes(self, frame: pd.DataFrame) -> list[str]:
-        """What the move to float32 costs: whole numbers that it cannot hold."""
+        """What being served costs: whole numbers that float32 cannot hold, and words that a category does not have."""
         lossy = [
             name
             for name in self.columns
-            if self.kind == "matrix"
+            if self.is_matrix
             and frame[name].dtype.kind in "iu"
             and (frame[name].to_numpy(np.float32).astype(np.float64) != frame[name].to_numpy(np.float64)).any()
         ]
-        if not lossy:
-            return []
-        return [
-            f"whole numbers beyond 16,777,216 are rounded to float32, as they will be when served: {', '.join(lossy)}"
-        ]
+        told = []
+        if lossy:
+            what = "whole numbers beyond 16,777,216 are rounded to float32, as they will be when served"
+            told.append(f"{what}: {', '.join(lossy)}")
+        for name, category in self.categories.items():
+            if unknown := int((~frame[name].isin([*category.vocabulary, ""])).sum()):
+                told.append(
+                    f"{unknown} words of column {name!r} are not in its vocabulary, as they will be when served"
+                )
+        return told
 
     def source_rows(self, served: pd.DataFrame) -> Any:
         """Served rows as the estimator was fitted: a frame where it knows names, else an array."""
-        if self.named or self.kind == "columns":
+        if self.named or self.kind != "matrix":
             return served
         return served.to_numpy()
 

@@ -28,10 +28,10 @@ from numpy.typing import ArrayLike, NDArray
 from penstock.converters import measures, onnx, sources
 from penstock.converters.errors import BadSample, ConvertError
 from penstock.converters.gate import Passed, Progress, through_gate
-from penstock.converters.inputs import MATRIX_INPUT, Inputs, as_frame, inputs_of, matrix_of
+from penstock.converters.inputs import MATRIX_INPUT, Inputs, as_frame, inputs_of
 from penstock.converters.parity import Tolerance, graph_answers_raw
 from penstock.converters.sklearn import label_classes, split_rule
-from penstock.converters.views import Joined, join_views
+from penstock.converters.views import Joined, join_views, joined_inputs
 from penstock.features.functions import Function
 from penstock.features.schema import FeatureView
 from penstock.features.transforms import TransformError, Transforms, clock
@@ -97,19 +97,17 @@ class Sample:
     @cached_property
     def matrix(self) -> NDArray[np.float32]:
         """What callers send, float32 [n, k]: the features that drift is counted on."""
-        return matrix_of(self.frame, self.watched)
-
-    @property
-    def watched(self) -> tuple[str, ...]:
-        """Names of the float features."""
-        pairs = zip(self.sent.columns, self.sent.datatypes, strict=True)
-        return tuple(name for name, datatype in pairs if datatype == "FP32")
+        return self.sent.matrix(self.frame)
 
 
-def _sample(estimator: Any, frame: pd.DataFrame, prepared: Prepared | None) -> Sample:
+def _sample(
+    estimator: Any, frame: pd.DataFrame, prepared: Prepared | None, views: Sequence[FeatureView] = ()
+) -> Sample:
     """The forms of a sample; transforms need the matrix form, and a model of the columns that they give."""
     if prepared is None:
         inputs = inputs_of(estimator, frame)
+        if views and not inputs.is_matrix:
+            inputs = joined_inputs(inputs, views)
         return Sample(frame, inputs, inputs, inputs.served(frame))
     transforms = prepared.transforms
     columns = transforms.columns or _copied(estimator, frame, transforms)
@@ -204,7 +202,7 @@ def convert(
     frame = sources.load_table(sample) if _is_path(sample) else as_frame(sample)
     frame, truth = _split_labels(frame, labels)
     prepared = None if transforms is None else Prepared(transforms, functions or {}, clock(now))
-    rows = _sample(estimator, frame, prepared)
+    rows = _sample(estimator, frame, prepared, views)
     joined = join_views(rows.sent, views, entity)
     passed = through_gate(estimator, rows.inputs, rows.served, tolerance=tolerance, fuzz=fuzz, progress=progress)
     passed.sample.notes += rows.sent.notes(frame)
@@ -270,7 +268,7 @@ def _version(
     found = {} if truth is None else measures.metrics_of(outputs, truth, classes)
     score, values = measures.score_of(outputs, 1 if rule is None else rule.positive)
     model = onnx.parse(passed.model, "the converted model")
-    columns = rows.sent.columns if rows.sent.kind == "matrix" else ()
+    columns = rows.sent.columns if rows.sent.is_matrix else ()
     draft = Draft(
         model_name="",
         accuracy=found.get("accuracy"),
@@ -292,7 +290,7 @@ def _version(
     files = {
         "model.onnx": passed.model,
         "golden.npz": _golden(rows, outputs, names),
-        "profile.json": measures.reference_of(rows.matrix, rows.watched, values).to_json(),
+        "profile.json": measures.reference_of(rows.matrix, rows.sent.numbers, values).to_json(),
     }
     if rows.prepared is not None:
         files["transforms.json"] = rows.prepared.transforms.to_json().encode()
@@ -301,7 +299,7 @@ def _version(
 
 def _golden(rows: Sample, outputs: dict[str, NDArray[Any]], names: set[str]) -> bytes:
     kept = measures.golden_rows(len(rows.frame))
-    sent = {MATRIX_INPUT: rows.matrix} if rows.sent.kind == "matrix" else rows.sent.feed(rows.frame)
+    sent = {MATRIX_INPUT: rows.matrix} if rows.sent.is_matrix else rows.sent.feed(rows.frame)
     now = None if rows.prepared is None else rows.prepared.now
     return measures.golden(
         {name: array[kept] for name, array in sent.items() if name in names},

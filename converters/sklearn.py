@@ -213,6 +213,9 @@ def _shape_inputs(model: onnx.ModelProto, inputs: Inputs) -> None:
     kinds = dict(zip(names, datatypes, strict=True))
     for value in list(model.graph.input):
         graph.retype_input(model, value, ELEMENTS[kinds[value.name]])
+    if inputs.kind == "joined":
+        vocabularies = {name: category.vocabulary for name, category in inputs.categories.items()}
+        graph.join_inputs(model, MATRIX_INPUT, inputs.columns, vocabularies)
 
 
 def _name_outputs(model: onnx.ModelProto, estimator: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -12,7 +12,7 @@ from uuid import NAMESPACE_URL, uuid5
 from penstock.converters.errors import ConvertError
 from penstock.converters.inputs import Inputs
 from penstock.features.entities import united_keys
-from penstock.features.schema import FeatureView
+from penstock.features.schema import Column, FeatureView
 from penstock.kernels.ids import MAX_PARTS
 from penstock.registry import FeatureSet
 
@@ -35,7 +35,7 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
     """Check that the views fit the model, and describe them.
 
     Args:
-        inputs: the model's form of inputs; only a matrix can be joined.
+        inputs: the model's form of inputs: a matrix, or `joined`.
         views: the feature views, none for a model that takes everything from the caller.
         entity: name of the entity id input where the views are of one entity; that of its keys by default.
 
@@ -48,10 +48,6 @@ def join_views(inputs: Inputs, views: Sequence[FeatureView], entity: str) -> Joi
                 f"entity {entity!r} was named but no feature view: give the views that hold its features"
             )
         return Joined()
-    if inputs.kind != "matrix":
-        raise ConvertError(
-            "feature views need a model that reads one matrix of numbers; this one takes its columns singly"
-        )
     _require_one_home(inputs.columns, views)
     _require_numbers(inputs.columns, views)
     held = {name for view in views for name in view.feature_names}
@@ -94,6 +90,34 @@ def _keys(views: Sequence[FeatureView]) -> tuple[str, ...]:
     return keys
 
 
+def joined_inputs(inputs: Inputs, views: Sequence[FeatureView]) -> Inputs:
+    """A matrix in front of a model that takes its columns singly: what its texts are is said by the views' categories.
+
+    Raises:
+        ConvertError: a text column is no category of a view.
+    """
+    texts = [name for name, datatype in zip(inputs.columns, inputs.datatypes, strict=True) if datatype == "BYTES"]
+    categories = {name: _category(name, views) for name in texts}
+    datatypes = tuple("BYTES" if name in categories else "FP32" for name in inputs.columns)
+    return replace(inputs, kind="joined", datatypes=datatypes, categories=categories)
+
+
+def _category(name: str, views: Sequence[FeatureView]) -> Column:
+    found = [(view, column) for view in views for column in view.columns if column.name == name]
+    for view, column in found:
+        if column.dtype != "category":
+            raise ConvertError(
+                f"column {name!r} is text in the sample and a {column.dtype} in view {view.name!r}: a model is given "
+                "the words of categories only; declare it as dtype category with a vocabulary"
+            )
+    if not found:
+        raise ConvertError(
+            f"text column {name!r} is in no feature view: beside looked-up features callers send numbers only; give "
+            "a view that has it as a category, or publish the model without views and send every column"
+        )
+    return found[0][1]
+
+
 def _require_one_home(columns: Sequence[str], views: Sequence[FeatureView]) -> None:
     for name in columns:
         homes = [view.name for view in views if name in view.feature_names]
@@ -102,7 +126,7 @@ def _require_one_home(columns: Sequence[str], views: Sequence[FeatureView]) -> N
 
 
 def _require_numbers(columns: Sequence[str], views: Sequence[FeatureView]) -> None:
-    """Refuse what has the name of a column in a view, and is no number there."""
+    """Refuse what has the name of a column in a view, and does not read as one number there."""
     for view in views:
         for column in view.columns:
             if column.name in columns and column.name not in column.feature_names:

@@ -14,8 +14,16 @@ A state that another declaration wrote is carried over as far as both have it (f
 former and a new one may run side by side for a while: what both have goes on, what only the new one has begins when the
 last of the former is gone.
 
+On a cluster an entity's state and row share a slot, by the braces in their keys, and a call of the script has one
+entity's; the calls go to all masters at the same time. The sorted set is one master's, and without that one no state
+is written. An id that begins with a closing brace has no slot of its own; its events are dead letters there.
+
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
 it was last merged. A history gets each row as it is written, whether for events or for windows that have moved on.
+
+Redis is asked first how large states are, and no more of them are read at a time than a reply has room for: those of
+many or large `distinct` fields in smaller parts. An entity that has had too many entries while one before them waited
+to be acknowledged (`State.is_full`) is refused: its entries are dead letters, and the others of the batch go on.
 
 Cost: 120 µs an event where each in a batch is another entity's, for 18 columns over three windows, half of it waiting
 for Redis; 36 µs where each entity has ten.
@@ -32,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.aggregates import Aggregates, as_columns
-from penstock.features.buckets import IDENTITY, Event, State, Taken
+from penstock.features.buckets import IDENTITY, MAX_TAKEN, Event, State, Taken
 from penstock.features.columns import check_table
 from penstock.features.commands import pack
 from penstock.features.entries import FIRST_ID, Entry, Form, Id, Rows, counted_id, decode
@@ -45,7 +53,7 @@ from penstock.features.streams import Counts, History, RowWriter, Writer
 
 PAIRS_A_CALL = 16
 ENTITIES_A_WRITE = 256
-MAX_REPLY = 1 << 28  # bytes of so many states
+MAX_REPLY = 1 << 28  # bytes of the states that are read at once, half of it for what others add meanwhile
 DUE_A_LOOK = 1000
 LOOK_S = 1.0
 
@@ -100,22 +108,34 @@ class AggregateWriter:
         """See `streams.Writer`."""
         now_ms = self._clock()
         decoded = decode(self._form, entries, now_ms)
+        rejected = list(decoded.rejected)
         events: dict[bytes, list[Event]] = {}
         for rows in decoded.rows:
             counts.take_in(rows)
-            for entity, event in zip(rows.entities, events_of(self._of, rows), strict=True):
-                events.setdefault(entity, []).append(event)
+            for entry, entity, event in zip(rows.entries, rows.entities, events_of(self._of, rows), strict=True):
+                if self._store.is_sharded and entity.startswith(b"}"):
+                    rejected.append((entry, "on a cluster the id of an aggregated entity does not begin with '}'"))
+                else:
+                    events.setdefault(entity, []).append(event)
         if any(FIRST_ID in entry.fields for entry in entries):
             floor = (0, 0)  # of the stream of dead letters, which says nothing of the stream's own entries
 
+        full: set[bytes] = set()
+
         def take(entity: bytes, state: State) -> Taken:
-            return state.take(events.get(entity, ()), floor, now_ms)
+            taken = state.take(events.get(entity, ()), floor, now_ms)
+            (full.add if state.is_full else full.discard)(entity)
+            return taken
 
         for taken in self._change(list(events), take, now_ms):
             counts.written += taken.counted
             counts.older += taken.late
             counts.repeated += taken.repeated
-        return decoded.rejected
+        wait = f"more than {MAX_TAKEN:,} entries of its entity wait for one before them to be acknowledged"
+        for rows in decoded.rows:
+            pairs = zip(rows.entities, rows.entries, strict=True)
+            rejected += [(entry, wait) for entity, entry in pairs if entity in full]
+        return rejected
 
     def rest(self) -> None:
         """Write rows anew whose windows have moved on."""
@@ -123,12 +143,12 @@ class AggregateWriter:
         if now_ms < self._look_at:
             return
         words = (b"-inf", str(now_ms), b"LIMIT", b"0", str(DUE_A_LOOK))
-        due = self._ask(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
+        due = self._store.request(pack(b"ZRANGEBYSCORE", self._due, *words))[0]
         if len(due) < DUE_A_LOOK:
             self._look_at = now_ms + int(LOOK_S * 1000)
         if due:
             list(self._change(due, lambda _, state: state.take((), (0, 0), now_ms), now_ms, begin=False))
-            self._ask(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
+            self._store.write(pack(b"EVAL", FORGET, b"1", self._due, str(now_ms), *due))
 
     # States -----------------------------------------------------------------------------------------------------------
 
@@ -137,25 +157,40 @@ class AggregateWriter:
     ) -> Iterator[Taken]:
         """Change states and write them with their rows, and give what `change` said of each.
 
-        Entities that have no state get one, or are left out unless `begin`.
+        Entities that have no state get one, or are left out unless `begin`; those whose state is full stay as they are.
         """
-        for start in range(0, len(entities), ENTITIES_A_WRITE):
-            left = list(entities[start : start + ENTITIES_A_WRITE])
+        for part in self._parts(entities):
+            left = part
             while left:
-                stored = self._ask(pack(b"MGET", *map(self._state_key, left)))[0]
+                stored = self._store.values([self._state_key(entity) for entity in left], MAX_REPLY)
                 versions = [
                     Version(entity, (data or b"")[:IDENTITY], self._read(entity, data))
                     for entity, data in zip(left, stored, strict=True)
                     if begin or data is not None
                 ]
-                told = [change(version.entity, version.state) for version in versions]
+                told = [(version, change(version.entity, version.state)) for version in versions]
+                told = [(version, taken) for version, taken in told if not version.state.is_full]
+                versions = [version for version, _ in told]
                 columns = self._columns(versions, now_ms)
                 refused = self._swap(versions, columns, now_ms) if versions else set()
                 self._record(versions, columns, refused, now_ms)
-                yield from (
-                    taken for version, taken in zip(versions, told, strict=True) if version.entity not in refused
-                )
+                yield from (taken for version, taken in told if version.entity not in refused)
                 left = [entity for entity in left if entity in refused]
+
+    def _parts(self, entities: Sequence[bytes]) -> Iterator[list[bytes]]:
+        """The entities, as many at a time as can be read and written at once."""
+        for start in range(0, len(entities), ENTITIES_A_WRITE):
+            some = entities[start : start + ENTITIES_A_WRITE]
+            part: list[bytes] = []
+            held = 0
+            sizes = self._store.request(*[pack(b"STRLEN", self._state_key(entity)) for entity in some])
+            for entity, size in zip(some, sizes, strict=True):
+                if part and held + size > MAX_REPLY // 2:
+                    yield part
+                    part, held = [], 0
+                part.append(entity)
+                held += size
+            yield part
 
     def _state_key(self, entity: bytes) -> bytes:
         return self._view.key(entity) + b":state"
@@ -172,18 +207,21 @@ class AggregateWriter:
     def _swap(self, versions: Sequence[Version], columns: Mapping[str, NDArray[Any]], now_ms: int) -> set[bytes]:
         """Note when they are due, then write states and rows; the entities whose state somebody else has written."""
         due = [(str(at), v.entity) for v in versions if (at := v.state.changes_at(now_ms)) is not None]
-        commands = [pack(b"ZADD", self._due, *(word for pair in due for word in pair))] if due else []
-        rows = self._rows(versions, columns, now_ms)
-        for start in range(0, len(versions), PAIRS_A_CALL):
+        if due:  # in a round trip of its own: masters of a cluster heed no order among themselves
+            self._store.write(pack(b"ZADD", self._due, *(word for pair in due for word in pair)))
+        changed = list(zip(versions, self._rows(versions, columns, now_ms), strict=True))
+        pairs = 1 if self._store.is_sharded else PAIRS_A_CALL
+        commands = []
+        for start in range(0, len(changed), pairs):
             keys: list[bytes] = []
             words = [b"%d" % self._of.keep_s]
-            for version, row in list(zip(versions, rows, strict=True))[start : start + PAIRS_A_CALL]:
+            for version, row in changed[start : start + pairs]:
                 key = self._state_key(version.entity)
                 keys += (key, self._view.key(version.entity))
                 words += (version.before, version.state.encode(key), row)
             commands.append(pack(b"EVAL", SWAP, str(len(keys)), *keys, *words))
-        replies = self._ask(*commands)[bool(due) :]
-        return {versions[PAIRS_A_CALL * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
+        replies = self._store.write(*commands)
+        return {versions[pairs * call + pair].entity for call, refused in enumerate(replies) for pair in refused}
 
     def _columns(self, versions: Sequence[Version], now_ms: int) -> dict[str, NDArray[Any]]:
         """The states' values by column."""
@@ -205,9 +243,6 @@ class AggregateWriter:
         if self._history is not None and written:
             rows = {name: values[written] for name, values in columns.items()}
             self._history.put([versions[i].entity for i in written], rows, np.full(len(written), now_ms, np.int64))
-
-    def _ask(self, *commands: bytes) -> list[Any]:
-        return self._store.request(*commands, limit=MAX_REPLY)
 
 
 def writer_for(

@@ -4,17 +4,18 @@
   Keys are asked one by one (GET), since MGET takes keys of one slot only.
 - Who has which slot is asked of any node (CLUSTER SLOTS): in line when nothing is known, else beside the requests in a
   thread, after a redirection or a failure and at most once a second. Redirections are followed at once, at most `HOPS`.
+- Each master is told the text of a script before it is called by its name. Who lacks it all the same, since the call
+  that brought it was redirected, is sent the text like one to whom a call was redirected.
 - A master that does not answer loses its own keys only: their replies are `Lost`. Each has its breaker and its links.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,18 @@ from penstock.features.commands import pack
 from penstock.features.connecting import Connector
 from penstock.features.errors import FeatureError, StoreMisconfigured, StoreUnavailable
 from penstock.features.nodes import Ask, Flight, Name, Node
-from penstock.features.slots import SLOTS, Address, key_of, masters, redirection, slot_of, split
+from penstock.features.slots import (
+    SLOTS,
+    Address,
+    in_full,
+    key_of,
+    lacks_script,
+    masters,
+    redirection,
+    sha1_of,
+    slot_of,
+    split,
+)
 
 HOPS = 4
 REFRESH_S = 1.0
@@ -49,11 +61,6 @@ class Step(NamedTuple):
     asking: bool = False
 
 
-def sha1_of(script: bytes) -> bytes:
-    """The name of a script."""
-    return hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
-
-
 class Cluster:
     """The masters of one cluster. Safe to use from many threads.
 
@@ -72,8 +79,12 @@ class Cluster:
         self._refreshing = threading.Lock()
         self._next_refresh = 0.0
 
-    def ask_keys(self, commands: Sequence[bytes], keys: Sequence[bytes], ask: Ask) -> list[Any]:
+    def ask_keys(
+        self, commands: Sequence[bytes], keys: Sequence[bytes], ask: Ask, again: Callable[[int], bytes] | None = None
+    ) -> list[Any]:
         """The reply to each command, or `Lost`; `keys[i]` is where command i belongs, and `ask` says all else.
+
+        `again(i)` is what to send of it elsewhere; None: the same.
 
         Raises:
             StoreUnavailable: it is not known who has the keys.
@@ -81,23 +92,28 @@ class Cluster:
         """
         if not self._known:
             self._learn(ask.deadline)
-        replies: list[Any] = [None] * len(commands)
+        words = list(commands)
+        replies: list[Any] = [None] * len(words)
         todo = [Step(i, self._owners[slot_of(key)]) for i, key in enumerate(keys)]
         for _ in range(HOPS):
-            todo = self._hop(todo, commands, replies, ask)
+            todo = self._hop(todo, words, replies, ask)
             if not todo:
                 return replies
+            if again is not None:
+                for step in todo:
+                    words[step.command] = again(step.command)
         for step in todo:
             replies[step.command] = Lost(self.name.unavailable("its slots are being moved"))
         return replies
 
     def ask(self, ask: Ask) -> list[Any]:
         """The replies to commands for any keys; raises where one of them has none."""
-        commands = split(ask.request)
+        commands = in_full(split(ask.request))
         keys = [key_of(words) or b"" for words in commands]
         if not self._known:
             self._learn(ask.deadline)
-        replies = self.ask_keys([pack(*words) for words in self._with_scripts(commands, keys)], keys, ask)
+        sent = [pack(*words) for words in self._by_name(commands, keys)]
+        replies = self.ask_keys(sent, keys, ask, lambda i: pack(*commands[i]))
         for reply in replies:
             if type(reply) is Lost:
                 raise reply.error
@@ -139,8 +155,8 @@ class Cluster:
                 continue
             for i, reply in zip(group, got[1::2] if asking else got, strict=True):
                 replies[i] = reply
-                if (elsewhere := self._elsewhere(i, reply, address)) is not None:
-                    redirected.append(elsewhere)
+                if (next_step := self._next(Step(i, address, asking), reply)) is not None:
+                    redirected.append(next_step)
         if refusal is not None:  # after every flight has landed
             raise refusal
         return redirected
@@ -151,38 +167,38 @@ class Cluster:
         words = [part for command in commands for part in (ASKING, command)] if asking else commands
 
         def tolerate(reply: Any) -> bool:
-            return ask.tolerate(reply) or redirection(reply, address) is not None
+            return ask.tolerate(reply) or lacks_script(reply) or redirection(reply, address) is not None
 
         return self._node(address).begin(ask._replace(request=b"".join(words), n_replies=len(words), tolerate=tolerate))
 
     def _nobody(self) -> list[Any]:
         raise self.name.unavailable("nobody has some of its slots")
 
-    def _elsewhere(self, command: int, reply: Any, asked: Address | None) -> Step | None:
-        """Where a command is to go next, if the reply says so."""
-        found = None if asked is None else redirection(reply, asked)
+    def _next(self, step: Step, reply: Any) -> Step | None:
+        """Where a command is to go after this step, if the reply says so."""
+        if step.address is None:
+            return None
+        if lacks_script(reply):
+            return step
+        found = redirection(reply, step.address)
         if found is None:
             return None
         if not found.once:
             self._owners[found.slot] = found.address
             self._refresh_soon()
-        return Step(command, found.address, found.once)
+        return Step(step.command, found.address, found.once)
 
-    def _with_scripts(self, commands: list[list[bytes]], keys: Sequence[bytes]) -> list[list[bytes]]:
-        """The same, where each master is told the text of a script before it is called by its name."""
-        scripts = {sha1_of(words[1]): words[1] for words in commands if words[0] == b"EVAL"}
+    def _by_name(self, commands: Sequence[list[bytes]], keys: Sequence[bytes]) -> list[list[bytes]]:
+        """The same, where each master is told the text of a script once and then only its name."""
         told: set[tuple[Address | None, bytes]] = set()
         sent = []
         for words, key in zip(commands, keys, strict=True):
-            sha1 = sha1_of(words[1]) if words[0] == b"EVAL" else words[1] if words[0] == b"EVALSHA" else b""
-            place = self._owners[slot_of(key)], sha1
-            if sha1 not in scripts:
+            if words[0] != b"EVAL":
                 sent.append(words)
-            elif place in told:
-                sent.append([b"EVALSHA", sha1, *words[2:]])
-            else:
-                sent.append([b"EVAL", scripts[sha1], *words[2:]])
-                told.add(place)
+                continue
+            place = self._owners[slot_of(key)], sha1_of(words[1])
+            sent.append([b"EVALSHA", place[1], *words[2:]] if place in told else words)
+            told.add(place)
         return sent
 
     # Who has what ---------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,8 +35,10 @@ BUSY = (
     "MISCONF",
     "NOREPLICAS",
     "NOSCRIPT",
+    "UNBLOCKED",
+    "ERR WAIT cannot be used with replica",
 )
-NOT_MASTER = ("READONLY", "MASTERDOWN")
+NOT_MASTER = ("READONLY", "MASTERDOWN", "UNBLOCKED")
 WRAPPED = "ERR Error running script"
 
 
@@ -82,6 +84,7 @@ class Ask(NamedTuple):
         tolerate: error replies that stay among the replies; any other is raised.
         guarded: goes through the breaker.
         fair: had as much time that lateness says something about the store.
+        replicas: that must have what was written by then; asked of the server behind the commands (WAIT).
     """
 
     request: bytes
@@ -91,6 +94,13 @@ class Ask(NamedTuple):
     tolerate: Callable[[Any], bool] = lambda _: False
     guarded: bool = False
     fair: bool = True
+    replicas: int = 0
+
+    def waiting(self) -> Ask:
+        """The same with the command that waits for replicas behind the others, four fifths of the time that is left."""
+        left_ms = max(int((self.deadline - time.monotonic()) * 800), 1)
+        request = self.request + hiredis.pack_command((b"WAIT", b"%d" % self.replicas, b"%d" % left_ms))  # type: ignore[arg-type]  # as in `commands.pack`
+        return self._replace(request=request, n_replies=self.n_replies + 1)
 
 
 class Node:
@@ -136,7 +146,7 @@ class Flight:
     __slots__ = ("_ask", "_error", "_generation", "_link", "_node", "_opening")
 
     def __init__(self, node: Node, ask: Ask) -> None:
-        self._node, self._ask = node, ask
+        self._node, self._ask = node, ask.waiting() if ask.replicas else ask
         self._link: Link | None = None
         self._opening: Future[Link] | None = None
         self._error: Exception | None = None
@@ -183,6 +193,7 @@ class Flight:
         except (OSError, OutOfStep) as error:
             raise self._node.name.unavailable(error) from error
         assert self._link is not None
+        held = replies.pop() if self._ask.replicas else None
         refused = ""
         for reply in replies:
             if type(reply) is hiredis.ReplyError and not self._ask.tolerate(reply):
@@ -195,7 +206,19 @@ class Flight:
             self._node.links.give(self._link)
         if refused:
             raise self._node.name.refusal(refused)
+        if held is not None:
+            self._require_held(replies, held)
         return replies
+
+    def _require_held(self, replies: Sequence[Any], held: Any) -> None:
+        """Raise where something was written that too few replicas have; `held` is what WAIT said."""
+        if all(type(reply) is hiredis.ReplyError for reply in replies):
+            return  # nothing was written: another server has the keys
+        if type(held) is hiredis.ReplyError:
+            raise self._node.name.refusal(str(held))
+        if held < self._ask.replicas:
+            told = f"{held} of {self._ask.replicas} replicas have what was written"
+            raise self._node.name.unavailable(told)
 
     def _send(self) -> None:
         assert self._link is not None

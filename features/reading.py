@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.columns import exact_number, lost_in_cast
 from penstock.features.entities import entity_parts
 from penstock.features.errors import InvalidData
 from penstock.features.evolution import kindred, of_former, spans, unpack
+from penstock.features.hashes import decode_hashes, time_of
 from penstock.features.schema import PLAIN, Column, FeatureView
 from penstock.features.tables import load_pyarrow
 from penstock.features.treatments import as_served, refused
@@ -39,7 +41,7 @@ class Features(Mapping[str, Masked]):
     Attributes:
         view: the view they are of.
         entities: their ids.
-        event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is kept (hash layout).
+        event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is known (hash layout).
         status: for each entity ok, absent, corrupt or other schema.
         numbers: float32 [n, width of the view], as `FetchedRows.values`: what a server reads, before any policy.
         looked_up_ms: when they were looked up.
@@ -84,6 +86,11 @@ class Features(Mapping[str, Masked]):
         Raises:
             InvalidData: serving would have refused the call for one of the entities (`on_missing`, `on_stale`).
         """
+        places = {name: place for place, name in enumerate(self.view.feature_names)}
+        return np.ascontiguousarray(self._served()[:, [places[name] for name in self.feature_names]])
+
+    def _served(self) -> NDArray[np.float32]:
+        """All columns of the view as a model sees them."""
         codes = np.array([STATUS.index(word) for word in self.status], np.uint8)
         served = as_served(self.view, self.numbers, self.event_times, codes, self.looked_up_ms)
         for policy, wrong in refused(self.view, served):
@@ -93,8 +100,18 @@ class Features(Mapping[str, Masked]):
                 f"view {self.view.name!r} has {has} of {self.view.entity_name} {entity!r}, and of {others} more, and "
                 f"says {policy}: error; leave them out"
             )
-        places = {name: place for place, name in enumerate(self.view.feature_names)}
-        return np.ascontiguousarray(served.values[:, [places[name] for name in self.feature_names]])
+        return served.values
+
+    def words(self, name: str) -> NDArray[np.object_]:
+        """[n] str: a category as a model reads it that was trained on words (see `words_of`), treated as in `matrix`.
+
+        Raises:
+            InvalidData: there is no such category; or as `matrix` does.
+        """
+        column = next((column for column in self.view.columns if column.name == name), None)
+        if column is None or column.dtype != "category":
+            raise InvalidData(f"view {self.view.name!r} has no category {name!r}")
+        return words_of(column, self._served()[:, spans(self.view.columns)[name].start])
 
     def to_arrow(self) -> Any:
         """A `pyarrow.Table`: the entity's keys, `event_time` (timestamp in ms, UTC) and the columns.
@@ -112,6 +129,36 @@ class Features(Mapping[str, Masked]):
         kinds = {column.name: column for column in self.view.columns}
         table |= {name: _arrow_values(pa, kinds[name], values) for name, values in self.columns.items()}
         return pa.table(table)
+
+
+def numbers_of(column: Column, values: Masked) -> NDArray[np.float32]:
+    """float32 [n, width]: what a column gives to a matrix, NaN where it has nothing."""
+    n, null = len(values), np.ma.getmaskarray(values)
+    if column.dtype == "string":
+        return np.empty((n, 0), np.float32)
+    if column.dtype == "category":
+        index = {word: float(i) for i, word in enumerate(column.vocabulary)}
+        unknown = -1.0 if column.default is None else np.nan
+        numbers = np.array([index.get(word, unknown) for word in values.data], np.float32)
+    else:
+        with np.errstate(over="ignore"):
+            numbers = values.data.astype(np.float32)
+    return np.where(null, np.float32(np.nan), numbers).reshape(n, -1 if n else column.width)
+
+
+def filled(column: Column, numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Numbers of a column that is one number, with its default, if it has one, in place of NaN."""
+    return np.where(np.isnan(numbers), column.defaults[0], numbers)
+
+
+def words_of(column: Column, numbers: NDArray[np.float32]) -> NDArray[np.object_]:
+    """[n] str: the words of a category that its numbers in a matrix stand for; the empty text for any others, and NaN.
+
+    A version that reads words does the same in its graph (`converters/graph.py`).
+    """
+    words = np.array([*column.vocabulary, ""], object)
+    known = (numbers >= 0) & (numbers < len(column.vocabulary)) & (numbers == np.floor(numbers))
+    return words[np.where(known, numbers, -1).astype(np.int64)]
 
 
 def _arrow_ids(pa: Any, values: Sequence[bytes]) -> Any:
@@ -148,16 +195,10 @@ def read(view: FeatureView, entities: Sequence[bytes], stored: Sequence[Any]) ->
         status = _read_rows(view, keys, stored, columns, times)
         unpack(view, keys, stored, numbers, np.empty(n, np.int64), np.empty(n, np.uint8))
     else:
-        status = _read_texts(view, stored, columns)
-        for name, place in spans(view.columns).items():
-            numbers[:, place] = _as_numbers(columns[name])[:, None]
+        status = _read_texts(view, stored, columns, times)
+        replies = [[None] * len(view.read_fields) if texts is None else texts for texts in stored]
+        decode_hashes(view, replies, numbers, np.empty(n, np.int64), np.empty(n, np.uint8))
     return Features(view, tuple(entities), columns, times, tuple(STATUS[code] for code in status), numbers, now_ms)
-
-
-def _as_numbers(values: Masked) -> NDArray[np.float32]:
-    """Numbers of any dtype as a model reads them; NaN where masked."""
-    with np.errstate(over="ignore"):
-        return np.where(np.ma.getmaskarray(values), np.float32(np.nan), values.data.astype(np.float32))
 
 
 def _empty(column: Column, n: int) -> Masked:
@@ -244,33 +285,45 @@ def as_now(column: Column, values: Masked) -> Masked:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.data.astype(column.dtype)
-        lost = (cast.astype(values.dtype) != values.data) if column.dtype.startswith("int") else np.isinf(cast)
-    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | (lost & ~np.isinf(values.data)))
+        lost = lost_in_cast(values.data, cast)
+    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | lost)
 
 
 def _read_texts(
-    view: FeatureView, hashes: Sequence[Sequence[bytes | None] | None], columns: Mapping[str, Masked]
+    view: FeatureView,
+    hashes: Sequence[Sequence[bytes | None] | None],
+    columns: Mapping[str, Masked],
+    times: NDArray[np.int64],
 ) -> NDArray[np.uint8]:
-    """Fill in the numbers of hashes; the status of each."""
+    """Fill in the numbers of hashes, and their times where the view reads them; the status of each."""
     status = np.full(len(hashes), ROW_ABSENT, np.uint8)
     for i, texts in enumerate(hashes):
         if texts is None:
             status[i] = ROW_CORRUPT
             continue
-        for column, text in zip(view.columns, texts, strict=True):
+        for column, text in zip(view.columns, texts, strict=False):
             if text is None:
                 continue
             status[i] = ROW_OK
             number = _number(text, column.dtype)
             if number is not None:
                 columns[column.name][i] = number
+        if view.time_field and status[i] == ROW_OK:
+            times[i] = time_of(texts[-1])
     return status
 
 
 def _number(text: bytes, dtype: str) -> float | int | None:
     """The number written in `text` if the dtype holds it, else None."""
     try:
-        value = float(text) if dtype.startswith("float") else int(text)
-        return None if value != value else np.dtype(dtype).type(value).item()  # noqa: PLR0124 -- NaN
+        value = float(text) if dtype.startswith("float") else exact_number(text)
+        if value is None or value != value:  # noqa: PLR0124 -- NaN
+            return None
+        if not dtype.startswith("float"):
+            if value != int(value):
+                return None
+            value = int(value)
+        number: float | int = np.dtype(dtype).type(value).item()
     except (ValueError, OverflowError):
         return None
+    return number

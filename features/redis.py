@@ -36,7 +36,7 @@ from penstock.features.links import Link
 from penstock.features.nodes import Ask, Node
 from penstock.features.schema import FeatureView
 from penstock.features.sentinel import Sentinels
-from penstock.features.store import SLOW_S, FeatureStore, FetchedRows, Lookup, Write
+from penstock.features.store import SLOW_S, FeatureStore, FetchedRows, Lookup, Write, Written
 from penstock.features.writes import KEYS_A_CALL, Request, write_requests
 
 VIEWS_KEY = b"fs:views"
@@ -57,6 +57,7 @@ MARK_S = 7 * 86400  # a job that nobody resumes is forgotten
 FAIR_S = 0.01  # lateness within less says nothing about the store
 MAX_VALUE = 1 << 16  # bytes of one row or field; the largest row has 24 + 512 + 4096 * 8
 MAX_SLOW_REPLY = 1 << 24
+MAX_REPLICAS = 100
 DROP_KEYS = 1000
 
 
@@ -64,7 +65,7 @@ class RedisStore(FeatureStore):
     """A feature store on Redis; the forms of its URL stand in `features/connecting.py`.
 
     Args:
-        url: where it is.
+        url: where it is. With the option `replicas=N` what is written counts once N replicas of each master have it.
         before_connect: runs before each new connection.
         what: what errors call it.
     """
@@ -72,6 +73,7 @@ class RedisStore(FeatureStore):
     def __init__(
         self, url: str, *, before_connect: Callable[[], None] = lambda: None, what: str = "the feature store"
     ) -> None:
+        url, self._replicas = replicas_of(url, what)
         self._servers = servers_of(url, before_connect, what)
         self.name = self._servers.name.where
         self._wholes = Wholes()
@@ -93,7 +95,7 @@ class RedisStore(FeatureStore):
 
     def _whole(self, lookup: Lookup) -> int:
         """How many of a look-up's hashes to read whole."""
-        return self._wholes.choose(lookup.view.fields, len(lookup.entities)) if lookup.view.layout == "hash" else 0
+        return self._wholes.choose(lookup.view.read_fields, len(lookup.entities)) if lookup.view.layout == "hash" else 0
 
     def _fetch_singly(
         self,
@@ -136,19 +138,19 @@ class RedisStore(FeatureStore):
     ) -> Write:
         """Check and encode rows now, to be written when the result is called (see `FeatureStore.prepare`)."""
         table = check_table(view, entities, columns, event_times)
-        keys_a_call = 1 if isinstance(self._servers, Cluster) else KEYS_A_CALL
+        keys_a_call = 1 if self.is_sharded else KEYS_A_CALL
         requests = list(write_requests(view, table, overwrite=overwrite, keys_a_call=keys_a_call))
-        return lambda: sum(self._write(request) for request in requests)
+        return lambda: sum(map(self._write, requests), Written())
 
-    def _write(self, request: Request) -> int:
-        replies = self.request(*request.commands)
-        return sum(replies) if request.rows is None else request.rows
+    def _write(self, request: Request) -> Written:
+        replies = self.write(*request.commands)
+        return sum((Written(*reply) for reply in replies), Written()) if request.written is None else request.written
 
     def mark(self, job: str, new: bytes | None, ttl_s: int = MARK_S) -> bytes | None:
         """Keep the mark of a job, or remove it (see `FeatureStore.mark`)."""
         key = f"fs:ingest:{job}"
         command = pack(b"SET", key, new, b"EX", str(ttl_s), b"GET") if new is not None else pack(b"DEL", key)
-        reply = self.request(command)[0]
+        reply = self.write(command)[0]
         return reply if new is not None else None
 
     def marked(self, job: str) -> bytes | None:
@@ -162,15 +164,26 @@ class RedisStore(FeatureStore):
         keys = view.keys(entities)
         for start in range(0, len(keys), READ_KEYS):
             some = keys[start : start + READ_KEYS]
-            if view.layout == "row" and isinstance(self._servers, Cluster):
-                found += self.request(*[pack(b"GET", key) for key in some])
-            elif view.layout == "row":
-                found += self.request(pack(b"MGET", *some))[0]
+            if view.layout == "row":
+                found += self.values(some)
             else:
-                commands = hmgets(some, view.fields)
+                commands = hmgets(some, view.read_fields)
                 replies = self.request(*commands, tolerate=is_wrong_type)
                 found += [None if is_wrong_type(reply) else reply for reply in replies]
         return found
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether entities are kept by several servers, so that no command or script takes the keys of two of them."""
+        return isinstance(self._servers, Cluster)
+
+    def values(self, keys: Sequence[bytes], limit: int = MAX_SLOW_REPLY) -> list[bytes | None]:
+        """What strings stand under these keys, None where there is none; of `limit` bytes at most (see `request`)."""
+        if not self.is_sharded:
+            found: list[bytes | None] = self.request(pack(b"MGET", *keys), limit=limit)[0]
+            return found
+        replies = self.request(*[pack(b"GET", key) for key in keys], limit=limit, tolerate=is_wrong_type)
+        return [None if is_wrong_type(reply) else reply for reply in replies]
 
     def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = SLOW_S) -> dict[str, bytes]:
         """The definitions under these names, or all (see `FeatureStore.definitions`)."""
@@ -185,7 +198,7 @@ class RedisStore(FeatureStore):
         words: list[bytes | str] = []
         for name, old in expected.items():
             words += [name, old or b"", new.get(name, b"") or (b"-" if name in new else b"")]
-        return bool(self.request(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words))[0])
+        return bool(self.write(pack(b"EVAL", SWAP, b"1", VIEWS_KEY, *words))[0])
 
     def scan(self, cursor: int, count: int) -> tuple[int, list[bytes]]:
         """Some keys, and where to go on (see `FeatureStore.scan`)."""
@@ -199,13 +212,13 @@ class RedisStore(FeatureStore):
 
     def unlink(self, keys: Sequence[bytes]) -> int:
         """Take away keys, one by one, for they may be of many servers (see `FeatureStore.unlink`)."""
-        return sum(sum(self.request(*[pack(b"UNLINK", key) for key in some])) for some in _parts(keys))
+        return sum(sum(self.write(*[pack(b"UNLINK", key) for key in some])) for some in _parts(keys))
 
     def drop_fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
         """Take away fields (see `FeatureStore.drop_fields`)."""
         dropped = 0
         for some in _parts(keys):
-            replies = self.request(*[pack(b"HDEL", key, *fields) for key in some], tolerate=is_wrong_type)
+            replies = self.write(*[pack(b"HDEL", key, *fields) for key in some], tolerate=is_wrong_type)
             dropped += sum(not is_wrong_type(reply) and reply > 0 for reply in replies)
         return dropped
 
@@ -255,12 +268,33 @@ class RedisStore(FeatureStore):
         The breaker has no part in it. An error reply is raised, as `StoreUnavailable` or `StoreMisconfigured`, unless
         `tolerate` says it may stay.
         """
-        deadline = time.monotonic() + timeout_s
-        return self._servers.ask(Ask(b"".join(commands), len(commands), deadline, limit, tolerate))
+        return self._servers.ask(self._slow(commands, timeout_s, limit, tolerate))
+
+    def write(
+        self, *commands: bytes, timeout_s: float = SLOW_S, tolerate: Callable[[Any], bool] = lambda _: False
+    ) -> list[Any]:
+        """Replies as those of `request`, once as many replicas have what was written as the URL asks for."""
+        ask = self._slow(commands, timeout_s, MAX_SLOW_REPLY, tolerate)
+        return self._servers.ask(ask._replace(replicas=self._replicas))
+
+    @staticmethod
+    def _slow(commands: Sequence[bytes], timeout_s: float, limit: int, tolerate: Callable[[Any], bool]) -> Ask:
+        return Ask(b"".join(commands), len(commands), time.monotonic() + timeout_s, limit, tolerate)
 
     def close(self) -> None:
         """Close every connection."""
         self._servers.close()
+
+
+def replicas_of(url: str, what: str) -> tuple[str, int]:
+    """The URL without the option `replicas`, and what that says; `StoreMisconfigured` where it is no number."""
+    if "replicas=" not in url:
+        return url, 0
+    bare, own = without(url, "replicas")
+    told = own.get("replicas", "0")
+    if not told.isdecimal() or int(told) > MAX_REPLICAS:
+        raise StoreMisconfigured(f"the URL of {what} says replicas={told!r}: expected a number up to {MAX_REPLICAS}")
+    return bare, int(told)
 
 
 def _parts(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

@@ -1,4 +1,4 @@
-"""Redis Cluster's grammar as pure functions: which slot a key is in, who has which slots, and redirections.
+"""Redis Cluster's grammar as pure functions: which slot a key is in, who has which slots, redirections, and scripts.
 
 After https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/: a slot is CRC16 (XMODEM) modulo 16,384
 of the key, or of what stands in its first pair of braces, if anything does. What comes from servers is checked.
@@ -6,10 +6,12 @@ of the key, or of what stands in its first pair of braces, if anything does. Wha
 
 from __future__ import annotations
 
+import hashlib
 import re
 from binascii import crc_hqx
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import hiredis
@@ -78,3 +80,23 @@ def key_of(words: Sequence[bytes]) -> bytes | None:
     reading = words[0] in (b"XREADGROUP", b"XREAD")
     place = list(words).index(b"STREAMS") + 1 if reading else FIRST_KEY.get(words[0], 1)
     return words[place] if len(words) > place else None
+
+
+@lru_cache(maxsize=16)
+def sha1_of(script: bytes) -> bytes:
+    """The name of a script."""
+    return hashlib.sha1(script, usedforsecurity=False).hexdigest().encode()
+
+
+def in_full(commands: Sequence[list[bytes]]) -> list[list[bytes]]:
+    """The same, where every call of a script that one of them brings (EVAL) brings its text, too."""
+    texts = {sha1_of(words[1]): words[1] for words in commands if words[0] == b"EVAL"}
+    return [
+        [b"EVAL", texts[words[1]], *words[2:]] if words[0] == b"EVALSHA" and words[1] in texts else words
+        for words in commands
+    ]
+
+
+def lacks_script(reply: Any) -> bool:
+    """Whether a server says that it was never told the text of a script."""
+    return type(reply) is hiredis.ReplyError and str(reply).startswith("NOSCRIPT")

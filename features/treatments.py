@@ -65,8 +65,8 @@ def as_served(
     n, k = values.shape
     out, sources, status = np.empty((n, k), np.float32), np.zeros((n, k), np.uint8), status.copy()
     if view.max_age_s is not None:
-        aged = (status == ROW_OK) & (event_times != 0)
-        status[aged & (times - event_times > int(view.max_age_s * 1000))] = ROW_STALE
+        aged = times - event_times > int(view.max_age_s * 1000)
+        status[(status == ROW_OK) & aged] = ROW_STALE
     if n:
         every, places = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
         counts = np.zeros((k, N_SOURCES), np.int64)

@@ -43,6 +43,12 @@ def plan_of(manifest: Manifest, digest: str) -> Plan:
         PenstockError: the signature cannot be served.
     """
     signature = manifest.signature
+    if signature.entity and not signature.columns:
+        raise PenstockError(
+            f"{manifest.model_name} version {manifest.version} cannot be served: features are joined into one matrix, "
+            "and its graph takes its inputs singly; penstock convert --view makes a graph that takes the matrix, with "
+            "the words of categories in it"
+        )
     row = slice(1 if signature.batched else 0, None)
     inputs = [_input(spec, signature.columns, row) for spec in signature.inputs]
     outputs = [PlanOutput(spec.name, spec.datatype, spec.shape[row], on_request=False) for spec in signature.outputs]

@@ -1,8 +1,9 @@
 """Rows for measuring a version: seeded, like those it was trained on, and all different.
 
 Repeated rows flatter trees three to four times, since the processor learns their branches. So float features are drawn
-bin by bin from the version's profile, each column for itself. Where there is none they are mixed from the golden rows'
-columns and jittered; texts and other types are golden rows drawn again and again.
+bin by bin from the version's profile, each column for itself, and whole where the profile's are (counts, categories).
+Where there is none they are mixed from the golden rows' columns and jittered; texts and other types are golden rows
+drawn again and again.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from penstock.errors import PenstockError
 from penstock.kernels.wire import NUMPY, Plan, PlanInput
-from penstock.monitoring import Profile
+from penstock.monitoring import ColumnProfile, Profile
 from penstock.proto import inference_pb2 as pb
 
 SEED = 20
@@ -84,8 +85,14 @@ def from_profile(profile: Profile, rows: int, chance: np.random.Generator) -> ND
         bins = chance.choice(len(counts), rows, p=counts / counts.sum())
         uppers = np.array([*column.edges, column.edges[-1], np.nan])
         lowers = np.array([column.edges[0], *column.edges, np.nan])
-        drawn[:, index] = uppers[bins] - (uppers - lowers)[bins] * chance.random(rows)
+        values = uppers[bins] - (uppers - lowers)[bins] * chance.random(rows)
+        drawn[:, index] = np.ceil(values) if _is_whole(column) else values
     return drawn
+
+
+def _is_whole(column: ColumnProfile) -> bool:
+    """Whether a column seems to have whole numbers only; the first edge may lie just below the least value."""
+    return all(edge.is_integer() for edge in column.edges[1:] or column.edges)
 
 
 def from_golden(values: Array, rows: int, chance: np.random.Generator) -> Array:

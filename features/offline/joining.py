@@ -18,6 +18,7 @@ from penstock.features.offline.asof import rows_as_of
 from penstock.features.offline.store import EVENT, OfflineStore
 from penstock.features.offline.tables import arrow, as_table, column_of, ids_of, to_ms
 from penstock.features.offline.windows import Events, aggregates_as_of
+from penstock.features.reading import words_of
 from penstock.features.schema import FeatureView
 from penstock.features.treatments import Served, as_served, refused
 from penstock.kernels.rows import ROW_OK
@@ -48,6 +49,7 @@ def join(
     as_of_created: bool = True,
     prefix: bool = False,
     events: Mapping[str, Events] | None = None,
+    words: bool = False,
 ) -> Any:
     """The frame's rows, in their order, with the columns of the views as of each row's time.
 
@@ -60,10 +62,11 @@ def join(
         as_of_created: leave out what was not known yet at that time; False for a history without created times.
         prefix: call the new columns VIEW__COLUMN.
         events: by the names of aggregated views the events of which they are made; these need no history.
+        words: give categories as their words, for a model that is trained on these, and not as numbers.
 
     Returns:
         An Arrow table: the frame's columns, then those of each view that models read (`view.feature_names`), float32
-        without nulls; NaN where the model would see NaN.
+        without nulls; NaN where the model would see NaN. Words are text, empty where the model would see the empty one.
 
     Raises:
         InvalidData: a column is missing, taken twice or no id or time; no history of a view; or a row for which
@@ -81,6 +84,7 @@ def join(
         as_of_created=as_of_created,
         prefix=prefix,
         events=events,
+        words=words,
     ).table
 
 
@@ -94,6 +98,7 @@ def joined(
     as_of_created: bool,
     prefix: bool,
     events: Mapping[str, Events] | None = None,
+    words: bool = False,
     told: Callable[[int], None] = lambda _: None,
 ) -> Joined:
     """`join` of an Arrow table; `told` is called with the number of rows found, some thousands at a time."""
@@ -112,8 +117,12 @@ def joined(
         found[view.name] = int((rows.status == ROW_OK).sum())
         served = as_served(view, rows.values, rows.event_times, rows.status, times)
         _refuse(view, served, ids)
+        categories = {column.name: column for column in view.columns if words and column.dtype == "category"}
         for place, name in enumerate(called):
-            frame = frame.append_column(name, arrow().array(np.ascontiguousarray(served.values[:, place])))
+            numbers = np.ascontiguousarray(served.values[:, place])
+            category = categories.get(view.feature_names[place])
+            column = arrow().array(numbers) if category is None else arrow().array(words_of(category, numbers))
+            frame = frame.append_column(name, column)
     return Joined(frame, found)
 
 

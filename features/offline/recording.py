@@ -24,7 +24,7 @@ from penstock.features.errors import FeatureError
 from penstock.features.offline.store import OfflineStore, Writer
 from penstock.features.offline.tables import check_times
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, Write
+from penstock.features.store import FeatureStore, Write, Written
 
 EVERY_S = 30.0  # between commits, each of which makes a file for every day it has rows of
 
@@ -36,7 +36,7 @@ def recording(
     """The store, with every row of the view that is put into it kept offline; as it is where `offline` is None.
 
     Rows are known from the moment of their writing, whatever their event times; what the store leaves out, for it has a
-    newer event, is history all the same. Writes come from one thread at a time.
+    newer event or the row's time is over, is history all the same. Writes come from one thread at a time.
 
     Raises:
         InvalidView: the view cannot be kept offline.
@@ -100,7 +100,7 @@ class Recorded:
             check_times(created_times, "created times")
         write = self._store.prepare(view, entities, columns, times, overwrite=overwrite)
 
-        def both() -> int:
+        def both() -> Written:
             written = write()
             self._writer.put(entities, columns, times, created_times)
             return written

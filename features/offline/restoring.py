@@ -22,7 +22,7 @@ from penstock.features.offline.forms import Files, open_files
 from penstock.features.offline.kinds import as_declared
 from penstock.features.offline.store import CREATED, EVENT, WRITTEN, OfflineStore, check_names
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, Write
+from penstock.features.store import FeatureStore, Write, Written
 
 
 def restore(
@@ -54,9 +54,9 @@ def restore(
             f"view {view.name!r} is aggregated: the state of its windows is not in the history of its rows"
         )
     check_names(view)
-    start, rows, older = time.monotonic(), 0, 0
+    start, rows, written = time.monotonic(), 0, Written()
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    first, last = max(now_ms - view.ttl_s * 1000, 0), now_ms + AHEAD_MS  # which no store refuses
+    first, last = max(now_ms - view.lives_ms, 0), now_ms + AHEAD_MS  # which no store refuses
     files = offline.files(view, first, last)
     if not files:
         return Report(view.name, 0, time.monotonic() - start)
@@ -65,13 +65,13 @@ def restore(
     [count] = answers(f"SELECT approx_count_distinct(id) FROM ({history.table}) WHERE {known}")  # noqa: S608 -- ours
     entities = max(count.column(0)[0].as_py(), 1)
     with in_turn() as (submit, stop):
-        done: deque[tuple[Future[int], int]] = deque()
+        done: deque[tuple[Future[Written], int]] = deque()
 
         def settle(most: int) -> None:
-            nonlocal rows, older
+            nonlocal rows, written
             while len(done) > most:
                 future, count = done.popleft()
-                older += count - future.result()
+                written += future.result()
                 rows += count
                 if progress is not None:
                     progress(rows, min(rows / entities, 1.0))
@@ -81,7 +81,8 @@ def restore(
             done.append((submit(persistently(write, patience_s, stop)), batch.num_rows))
             settle(WAITING)
         settle(0)
-    return Report(view.name, rows, time.monotonic() - start, older)
+    older = rows - written.kept - written.over
+    return Report(view.name, rows, time.monotonic() - start, older, over=written.over)
 
 
 def _newest(history: Files, known: str) -> str:

@@ -52,6 +52,7 @@ def join_file(
     keys: Mapping[str, str] | None = None,
     as_of_created: bool = True,
     prefix: bool = False,
+    words: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Summary:
     """`join` from a table on disk into a Parquet file, which is there in full or as it was before.
@@ -65,6 +66,7 @@ def join_file(
         keys: see `join`.
         as_of_created: see `join`.
         prefix: see `join`.
+        words: see `join`.
         progress: is told the rows looked up, and which part of all this is.
 
     Raises:
@@ -90,6 +92,7 @@ def join_file(
             keys=keys,
             as_of_created=as_of_created,
             prefix=prefix,
+            words=words,
             told=told,
         )
     write_whole(found.table, out)

@@ -38,6 +38,7 @@ def join(
         bool, typer.Option("--ignore-created", help="Event times alone count, for a history without created times.")
     ] = False,
     prefix: Annotated[bool, typer.Option("--prefix", help="Call the new columns VIEW__COLUMN.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Give categories as words, and not as numbers.")] = False,
     features: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -67,6 +68,7 @@ def join(
             keys=keys,
             as_of_created=not ignore_created,
             prefix=prefix,
+            words=words,
             progress=progress,
         )
     if as_json:
@@ -123,4 +125,4 @@ def restore(
         return
     older = f"; {report.older:,} older than what is stored" if report.older else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
-    console.print(f"restored {report.rows - report.older:,} rows in {rate}{older}", highlight=False)
+    console.print(f"restored {report.kept:,} rows in {rate}{older}", highlight=False)

@@ -9,11 +9,12 @@ import numpy as np
 import onnxruntime
 import pandas as pd
 import pytest
+from sklearn.compose import ColumnTransformer
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score, log_loss, r2_score
 from sklearn.model_selection import FixedThresholdClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from penstock.converters import BadSample, ConvertError, GateFailed, convert
 from penstock.converters import gate as gate_module
@@ -287,9 +288,82 @@ def test_views_that_do_not_fit_are_refused(logistic, tmp_path, views, entity, sa
         convert(logistic.model, "m", logistic.rows, registry=tmp_path, views=views, entity=entity)
 
 
-def test_views_and_transforms_need_the_matrix_form(mixed, tmp_path):
-    with pytest.raises(ConvertError, match="one matrix"):
-        convert(mixed.model, "m", mixed.rows, registry=tmp_path, views=[view("a", ["age"])])
+CARD = Column(name="card type", dtype="category", vocabulary=["visa", "maestro", "amex", "diners"], default="visa")
+KIND = Column(name="card.type", dtype="category", vocabulary=["débit", "credit"])
+
+
+def cards(*columns: Column) -> FeatureView:
+    numbers = [Column(name="amount.eur", dtype="float32"), Column(name="age", dtype="int64", default=40)]
+    return FeatureView(name="cards", entity="customer", columns=[*columns, *numbers])
+
+
+def test_a_model_of_words_takes_the_matrix_of_its_views(mixed, tmp_path):
+    """Words are numbers until the graph puts them back: those that the views' categories say."""
+    convert(mixed.model, "m", mixed.rows, labels=mixed.labels, registry=tmp_path, views=[cards(KIND, CARD)])
+    version = published(tmp_path)
+    signature = version.manifest.signature
+    names = tuple(mixed.rows.columns)
+    assert (signature.columns, signature.entity) == (names, "customer")
+    assert [(spec.name, spec.datatype, spec.shape) for spec in signature.inputs] == [("input", "FP32", (-1, 6))]
+    kept = golden(version)["input/input"]
+    assert set(kept[:, 0]) == {0, 1, 2}
+    profile = Reference.from_json(version.files["profile.json"]).features
+    assert profile.names == names
+
+
+def test_a_number_that_is_no_words_is_the_empty_text_to_the_model(mixed, tmp_path):
+    """What a word that the vocabulary lacks, and null, come to where there is no default."""
+    encode = OneHotEncoder(handle_unknown="ignore")
+    choose = ColumnTransformer([("kinds", encode, ["card.type", "card type"]), ("age", StandardScaler(), ["age"])])
+    rows = mixed.rows[["card type", "age", "card.type"]]
+    model = make_pipeline(choose, LogisticRegression()).fit(rows, mixed.labels)
+    views = [FeatureView(name="v", entity="customer", columns=[CARD, KIND])]
+    converted = convert(model, "m", rows, registry=tmp_path, views=views)
+    assert converted.sent == ("age",)
+    assert any("refuses missing values" in note for note in converted.notes)
+    version = published(tmp_path)
+    strange = rows.iloc[:40].assign(**{"card.type": "", "card type": "visa"})
+    matrix = np.stack([np.zeros(40), strange["age"], np.zeros(40)], axis=1).astype(np.float32)
+    for number in (-1, 2, 0.5, np.nan, 1e9):
+        matrix[:, 2] = number
+        answered = run(version, {"input": matrix})
+        np.testing.assert_allclose(answered["probabilities"], model.predict_proba(strange), atol=1e-5)
+
+
+def test_words_that_a_category_lacks_are_told_and_compared_as_served(mixed, tmp_path):
+    known = CARD.model_copy(update={"vocabulary": ("visa", "amex")})
+    converted = convert(mixed.model, "m", mixed.rows, registry=tmp_path, views=[cards(KIND, known)])
+    missing = int((mixed.rows["card type"] == "maestro").sum())
+    assert f"{missing} words of column 'card type' are not in its vocabulary, as they will be when served" in (
+        converted.notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [
+        (cards(CARD), "text column 'card.type' is in no feature view"),
+        (cards(CARD, Column(name="card.type", dtype="string", max_bytes=9)), "is text in the sample and a string in"),
+        (cards(CARD, Column(name="card.type", dtype="int64")), "is text in the sample and a int64 in view 'cards'"),
+    ],
+)
+def test_text_that_is_no_category_cannot_be_looked_up(mixed, tmp_path, view, said):
+    with pytest.raises(ConvertError, match=said):
+        convert(mixed.model, "m", mixed.rows, registry=tmp_path, views=[view])
+
+
+def test_columns_chosen_by_name_are_joined_without_any_text(tmp_path):
+    rows = pd.DataFrame({"b": np.arange(60), "a": np.linspace(0, 1, 60) ** 2})
+    choose = ColumnTransformer([("scaled", StandardScaler(), ["a"]), ("kept", "passthrough", ["b"])])
+    model = make_pipeline(choose, LinearRegression()).fit(rows, rows["a"] + rows["b"])
+    convert(model, "m", rows, registry=tmp_path, views=[view("v", ["a", "b"])])
+    version = published(tmp_path)
+    assert version.manifest.signature.columns == ("b", "a")
+    told = run(version, {"input": np.array([[3, 0.5]], np.float32)})["value"]
+    np.testing.assert_allclose(told, [[3.5]], rtol=1e-5)
+
+
+def test_transforms_need_the_matrix_form(mixed, tmp_path):
     with pytest.raises(ConvertError, match="one matrix"):
         convert(mixed.model, "m", mixed.rows, registry=tmp_path, transforms=Transforms())
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import random
-import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -33,41 +31,13 @@ def _load(name):
     return module
 
 
-servers = _load("servers")
+servers, victims = _load("servers"), _load("victims")
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
-VICTIM = Path(__file__).with_name("victims.py")
 ROWS, ENTITIES, EVENTS = 10_000, 3_000, 1_500
 LOST = 3
+SINCE = time.time_ns() // 1_000_000 - 10**7  # of all events; 10**6 ms of them follow
 QUICK = (6, 7)  # seeds of the default run
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed not in QUICK else []) for seed in range(50)]
-
-
-class Victim:
-    """An ingester; `acknowledged` is the last number it told."""
-
-    def __init__(self, *words):
-        self.acknowledged = 0
-        self.process = subprocess.Popen([sys.executable, VICTIM, *words], stdout=subprocess.PIPE, text=True)
-
-    def run_until(self, lines, delay_s):
-        """Let it live until it has told so many lines, and a little longer; True if it is still running."""
-        for _ in range(lines):
-            self._hear(self.process.stdout.readline())
-        time.sleep(delay_s)
-        return self.process.poll() is None
-
-    def end(self, *, kill=False):
-        """Its exit status, after all it had to say."""
-        if kill:
-            self.process.send_signal(signal.SIGKILL)
-        for line in self.process.stdout:
-            self._hear(line)
-        self.process.stdout.close()
-        return self.process.wait(60)
-
-    def _hear(self, line):
-        if line.endswith("\n") and line.strip().isdigit():
-            self.acknowledged = int(line)
 
 
 @pytest.fixture(params=SEEDS)
@@ -109,8 +79,10 @@ def assert_none_lost(server, events):
 
 
 def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server, tmp_path):
-    events = [(chance.randrange(ENTITIES), chance.randrange(10**6), row) for row in range(ROWS)]
-    others = [(entity, 500_000, -1) for entity in chance.sample(range(ENTITIES), 500)]  # of somebody else, before
+    events = [(chance.randrange(ENTITIES), SINCE + chance.randrange(10**6), row) for row in range(ROWS)]
+    others = [
+        (entity, SINCE + 500_000, -1) for entity in chance.sample(range(ENTITIES), 500)
+    ]  # of somebody else, before
     ids, times, values = zip(*events, strict=True)
     parquet.write_table(pa.table({"id": ids, "at": times, "n": values}), tmp_path / "t.parquet", row_group_size=999)
     with closing(open_store(server.url)) as store:
@@ -118,7 +90,7 @@ def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server,
         put(store, others)
     words = ("ingest", server.url, str(tmp_path / "t.parquet"))
     for _ in range(chance.randint(1, 3)):
-        victim = Victim(*words)
+        victim = victims.Victim(*words)
         alive = victim.run_until(chance.randint(1, ROWS // 250), chance.random() * 0.01)
         whom = chance.choice(["redis", "ingester", "both"])
         if whom != "ingester":
@@ -134,7 +106,7 @@ def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server,
             victim.end()
         if server_is_strict(server):
             assert_none_lost(server, [*others, *events[: victim.acknowledged]])
-    victim = Victim(*words)
+    victim = victims.Victim(*words)
     assert victim.end() == 0
     assert rows_of(server, range(ENTITIES)) == newest([*others, *events])
 
@@ -142,7 +114,7 @@ def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server,
 def consumed(chance, server, between=lambda: None):
     """Have the stream consumed by victims, Redis being killed at times, too; `between` looks after each."""
     for _ in range(chance.randint(1, 3)):
-        victim = Victim("stream", server.url)
+        victim = victims.Victim("stream", server.url)
         victim.run_until(chance.randint(0, EVENTS // 50 // 3), chance.random() * 0.01)
         if chance.random() < 0.5:
             server.kill()
@@ -151,7 +123,7 @@ def consumed(chance, server, between=lambda: None):
             victim.run_until(0, chance.random() * 0.3)
         victim.end(kill=True)
         between()
-    assert Victim("stream", server.url, "once").end() == 0
+    assert victims.Victim("stream", server.url, "once").end() == 0
 
 
 def fill(server, view, events):
@@ -165,7 +137,7 @@ def fill(server, view, events):
 
 
 def test_a_stream_is_consumed_in_full_whoever_is_killed_meanwhile(chance, server):
-    events = [(chance.randrange(300), chance.randrange(10**6), row) for row in range(EVENTS)]
+    events = [(chance.randrange(300), SINCE + chance.randrange(10**6), row) for row in range(EVENTS)]
     fill(server, VIEW, events)
     consumed(chance, server, lambda: assert_none_lost(server, settled(server, events)))
     assert len(settled(server, events)) == EVENTS

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.features import Column, FeatureView, InvalidData, UnknownView, open_store
+from penstock.features.reading import words_of
 
 COLUMNS = [
     Column(name="n", dtype="int64"),
@@ -21,7 +22,7 @@ COLUMNS = [
     Column(name="city", dtype="string", max_bytes=40),
     Column(name="taste", dtype="vector", size=2),
 ]
-VIEW = FeatureView(name="v", entity=["customer", "shop"], columns=COLUMNS)
+VIEW = FeatureView(name="v", entity=["customer", "shop"], columns=COLUMNS, ttl_s=10 * 365 * 86400)
 ROWS = {
     "n": [2**53 + 1, None, -3],
     "x": [1e-300, np.nan, 0.1],
@@ -59,6 +60,23 @@ def test_what_is_put_in_lists_is_got_as_masked_arrays(store):
     assert list(store.get("v", IDS, ["x", "n"])) == ["x", "n"]
 
 
+def test_a_category_is_told_in_the_words_that_a_model_reads(store):
+    """As the matrix has it: defaults filled in, and the empty text where there is neither word nor default."""
+    bare = Column(name="bare", dtype="category", vocabulary=["x", "y"])
+    view = FeatureView(name="w", entity="id", columns=[COLUMNS[3], bare, COLUMNS[0]])
+    words = ["b", None, "elsewhere"]
+    store.put(view, ["1", "2", "3"], {"word": words, "bare": ["y", None, "elsewhere"], "n": [1, 2, 3]})
+    found = store.get(view, ["1", "2", "3", "nobody"])
+    assert found.words("word").tolist() == ["b", "a", "a", "a"]
+    assert found.words("bare").tolist() == ["y", "", "", ""]
+    matrix = found.matrix()
+    for i, column in enumerate(view.columns[:2]):
+        assert words_of(column, matrix[:, i]).tolist() == found.words(column.name).tolist()
+    for name in ("n", "nothing"):
+        with pytest.raises(InvalidData, match=f"has no category '{name}'"):
+            found.words(name)
+
+
 def test_what_was_got_can_be_put_back(store):
     store.apply(VIEW)
     store.put("v", IDS, ROWS, TIMES)
@@ -83,7 +101,9 @@ def test_arrow_tables_come_out_and_go_in(store):
     other = VIEW.model_copy(update={"name": "w"})
     assert store.put_table(other, table) == 2
     assert store.get(other, ids).to_arrow() == table
-    frame = table.to_pandas()
+    with pytest.raises(InvalidData, match=r"'n', row 0: .* may have been rounded"):
+        store.put_table(other, table.to_pandas())  # which makes floats of integers beside nulls
+    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     assert store.put_table(VIEW.model_copy(update={"name": "x"}), frame) == 2
     assert store.get(other, []).to_arrow().num_rows == 0
 

@@ -2,7 +2,10 @@
 
 import contextlib
 import importlib.util
+import os
+import signal
 import sys
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +14,8 @@ import pytest
 import redis
 
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, StoreUnavailable, open_store
+from penstock.features.commands import pack
+from penstock.features.streams import Consumer, RowWriter, Settings
 
 OK, ABSENT = 0, 1
 VIEW = FeatureView(name="v", entity="e", columns=[Column(name="a", dtype="float32")])
@@ -23,7 +28,7 @@ def _load(name):
     return module
 
 
-servers = _load("servers")
+servers, walkthrough = _load("servers"), _load("walkthrough")
 
 
 class Service:
@@ -53,7 +58,7 @@ class Service:
 
     def has_copied(self):
         """Whether the replica has what the master has."""
-        keys = [server.client().keys() for server in self.servers]
+        keys = [sorted(server.client().keys()) for server in self.servers]
         return keys[0] == keys[1] != []
 
     def fail_over(self):
@@ -93,18 +98,38 @@ def written(store, value):
     return True
 
 
+@contextlib.contextmanager
+def consuming(store):
+    """A consumer of the stream `events` that waits for entries."""
+    stop = threading.Event()
+    reader = Consumer(store, RowWriter(store, VIEW, None), Settings("events", "g", "c", "dead"))
+    thread = threading.Thread(target=reader.run, args=(stop,))
+    thread.start()
+    try:
+        yield reader
+    finally:
+        stop.set()
+        thread.join(20)
+    assert not thread.is_alive()
+
+
 def test_the_master_is_found_by_its_service_and_followed_when_another_is_made_master(service):
-    with closing(open_store(service.url)) as store:
+    """By writers, readers, and a consumer that waits for entries meanwhile."""
+    with closing(open_store(service.url)) as store, consuming(store) as reader:
         put(store, 1)
         assert fetched(store) == 1
         first = service.master()
         servers.wait_until(service.has_copied)
+        servers.wait_until(lambda: first.client().info("clients")["blocked_clients"] == 1)
         servers.wait_until(service.fail_over)
         servers.wait_until(lambda: service.master() is not first)
         servers.wait_until(lambda: written(store, 2))
         assert fetched(store) == 2
         second = service.master()
         assert second.client().get(VIEW.key(b"1")) is not None
+        second.client().xadd("events", {"e": 1, "a": 7})
+        servers.wait_until(lambda: reader.counts.written == 1)
+        assert fetched(store) == 7
 
 
 def test_a_master_that_dies_is_left_for_the_next(service):
@@ -116,6 +141,32 @@ def test_a_master_that_dies_is_left_for_the_next(service):
         assert "unavailable" in str(fetched(store))
         servers.wait_until(lambda: fetched(store) == 1)
         servers.wait_until(lambda: written(store, 2))
+
+
+def test_every_command_works_through_sentinel(service, tmp_path):
+    with service.master().client() as client:
+        walkthrough.walk(service.url, client, tmp_path)
+
+
+def test_what_is_written_counts_once_as_many_replicas_have_it_as_the_url_says(service):
+    replica = service.servers[1]
+    with closing(open_store(f"{service.url}?replicas=1")) as store:
+        servers.wait_until(lambda: written(store, 1))
+        os.kill(replica.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable, match="is unavailable: 0 of 1 replicas have what was written"):
+                store.write(pack(b"SET", b"k", b"v"), timeout_s=2.0)
+            assert fetched(store) == 1
+        finally:
+            os.kill(replica.process.pid, signal.SIGCONT)
+        servers.wait_until(lambda: written(store, 2))
+
+
+@pytest.mark.parametrize("said", ["x", "-1", "", "101"])
+def test_a_number_of_replicas_that_is_none_is_a_misconfiguration(said):
+    with pytest.raises(StoreMisconfigured, match="expected a number up to 100") as caught:
+        open_store(f"redis://:hunter2@h?replicas={said}")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):

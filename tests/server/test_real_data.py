@@ -191,3 +191,45 @@ def test_a_column_transformer_with_text_is_served_by_named_inputs(registry, serv
         np.testing.assert_allclose(
             caller.client.predict("mixed", one)["probabilities"], model.predict_proba(data[row : row + 1]), atol=ATOL
         )
+
+
+def test_a_model_of_words_is_served_from_categories_in_the_store(registry, serving, calling, redis_url):
+    """Trained on words, asked by entity: each answer is scikit-learn's of the words in the store."""
+    rng = np.random.default_rng(2)
+    view = FeatureView(
+        name="customer",
+        entity="id",
+        columns=[
+            Column(name="plan", dtype="category", vocabulary=["pro", "free", "basic"], default="free"),
+            Column(name="country", dtype="category", vocabulary=["DE", "Österreich", "SE"]),
+            Column(name="visits", dtype="int32", default=0),
+        ],
+    )
+    ids = [f"c{i}" for i in range(300)]
+    table = {
+        "plan": rng.choice(["pro", "free", "basic", "unheard of"], 300),
+        "country": rng.choice(["SE", "DE", "Österreich"], 300),
+        "visits": rng.integers(0, 9, 300),
+    }
+    with closing(open_store(redis_url)) as store:
+        store.apply(view)
+        store.put(view, ids, table)
+        found = store.get(view, [*ids, "nobody"])
+    told = pd.DataFrame(
+        {"plan": found.words("plan"), "country": found.words("country"), "visits": found.matrix()[:, 2]}
+    )
+    target = (told["plan"] == "pro") ^ (told["country"] == "SE") ^ (told["visits"] > 4)
+    encode = ColumnTransformer(
+        [("words", OneHotEncoder(handle_unknown="ignore"), ["plan", "country"]), ("rest", "passthrough", ["visits"])]
+    )
+    for name, last in (("words", LogisticRegression()), ("trees", HistGradientBoostingClassifier(max_iter=5))):
+        encode.set_params(sparse_threshold=0)
+        model = make_pipeline(encode, last).fit(told[:300], target[:300])
+        convert(model, name, told[:300], labels=target[:300], registry=registry, views=[view])
+        caller = calling(serving(features=redis_url, feature_timeout_ms=500))
+        close(caller.client.predict(name, entity_ids=[*ids, "nobody"]), model.predict_proba(told))
+        changed = told.assign(plan="basic")
+        close(
+            caller.client.predict(name, entity_ids=[*ids, "nobody"], overrides={"plan": np.full(301, 2)}),
+            model.predict_proba(changed),
+        )

@@ -47,6 +47,18 @@ def test_a_profile_is_drawn_from_as_it_counts():
     assert np.isnan(drawn[:, 1]).all()
 
 
+def test_columns_of_whole_numbers_are_drawn_as_whole_numbers():
+    """A category's index is one of a word, and no number between two of them."""
+    chance = np.random.default_rng(1)
+    few, many, halves = chance.integers(0, 3, 5000), chance.poisson(400, 5000), chance.integers(0, 3, 5000) / 2
+    profile = Profile.of(np.stack([few, many, halves], axis=1).astype(np.float32), ["few", "many", "halves"])
+    drawn = from_profile(profile, 4000, chance)
+    assert set(drawn[:, 0]) == {0, 1, 2}
+    assert (drawn[:, 1] == np.round(drawn[:, 1])).all()
+    assert drawn[:, 1].mean() == pytest.approx(400, rel=0.01)
+    assert (drawn[:, 2] != np.round(drawn[:, 2])).any()
+
+
 def test_golden_rows_are_mixed_and_jittered_texts_and_whole_numbers_drawn_as_they_are():
     chance, values = np.random.default_rng(1), np.arange(12, dtype=np.float32).reshape(4, 3)
     mixed = from_golden(values, 500, chance)

@@ -7,8 +7,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from penstock.errors import InvalidRequest
+from penstock.errors import InvalidRequest, PenstockError
 from penstock.features import Column, FeatureView, open_store
+from penstock.server.plans import plan_of
 
 STATUS = "penstock.feature_status"
 TYPED = [
@@ -74,3 +75,10 @@ def test_rows_that_were_written_under_a_later_schema_are_served_at_once(served):
     values, status = ask(caller, ["old", "new"])
     assert values.tolist() == [[1, 1], [2.5, 1]]
     assert status == [["store"] * 2] * 2
+
+
+def test_a_graph_that_takes_its_inputs_singly_is_refused_at_load_if_it_joins(registry, graphs):
+    view = FeatureView(name="v", entity="id", columns=TYPED)
+    manifest = graphs.publish(registry, "words", graphs.same("BYTES", "n", 1), views=[view])
+    with pytest.raises(PenstockError, match="words version 1 cannot be served: features are joined into one matrix"):
+        plan_of(manifest, "0" * 64)

@@ -409,3 +409,21 @@ def test_a_library_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "duckdb", None)
     with pytest.raises(FeatureError, match=r"the offline join needs DuckDB: pip install 'penstock\[offline\]'"):
         join(FINE, one(), tmp_path, time="at")
+
+
+def test_categories_are_joined_as_words_where_the_model_reads_words(tmp_path):
+    columns = [
+        Column(name="plan", dtype="category", vocabulary=["free", "pro"], default="free"),
+        Column(name="city", dtype="category", vocabulary=["Bern", "Genève"]),
+        Column(name="n", dtype="int64"),
+    ]
+    words = FeatureView(name="v", entity="id", columns=columns)
+    table = {"id": ["a", "b", "c"], "plan": ["pro", None, "team"], "city": ["Genève", None, "Rom"], "n": [1, 2, 3]}
+    OfflineStore(tmp_path).write(words, table | {"event_time": [1, 1, 1]}, created="event_time")
+    labels = {"id": ["a", "b", "c", "d"], "at": [5, 5, 5, 5]}
+    told = join(labels, words, tmp_path, time="at", words=True)
+    assert told["plan"].to_pylist() == ["pro", "free", "free", "free"]
+    assert told["city"].to_pylist() == ["Genève", "", "", ""]
+    assert told["n"].to_pylist()[:3] == [1, 2, 3]
+    assert told["n"].type == pa.float32()
+    assert join(labels, words, tmp_path, time="at")["plan"].to_pylist() == [1, 0, 0, 0]
