@@ -34,7 +34,7 @@ def delete_rows(store: FeatureStore, view: FeatureView, entities: Sequence[bytes
     """
     distinct = list(dict.fromkeys(entities))
     if dry_run:
-        return sum(_is_row(stored) for stored in store.stored(view, distinct))
+        return sum(_is_row(view, stored) for stored in store.stored(view, distinct))
     keys = view.keys(distinct)
     if view.layout == "hash":
         return store.drop_fields(keys, _own_fields(store, view))
@@ -114,14 +114,14 @@ def _hash_entities(keys: Sequence[bytes]) -> list[bytes]:
 
 
 def _own_fields(store: FeatureStore, view: FeatureView) -> list[bytes]:
-    """The view's fields of a hash that no other view reads, and its event time."""
-    from penstock.features.commands import time_field
-
+    """The view's fields of a hash, and that of its event time, but for those of other views."""
     others = [other for other in store.views() if other.layout == "hash" and other.name != view.name]
-    read = {field for other in others for field in other.fields}
-    return [*(field for field in view.fields if field not in read), time_field(view)]
+    shared = {field for other in others for field in (*other.fields, other.stamp)}
+    return [field for field in (*view.fields, view.stamp) if field not in shared]
 
 
-def _is_row(stored: object) -> bool:
+def _is_row(view: FeatureView, stored: object) -> bool:
     """Whether `FeatureStore.stored` told of something."""
-    return any(text is not None for text in stored) if isinstance(stored, list) else stored is not None
+    if isinstance(stored, list):
+        return any(text is not None for text in stored[: len(view.fields)])
+    return stored is not None

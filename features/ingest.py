@@ -2,8 +2,8 @@
 
 The table has the view's entity as a column (integers, or strings kept as they are written) and every column of the
 view; others are left out. An empty field is null. An older event never replaces a newer one (features/writes.py), so
-ingesting again is harmless; of rows with one entity and one time the later one stays. What was written before a bad
-value was met stays written.
+ingesting again is harmless; of rows with one entity and one time the later one stays. Rows whose time is over already
+(`ttl_s` after their event) are not kept, and counted. What was written before a bad value was met stays written.
 
 - *Pipelined*: while a thread writes a batch and Redis works on it, the next ones are read, checked and encoded. Three
   may wait, so memory is bounded by five batches. They are written in the table's order.
@@ -35,7 +35,7 @@ from penstock.features.columns import fit, unknown_words
 from penstock.features.errors import InvalidData, RowsLost, StoreUnavailable
 from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, Write
+from penstock.features.store import FeatureStore, Write, Written
 from penstock.features.tables import identity, load_pyarrow, read_batches
 
 WAITING = 3  # encoded batches
@@ -52,6 +52,7 @@ class Report:
         rows: read and acknowledged by this run.
         older: of these, left out because a newer event was stored.
         resumed: rows that an earlier run had done.
+        over: of `rows`, not kept, for `ttl_s` after their event had passed.
         seconds: how long it took.
         unknown: by column how many words its vocabulary does not have.
     """
@@ -61,7 +62,13 @@ class Report:
     seconds: float
     older: int = 0
     resumed: int = 0
+    over: int = 0
     unknown: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Rows that were written."""
+        return self.rows - self.older - self.over
 
     @property
     def rows_per_s(self) -> float:
@@ -104,16 +111,16 @@ def ingest(
     load_pyarrow()  # half a second the first time, and no part of the ingestion
     start = time.monotonic()
     job = Job(store, job_name(view, source, time_column), resume=resume)
-    older = 0
+    written = Written()
     unknown: Counter[str] = Counter()
     with in_turn() as (submit, stop):
-        done: deque[tuple[Future[int], int, float]] = deque()
+        done: deque[tuple[Future[Written], int, float]] = deque()
 
         def settle(most: int) -> None:
-            nonlocal older
+            nonlocal written
             while len(done) > most:
                 future, rows, fraction = done.popleft()
-                older += rows - future.result()
+                written += future.result()
                 job.rows += rows
                 if progress is not None:
                     progress(job.rows, fraction)
@@ -126,7 +133,9 @@ def ingest(
             settle(WAITING)
         settle(0)
     job.finish()
-    return Report(view.name, job.rows - job.resumed, time.monotonic() - start, older, job.resumed, dict(unknown))
+    rows, seconds = job.rows - job.resumed, time.monotonic() - start
+    older = rows - written.kept - written.over
+    return Report(view.name, rows, seconds, older, job.resumed, written.over, dict(unknown))
 
 
 def wanted(view: FeatureView, time_column: str | None) -> list[str]:
@@ -159,7 +168,7 @@ def prepare(
 
 
 @contextmanager
-def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]]:
+def in_turn() -> Iterator[tuple[Callable[[Write], Future[Written]], threading.Event]]:
     """A function that runs writes one after the other in a thread, and an event that ends the waiting of these.
 
     After a write has failed no later one is run, for a mark must not pass rows that are not written. If the block is
@@ -167,7 +176,7 @@ def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]
     """
     stop = threading.Event()
 
-    def run(write: Write) -> int:
+    def run(write: Write) -> Written:
         if stop.is_set():
             raise StoreUnavailable("stopped")
         try:
@@ -188,7 +197,7 @@ def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]
 def persistently(write: Write, patience_s: float, stop: threading.Event) -> Write:
     """The same write, tried again while the store is away."""
 
-    def run() -> int:
+    def run() -> Written:
         until = time.monotonic() + patience_s
         for delay in delays():
             try:
@@ -227,7 +236,7 @@ class Job:
         """`write`, and after it the mark that `rows` are done; raises `RowsLost` where the last mark is gone."""
         new = b"%d %s" % (rows, self._run.encode())
 
-        def run() -> int:
+        def run() -> Written:
             written = write()
             before = self._store.mark(self._name, new)
             if before not in (self._mark, new):  # the new one, where the answer to it was lost

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.columns import exact_number, lost_in_cast
 from penstock.features.entities import entity_parts
 from penstock.features.errors import InvalidData
 from penstock.features.evolution import kindred, of_former
+from penstock.features.hashes import time_of
 from penstock.features.schema import PLAIN, Column, FeatureView
 from penstock.features.tables import load_pyarrow
 from penstock.kernels.rows import ROW_ABSENT, ROW_CORRUPT, ROW_OK, RowLayout
@@ -37,7 +39,7 @@ class Features(Mapping[str, Masked]):
     Attributes:
         view: the view they are of.
         entities: their ids.
-        event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is kept (hash layout).
+        event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is known (hash layout).
         status: for each entity ok, absent, corrupt or other schema.
     """
 
@@ -159,7 +161,7 @@ def read(view: FeatureView, entities: Sequence[bytes], stored: Sequence[Any]) ->
     if view.layout == "row":
         status = _read_rows(view, view.keys(entities), stored, columns, times)
     else:
-        status = _read_texts(view, stored, columns)
+        status = _read_texts(view, stored, columns, times)
     return Features(view, tuple(entities), columns, times, tuple(STATUS[code] for code in status))
 
 
@@ -247,33 +249,45 @@ def _as_now(column: Column, values: Masked) -> Masked:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.data.astype(column.dtype)
-        lost = (cast.astype(values.dtype) != values.data) if column.dtype.startswith("int") else np.isinf(cast)
-    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | (lost & ~np.isinf(values.data)))
+        lost = lost_in_cast(values.data, cast)
+    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | lost)
 
 
 def _read_texts(
-    view: FeatureView, hashes: Sequence[Sequence[bytes | None] | None], columns: Mapping[str, Masked]
+    view: FeatureView,
+    hashes: Sequence[Sequence[bytes | None] | None],
+    columns: Mapping[str, Masked],
+    times: NDArray[np.int64],
 ) -> NDArray[np.uint8]:
-    """Fill in the numbers of hashes; the status of each."""
+    """Fill in the numbers of hashes, and their times where the view reads them; the status of each."""
     status = np.full(len(hashes), ROW_ABSENT, np.uint8)
     for i, texts in enumerate(hashes):
         if texts is None:
             status[i] = ROW_CORRUPT
             continue
-        for column, text in zip(view.columns, texts, strict=True):
+        for column, text in zip(view.columns, texts, strict=False):
             if text is None:
                 continue
             status[i] = ROW_OK
             number = _number(text, column.dtype)
             if number is not None:
                 columns[column.name][i] = number
+        if view.time_field and status[i] == ROW_OK:
+            times[i] = time_of(texts[-1])
     return status
 
 
 def _number(text: bytes, dtype: str) -> float | int | None:
     """The number written in `text` if the dtype holds it, else None."""
     try:
-        value = float(text) if dtype.startswith("float") else int(text)
-        return None if value != value else np.dtype(dtype).type(value).item()  # noqa: PLR0124 -- NaN
+        value = float(text) if dtype.startswith("float") else exact_number(text)
+        if value is None or value != value:  # noqa: PLR0124 -- NaN
+            return None
+        if not dtype.startswith("float"):
+            if value != int(value):
+                return None
+            value = int(value)
+        number: float | int = np.dtype(dtype).type(value).item()
     except (ValueError, OverflowError):
         return None
+    return number

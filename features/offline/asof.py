@@ -2,7 +2,7 @@
 
 For a label (entity, t) that is the row with
 
-    event_time <= t,  event_time >= t - ttl,  created_time <= t,
+    event_time <= t,  event_time >= t - ttl,  created_time <= t        (ttl: `FeatureView.lives_ms`)
     and of these the greatest (event_time, created_time, written).
 
 An ASOF join compares one time only. So a row becomes visible at the greater of its two times, and of an entity's rows
@@ -61,7 +61,7 @@ def rows_as_of(
     found = FetchedRows(
         np.full((n, view.width), np.nan, np.float32), np.zeros(n, np.int64), np.full(n, ROW_ABSENT, np.uint8)
     )
-    first, last = (int(times.min()) - view.ttl_s * 1000, int(times.max())) if n else (0, 0)
+    first, last = (int(times.min()) - view.lives_ms, int(times.max())) if n else (0, 0)
     files = store.files(view, first, last)
     if not n or not files:
         return found
@@ -90,7 +90,7 @@ def _query(view: FeatureView, files: list[Path], first: int, last: int, *, as_of
             QUALIFY {EVENT} = max({EVENT}) OVER since AND {visible} IS DISTINCT FROM lead({visible}) OVER since)
         SELECT label, {EVENT}, {names}
         FROM labels ASOF JOIN newest ON labels.id = newest.id AND labels.asked >= newest.visible
-        WHERE {EVENT} >= labels.asked - {view.ttl_s * 1000}"""  # noqa: S608 -- names are quoted, the rest are numbers of ours
+        WHERE {EVENT} >= labels.asked - {view.lives_ms}"""  # noqa: S608 -- names are quoted, the rest are numbers of ours
 
 
 def _columns_of(view: FeatureView, files: list[Path]) -> set[str]:

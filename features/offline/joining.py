@@ -95,8 +95,8 @@ def as_served(
     n, k = rows.values.shape
     values, sources = np.empty((n, k), np.float32), np.zeros((n, k), np.uint8)
     if view.max_age_s is not None:
-        aged = (rows.status == ROW_OK) & (rows.event_times != 0)
-        rows.status[aged & (times - rows.event_times > int(view.max_age_s * 1000))] = ROW_STALE
+        aged = times - rows.event_times > int(view.max_age_s * 1000)
+        rows.status[(rows.status == ROW_OK) & aged] = ROW_STALE
     if n:
         every, places = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
         counts = np.zeros((k, N_SOURCES), np.int64)

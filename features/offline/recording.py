@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from penstock.features.offline.store import OfflineStore, Writer
 from penstock.features.offline.tables import check_times
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, Write
+from penstock.features.store import FeatureStore, Write, Written
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def recording(store: FeatureStore, offline: OfflineStore | None, view: FeatureVi
     """The store, with every row of the view that is put into it kept offline; as it is where `offline` is None.
 
     Rows are known from the moment of their writing, whatever their event times; what the store leaves out, for it has a
-    newer event, is history all the same. Writes come from one thread at a time.
+    newer event or the row's time is over, is history all the same. Writes come from one thread at a time.
 
     Raises:
         InvalidView: the view cannot be kept offline.
@@ -71,7 +71,7 @@ class _Recorded:
         check_times(times, "event times")
         write = self._store.prepare(view, entities, columns, times, overwrite=overwrite)
 
-        def both() -> int:
+        def both() -> Written:
             written = write()
             self._writer.put(entities, columns, times)
             return written

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.arrow import to_times
+from penstock.features.arrow import first_true, is_text, to_times
 from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import FeatureError, InvalidData
 
@@ -98,12 +98,12 @@ def to_ids(array: Any, name: str) -> Any:
     if kind.is_dictionary(array.type):
         array = array.dictionary_decode()
     if array.null_count:
-        raise InvalidData(f"column {name!r}, row {_first(array.is_null()) + 1}: an entity id is missing")
+        raise InvalidData(f"column {name!r}, row {first_true(array.is_null()) + 1}: an entity id is missing")
     if kind.is_integer(array.type):
         array = array.cast(pa.string())
     elif kind.is_null(array.type) and not len(array):
         array = array.cast(pa.binary())
-    elif not (_is_text(array.type) or _is_bytes(array.type)):
+    elif not (is_text(array.type) or _is_bytes(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}; entity ids are integers or text")
     ids = array.cast(pa.large_binary())
     _check_sizes(ids, name)
@@ -151,15 +151,6 @@ def quoted(path: Path) -> str:
 def identifier(name: str) -> str:
     """A column's name in SQL."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _first(mask: Any) -> int:
-    return int(mask.to_numpy(zero_copy_only=False).argmax())
-
-
-def _is_text(kind: Any) -> bool:
-    types = arrow().types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -163,9 +163,10 @@ def ingest(
         return
     before = f", after {report.resumed:,} of an earlier run" if report.resumed else ""
     older = f"; {report.older:,} older than what is stored" if report.older else ""
+    over = f"; {report.over:,} not kept, {found.ttl_s} s (ttl_s) or more after their events" if report.over else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
     unknown = "".join(f"; {words:,} unknown words in {column}" for column, words in report.unknown.items())
-    console.print(f"wrote {report.rows - report.older:,} rows in {rate}{before}{older}{unknown}", markup=False)
+    console.print(f"wrote {report.kept:,} rows in {rate}{before}{older}{over}{unknown}", markup=False)
 
 
 @contextmanager

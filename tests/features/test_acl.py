@@ -13,6 +13,7 @@ import redis
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, open_store
 from penstock.features.aggregating import writer_for
 from penstock.features.computing import Computing
+from penstock.features.dead_letters import dead_letters
 from penstock.features.deleting import delete_view
 from penstock.features.ingest import ingest
 from penstock.features.stats import survey
@@ -129,6 +130,7 @@ def test_who_writes_may_do_all_that_the_commands_do(opened, admin, tmp_path):
             assert consumer.counts.written
             consumer.lag()
             consumer.leave()
+        assert len(dead_letters(store, "activity:dead", 10)) == 2
         admin.zadd("fs:due:counts", {"nobody": 0.0})
         writer_for(store, COUNTS, None).rest()
         assert store.delete(ROWS, ["1"]) + store.delete(HASHES, ["1"]) + store.delete(COUNTS, ["7"]) == 3

@@ -1,5 +1,6 @@
 """Views that change: rows of former schemas read by name, whatever the schemas, and nothing else ever does."""
 
+import time
 from contextlib import closing
 
 import numpy as np
@@ -198,10 +199,11 @@ def test_a_schema_that_comes_back_is_no_former_one(store):
 
 def test_a_newer_event_under_a_former_schema_is_not_overwritten_by_an_older_one(store):
     store.apply(view())
-    store.put("v", ["1"], {"a": [2.0]}, [2000])
+    now = time.time_ns() // 1_000_000
+    store.put("v", ["1"], {"a": [2.0]}, [now - 2000])
     store.apply(view(columns=[*view().columns, Column(name="b", dtype="bool")]))
-    assert store.put("v", ["1"], {"a": [1.0], "b": [True]}, [1000]) == 0
-    assert store.put("v", ["1"], {"a": [3.0], "b": [True]}, [3000]) == 1
+    assert store.put("v", ["1"], {"a": [1.0], "b": [True]}, [now - 3000]) == 0
+    assert store.put("v", ["1"], {"a": [3.0], "b": [True]}, [now - 1000]) == 1
     assert store.get("v", ["1"])["a"].tolist() == [3.0]
 
 

@@ -36,7 +36,7 @@ MATRIX = np.array([[42, 150.5, 1], [NAN, NAN, NAN], [7, -1, 0]], np.float32)
 
 @pytest.fixture
 def store():
-    return MemoryStore()
+    return MemoryStore(clock=lambda: 0)  # at which the time of no event is over
 
 
 WRITERS = {"parquet": parquet.write_table, "csv": csv.write_csv, "feather": feather.write_feather}
@@ -226,6 +226,19 @@ def test_an_older_table_changes_nothing_and_one_ingested_again_only_itself(store
     assert ingest(store, VIEW, write(aged(2)), time_column="at").older == 0
     assert ingest(store, VIEW, write(aged(1)), time_column="at", overwrite=True).older == 0
     assert fetch(store, b"17").values[0, 1] == 1
+
+
+def test_rows_whose_time_is_over_are_not_kept_and_counted(write):
+    now = 1_700_000_000_123
+    store = MemoryStore(clock=lambda: now)
+    report = ingest(store, VIEW, write(TABLE), time_column="at")
+    assert (report.rows, report.kept, report.older, report.over) == (3, 1, 0, 2)
+    assert np.isnan(fetch(store, b"17", b"18").values).all()
+    now += VIEW.ttl_s * 1000
+    assert fetch(store, b"19").event_times.tolist() == [1_700_000_000_123]
+    assert ingest(store, VIEW, write(TABLE), time_column="at").over == 2
+    now += 1
+    assert ingest(store, VIEW, write(TABLE), time_column="at", overwrite=True).over == 3
 
 
 def test_an_event_of_a_later_day_is_refused_since_it_would_win_for_years(store, write):

@@ -20,7 +20,7 @@ COLUMNS = [
     Column(name="city", dtype="string", max_bytes=40),
     Column(name="taste", dtype="vector", size=2),
 ]
-VIEW = FeatureView(name="v", entity=["customer", "shop"], columns=COLUMNS)
+VIEW = FeatureView(name="v", entity=["customer", "shop"], columns=COLUMNS, ttl_s=10 * 365 * 86400)
 ROWS = {
     "n": [2**53 + 1, None, -3],
     "x": [1e-300, np.nan, 0.1],
@@ -99,7 +99,9 @@ def test_arrow_tables_come_out_and_go_in(store):
     other = VIEW.model_copy(update={"name": "w"})
     assert store.put_table(other, table) == 2
     assert store.get(other, ids).to_arrow() == table
-    frame = table.to_pandas()
+    with pytest.raises(InvalidData, match=r"'n', row 0: .* may have been rounded"):
+        store.put_table(other, table.to_pandas())  # which makes floats of integers beside nulls
+    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     assert store.put_table(VIEW.model_copy(update={"name": "x"}), frame) == 2
     assert store.get(other, []).to_arrow().num_rows == 0
 
