@@ -212,13 +212,13 @@ class RedisStore(FeatureStore):
 
     def unlink(self, keys: Sequence[bytes]) -> int:
         """Take away keys, one by one, for they may be of many servers (see `FeatureStore.unlink`)."""
-        return sum(sum(self.request(*[pack(b"UNLINK", key) for key in some])) for some in _parts(keys))
+        return sum(sum(self.write(*[pack(b"UNLINK", key) for key in some])) for some in _parts(keys))
 
     def drop_fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
         """Take away fields (see `FeatureStore.drop_fields`)."""
         dropped = 0
         for some in _parts(keys):
-            replies = self.request(*[pack(b"HDEL", key, *fields) for key in some], tolerate=is_wrong_type)
+            replies = self.write(*[pack(b"HDEL", key, *fields) for key in some], tolerate=is_wrong_type)
             dropped += sum(not is_wrong_type(reply) and reply > 0 for reply in replies)
         return dropped
 
@@ -270,14 +270,15 @@ class RedisStore(FeatureStore):
         """
         return self._servers.ask(self._slow(commands, timeout_s, limit, tolerate))
 
-    def write(self, *commands: bytes, timeout_s: float = SLOW_S, limit: int = MAX_SLOW_REPLY) -> list[Any]:
+    def write(
+        self, *commands: bytes, timeout_s: float = SLOW_S, tolerate: Callable[[Any], bool] = lambda _: False
+    ) -> list[Any]:
         """Replies as those of `request`, once as many replicas have what was written as the URL asks for."""
-        return self._servers.ask(self._slow(commands, timeout_s, limit)._replace(replicas=self._replicas))
+        ask = self._slow(commands, timeout_s, MAX_SLOW_REPLY, tolerate)
+        return self._servers.ask(ask._replace(replicas=self._replicas))
 
     @staticmethod
-    def _slow(
-        commands: Sequence[bytes], timeout_s: float, limit: int, tolerate: Callable[[Any], bool] = lambda _: False
-    ) -> Ask:
+    def _slow(commands: Sequence[bytes], timeout_s: float, limit: int, tolerate: Callable[[Any], bool]) -> Ask:
         return Ask(b"".join(commands), len(commands), time.monotonic() + timeout_s, limit, tolerate)
 
     def close(self) -> None:

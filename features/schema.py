@@ -57,6 +57,7 @@ from pydantic import (
 
 from penstock.features.aggregates import Aggregate, Aggregates, check_columns
 from penstock.features.complaints import Grammar, complaint
+from penstock.features.defaults import EXPECTED, Default, is_held, is_of_kind
 from penstock.features.errors import InvalidView
 from penstock.kernels.rows import RowLayout
 
@@ -68,18 +69,6 @@ MAX_DEFINITION = 1 << 20  # bytes of one view's JSON
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 PLAIN = ("float32", "float64", "int64", "int32", "bool")  # dtypes that need nothing else said
 WIDTHS = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1, "category": 4, "string": 2, "vector": 4}
-
-DEFAULTS = {
-    "float32": "a number that float32 holds",
-    "float64": "a number that float32 holds, for models read it so",
-    "int64": "a whole number that int64 holds",
-    "int32": "a whole number that int32 holds",
-    "bool": "true or false",
-    "category": "a word of its vocabulary",
-    "string": "a text of at most {max_bytes} bytes",
-    "vector": "a number that float32 holds, or {size} of them",
-}
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 DType = Literal["float32", "float64", "int64", "int32", "bool", "category", "string", "vector"]
 KEPT = {"kept": True}
@@ -156,7 +145,7 @@ class Column(Value):
     def _unlike_a_bool(cls, default: object, info: ValidationInfo) -> object:
         dtype = info.data.get("dtype", "bool")
         if isinstance(default, bool) and dtype != "bool":
-            raise ValueError(f"its default is {DEFAULTS[dtype]}, not {str(default).lower()}")
+            raise ValueError(f"its default is {EXPECTED[dtype]}, not {str(default).lower()}")
         return default
 
     @model_validator(mode="after")
@@ -171,31 +160,14 @@ class Column(Value):
         if len(set(self.vocabulary)) < len(self.vocabulary):
             twice = next(word for word in self.vocabulary if self.vocabulary.count(word) > 1)
             raise ValueError(f"column {self.name!r}: {twice!r} is in its vocabulary twice")
-        if self.default is not None and not (self._takes_default() and (info.context == KEPT or self._holds_default())):
-            expected = DEFAULTS[self.dtype].format(max_bytes=self.max_bytes, size=self.size)
+        if self.default is not None and not self._takes(self.default, kept=info.context == KEPT):
             shown = repr(self.default).removesuffix(".0")[:60]
-            raise ValueError(f"column {self.name!r}: its default is {expected}, not {shown}")
+            raise ValueError(f"column {self.name!r}: its default is {EXPECTED[self.dtype]}, not {shown}")
         return self
 
-    def _takes_default(self) -> bool:
-        """Whether the default is of the right kind."""
-        if self.dtype == "category":
-            return self.default in self.vocabulary
-        if self.dtype == "string":
-            return isinstance(self.default, str) and len(self.default.encode()) <= (self.max_bytes or 0)
-        if self.dtype == "vector" and isinstance(self.default, tuple):
-            return len(self.default) == self.size
-        return isinstance(self.default, float)
-
-    def _holds_default(self) -> bool:
-        """Whether the dtype can hold a default that is a number."""
-        if self.dtype == "bool":
-            return self.default in (0, 1)
-        if self.dtype in ("int64", "int32"):
-            limit = 2.0 ** (8 * WIDTHS[self.dtype] - 1)
-            return isinstance(self.default, float) and self.default.is_integer() and -limit <= self.default < limit
-        numbers = self.default if isinstance(self.default, tuple) else (self.default,)
-        return all(abs(number) <= FLOAT32_MAX for number in numbers if isinstance(number, float))
+    def _takes(self, default: Default, *, kept: bool) -> bool:
+        is_right = is_of_kind(default, self.dtype, self.vocabulary, self.max_bytes, self.size)
+        return is_right and (kept or is_held(default, self.dtype))
 
     @property
     def width(self) -> int:

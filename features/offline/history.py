@@ -66,8 +66,7 @@ class History:
         self._published_at = clock()
         with self._writing():
             self._folder.mkdir(parents=True, exist_ok=True)
-            for spool in sorted(self._folder.glob(SPOOL)):
-                _recover(spool, offline, view)
+            publish_abandoned(offline, view)
             self._spool = Spool(self._folder)
         self._writer = Writer(self._folder, view)
 
@@ -162,6 +161,12 @@ class Spool:
         if not self._rows:
             self._path.unlink(missing_ok=True)
         self._file.close()
+
+
+def publish_abandoned(offline: OfflineStore, view: FeatureView) -> None:
+    """Publish what consumers of the view have saved that are no more, and leave the spools of those that run."""
+    for spool in sorted((offline.root / view.name).glob(SPOOL)):
+        _recover(spool, offline, view)
 
 
 def _recover(path: Path, offline: OfflineStore, view: FeatureView) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.commands.features import Json, existing
+from penstock.commands.features import FORMS, Json, Url, existing, opened
 
 if TYPE_CHECKING:
     from penstock.features.dead_letters import DeadLetter
@@ -17,8 +17,10 @@ SHOWN_FIELDS = 3
 
 def dead_letters(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Stream of dead letters, such as activity:dead.")],
+    features: Url = None,
     source: Annotated[
-        str | None, typer.Option("--from", "--features", metavar="URL", help="Redis that has the stream.")
+        str | None,
+        typer.Option("--from", metavar="URL", help="Redis that has the stream; the feature store's if left out."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, the last ones.")] = 20,
     as_json: Json = False,
@@ -34,11 +36,9 @@ def dead_letters(
     from penstock.features.dead_letters import dead_letters as last
     from penstock.features.redis import RedisStore
 
-    with existing(source) as store:
+    with opened(source) if source else existing(features) as store:
         if not isinstance(store, RedisStore):
-            raise PenstockError(
-                "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
-            )
+            raise PenstockError(f"a stream is in a Redis; --from says which ({FORMS})")
         found = last(store, name, limit)
     if as_json:
         print_json([_record(letter) for letter in found])

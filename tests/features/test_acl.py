@@ -13,6 +13,7 @@ import redis
 from penstock.features import Column, FeatureView, Lookup, StoreMisconfigured, open_store
 from penstock.features.aggregating import writer_for
 from penstock.features.computing import Computing
+from penstock.features.dead_letters import dead_letters
 from penstock.features.deleting import delete_view
 from penstock.features.ingest import ingest
 from penstock.features.stats import survey
@@ -20,7 +21,7 @@ from penstock.features.streams import Consumer, Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
 LINES = dict(re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.replace("\\\n", " "), re.MULTILINE))
-ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role"}  # on other kinds of Redis
+ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role", "wait"}  # on other kinds of Redis, or with replicas
 
 COLUMNS = [Column(name="n", dtype="int64"), Column(name="x", dtype="float32")]
 ROWS = FeatureView(name="rows", entity="id", columns=COLUMNS, on_missing="compute", compute="f")
@@ -129,6 +130,7 @@ def test_who_writes_may_do_all_that_the_commands_do(opened, admin, tmp_path):
             assert consumer.counts.written
             consumer.lag()
             consumer.leave()
+        assert len(dead_letters(store, "activity:dead", 10)) == 2
         admin.zadd("fs:due:counts", {"nobody": 0.0})
         writer_for(store, COUNTS, None).rest()
         assert store.delete(ROWS, ["1"]) + store.delete(HASHES, ["1"]) + store.delete(COUNTS, ["7"]) == 3

@@ -124,8 +124,11 @@ def test_the_schema_id_covers_words_and_sizes_and_no_lengths_of_text():
         ({"dtype": "category", "vocabulary": [1]}, "vocabulary: 1 is no text: put it in quotes"),
         ({"dtype": "int64", "size": 3}, "size is for vector columns"),
         ({"dtype": "int64", "default": "three"}, "its default is a whole number that int64 holds, not 'three'"),
-        ({"dtype": "vector", "size": 2, "default": [1]}, "its default is a number that float32 holds, or 2 of them"),
-        ({"dtype": "string", "max_bytes": 2, "default": "abc"}, "a text of at most 2 bytes"),
+        (
+            {"dtype": "vector", "size": 2, "default": [1]},
+            "float32 holds, or as many as its size, not (1.0,)",
+        ),
+        ({"dtype": "string", "max_bytes": 2, "default": "abc"}, "a text of at most max_bytes"),
         ({"dtype": "vector", "size": 4097}, "size"),
     ],
 )

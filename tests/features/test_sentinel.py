@@ -58,7 +58,7 @@ class Service:
 
     def has_copied(self):
         """Whether the replica has what the master has."""
-        keys = [server.client().keys() for server in self.servers]
+        keys = [sorted(server.client().keys()) for server in self.servers]
         return keys[0] == keys[1] != []
 
     def fail_over(self):
@@ -155,7 +155,7 @@ def test_what_is_written_counts_once_as_many_replicas_have_it_as_the_url_says(se
         os.kill(replica.process.pid, signal.SIGSTOP)
         try:
             with pytest.raises(StoreUnavailable, match="is unavailable: 0 of 1 replicas have what was written"):
-                store.write(pack(b"SET", b"k", b"v"), timeout_s=0.3)
+                store.write(pack(b"SET", b"k", b"v"), timeout_s=2.0)
             assert fetched(store) == 1
         finally:
             os.kill(replica.process.pid, signal.SIGCONT)

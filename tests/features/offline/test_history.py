@@ -21,6 +21,7 @@ from penstock.cli import app
 from penstock.features import Column, FeatureError, FeatureView, InvalidView, Lookup, open_store
 from penstock.features.aggregating import writer_for
 from penstock.features.offline import History, OfflineStore, join
+from penstock.features.offline.erasing import erase
 from penstock.features.streams import Consumer, Settings
 
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
@@ -120,6 +121,17 @@ def test_the_spool_of_one_that_was_killed_is_published_by_the_next_and_that_of_o
     with History(OfflineStore(tmp_path), wider):
         assert known(tmp_path, 1, 0) == [1, 0]
     assert spools(tmp_path) == []
+
+
+def test_what_is_erased_does_not_come_back_from_the_spool_of_one_that_was_killed(tmp_path):
+    history = History(OfflineStore(tmp_path), VIEW)
+    put(history, (1, 10, 1000), (2, 20, 1000))
+    history.save()
+    history._spool._file.close()  # as its process ends
+    assert erase(OfflineStore(tmp_path), VIEW, [b"1"], dry_run=True) == 0
+    assert erase(OfflineStore(tmp_path), VIEW, [b"1"]) == 1
+    with History(OfflineStore(tmp_path), VIEW):
+        assert known(tmp_path, 1, 2) == [None, 20]
 
 
 def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_saved_is_lost(tmp_path, monkeypatch):
@@ -245,6 +257,7 @@ import sys, threading
 from penstock.features import open_store
 from penstock.features.aggregating import writer_for
 from penstock.features.offline import History, OfflineStore
+from penstock.features.offline.erasing import erase
 from penstock.features.streams import Consumer, Settings
 store = open_store(sys.argv[1])
 view = store.view("activity")
