@@ -120,9 +120,7 @@ class Spool:
     """Rows in the order in which they came, in a file that is ours as long as it is open."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / SPOOL.replace("*", f"{time.time_ns():020d}-{secrets.token_hex(4)}")
-        self._file = self._path.open("xb")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._path, self._file = _new_spool(folder)
         self._stream: Any = None
         self._rows = self._unsaved = 0
 
@@ -153,7 +151,19 @@ class Spool:
         self._stream = None
         if not self._rows:
             self._path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take was not acknowledged
+            self._file.close()
+
+
+def _new_spool(folder: Path) -> tuple[Path, IO[bytes]]:
+    """A file that is ours: one who opens the history may have taken it for abandoned before it was locked."""
+    while True:
+        path = folder / SPOOL.replace("*", f"{time.time_ns():020d}-{secrets.token_hex(4)}")
+        file = path.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return path, file
+        file.close()
 
 
 def publish_abandoned(offline: OfflineStore, view: FeatureView) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
@@ -152,6 +153,46 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_saved_is_lost(tmp_p
     with History(OfflineStore(tmp_path), VIEW):
         assert known(tmp_path, 1) == [10]
     assert spools(tmp_path) == []
+
+
+def test_a_disk_that_is_full_under_the_spool_is_told_in_one_line_too(tmp_path):
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from penstock.features import FeatureError, FeatureView\n"
+        "from penstock.features.offline import History, OfflineStore\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    with History(OfflineStore(sys.argv[1]), FeatureView.parse(sys.argv[2].encode())) as history:\n"
+        "        for _ in range(20):\n"
+        "            history.put([b'1'] * 500, {'n': np.arange(500)}, np.zeros(500, np.int64))\n"
+        "            history.save()\n"
+        "except FeatureError as error:\n"
+        "    print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), VIEW.definition().decode()]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout.count("\n"), told.stderr) == (0, 1, "")
+    assert "cannot be written: File too large" in told.stdout
+
+
+def test_a_spool_that_is_just_being_made_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
+    lock, others = fcntl.flock, iter([True])
+
+    def late(file, how):
+        if not how & fcntl.LOCK_NB and next(others, False):
+            with History(OfflineStore(tmp_path), VIEW):
+                """Another consumer starts at that moment."""
+        return lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    history = History(OfflineStore(tmp_path), VIEW)
+    put(history, (1, 10, 1000))
+    history.save()
+    assert len(spools(tmp_path)) == 1
+    history._spool._file.close()  # as its process ends
+    with History(OfflineStore(tmp_path), VIEW):
+        assert known(tmp_path, 1) == [10]
 
 
 def test_what_cannot_be_kept_is_refused_at_once(tmp_path):
