@@ -49,20 +49,26 @@ def dead_letters(
 
 
 def _record(letter: DeadLetter) -> dict[str, Any]:
-    return letter._asdict() | {"time": _time(letter.id).isoformat()}
+    at = _time(letter.id)
+    return letter._asdict() | {"time": at.isoformat() if at else None}
 
 
-def _time(identifier: str) -> datetime:
-    return datetime.fromtimestamp(int(identifier.partition("-")[0]) / 1000, UTC)
+def _time(identifier: str) -> datetime | None:
+    """When an entry was put there; None where its id, which anybody may choose, is no such time."""
+    try:
+        return datetime.fromtimestamp(int(identifier.partition("-")[0]) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _print(name: str, found: list[DeadLetter]) -> None:
     from penstock.commands._console import print_table
 
-    rows = [
-        (f"{_time(letter.id):%Y-%m-%d %H:%M:%S}", letter.first_id, letter.reason, _fields(letter.fields))
-        for letter in found
-    ]
+    rows = []
+    for letter in found:
+        at = _time(letter.id)
+        put_there = f"{at:%Y-%m-%d %H:%M:%S}" if at else letter.id
+        rows.append((put_there, letter.first_id, letter.reason, _fields(letter.fields)))
     print_table(name, ("Put there (UTC)", "Entry", "Reason", "Fields"), rows)
 
 

@@ -378,6 +378,16 @@ def test_dead_letters_are_listed_the_last_first(redis_url, client, consumer):
     assert "a stream is in a Redis" in str(refused.exception)
 
 
+def test_dead_letters_are_listed_however_large_and_under_whichever_ids(redis_url, client):
+    for _ in range(18):
+        client.xadd("events:dead", {"n": "x" * 1_000_000})
+    client.xadd("events:dead", {"n": "bad"}, id="99999999999999999-1")
+    words = ["features", "dead-letters", "events:dead", "--from", redis_url]
+    letters = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert (len(letters), letters[0]["id"], letters[0]["time"]) == (19, "99999999999999999-1", None)
+    assert "99999999999999999-1" in CliRunner().invoke(app, words, env={"COLUMNS": "200"}).stdout
+
+
 # Watching ---------------------------------------------------------------------------------------------------------
 
 
