@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import AHEAD_MS, exact_numbers
+from penstock.features.columns import AHEAD_MS, exact_number
 from penstock.features.entities import entity_key
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
@@ -95,7 +95,7 @@ def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any
         kinds = (pa.float64(),) if "float" in dtype else (exact, pa.float64())
         array = _parse(array, kinds, name, first_row, f"is not {dtype}")
         if kind.is_floating(array.type) and "int" in dtype:
-            return exact_numbers(texts.to_pylist())
+            return _exactly(texts.to_pylist(), name, dtype, first_row)
     if kind.is_decimal(array.type) and "int" in dtype:
         return _from_decimal(array)
     if kind.is_decimal(array.type) or kind.is_null(array.type):
@@ -105,6 +105,17 @@ def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any
     if not (kind.is_integer(array.type) or kind.is_floating(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}, which cannot become {dtype}")
     return _masked(array)
+
+
+def _exactly(texts: Sequence[str | None], name: str, dtype: str, first_row: int) -> NDArray[np.object_]:
+    """Texts that Arrow takes for floats as `exact_numbers`, which may find none there, as in nan(1)."""
+    numbers = np.empty(len(texts), object)
+    for i, text in enumerate(texts):
+        try:
+            numbers[i] = exact_number(text) if text else None
+        except ValueError as error:
+            raise InvalidData(f"column {name!r}, row {first_row + i}: {text!r} is not {dtype}") from error
+    return numbers
 
 
 def _masked(array: Any) -> NDArray[Any]:

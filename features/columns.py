@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -302,7 +302,10 @@ def exact_number(text: str | bytes) -> int | Decimal | None:
         number = float(text)  # raises where there is none
         if number != number:  # noqa: PLR0124 -- NaN
             return None
-        return Decimal(text if isinstance(text, str) else text.decode())
+        try:
+            return Decimal(text if isinstance(text, str) else text.decode())
+        except InvalidOperation:  # an exponent of twenty digits
+            raise ValueError(f"{text[:60]!r} is no number that an integer could be") from None
 
 
 def to_text(values: Values) -> list[bytes]:

@@ -113,6 +113,8 @@ def test_progress_is_told_after_each_batch_and_ends_at_all(store, write):
     [
         ("amount", ["1.5", "2", "12,5"], "column 'amount', row 3: '12,5' is not float64"),
         ("count", ["1", "many", "3"], "column 'count', row 2: 'many' is not int64"),
+        ("count", ["1", "1e99999999999999999999", "3.0"], "row 2: '1e99999999999999999999' is not int64"),
+        ("count", ["1", "2.0", "nan(1)"], "column 'count', row 3: 'nan(1)' is not int64"),
         ("count", [1.0, 2.0, 0.5], "column 'count', row 3: 0.5 does not fit int64"),
         ("new", [0, 1, 2], "column 'new', row 3: 2"),
         ("customer", ["a", None, "c"], "column 'customer', row 2: an entity id is missing"),
