@@ -26,11 +26,16 @@ ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role", "wait"}  # on 
 COLUMNS = [Column(name="n", dtype="int64"), Column(name="x", dtype="float32")]
 ROWS = FeatureView(name="rows", entity="id", columns=COLUMNS, on_missing="compute", compute="f")
 HASHES = ROWS.model_copy(update={"name": "hashes", "layout": "hash"})
+SEEN = [f"d{i}" for i in range(4)]  # so many that states may be large, and Redis is asked how large they are
 COUNTS = FeatureView(
     name="counts",
     entity="id",
-    columns=[Column(name="n", dtype="int64")],
-    aggregates={"columns": {"n": {"function": "count", "window": "1h"}}},
+    columns=[Column(name=name, dtype="int64") for name in ("n", *SEEN)],
+    aggregates={
+        "max_distinct": 10_000,
+        "columns": {"n": {"function": "count", "window": "1h"}}
+        | {name: {"function": "distinct", "of": name, "window": "1h"} for name in SEEN},
+    },
 )
 
 
