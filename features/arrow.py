@@ -61,8 +61,7 @@ def to_ids(array: Any, name: str, first_row: int) -> list[bytes]:
     """Entity ids as bytes: integers in decimal, text in UTF-8."""
     pa = load_pyarrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if array.null_count:
         raise InvalidData(f"column {name!r}, row {first_row + first_true(array.is_null())}: an entity id is missing")
     if kind.is_integer(array.type):
@@ -75,12 +74,21 @@ def to_ids(array: Any, name: str, first_row: int) -> list[bytes]:
     raise InvalidData(f"column {name!r} is {array.type}; entity ids are integers or text")
 
 
+def decoded(array: Any) -> Any:
+    """The values of a dictionary-encoded array, another array as it is."""
+    pa = load_pyarrow()
+    if not pa.types.is_dictionary(array.type):
+        return array
+    if pa.types.is_string_view(array.type.value_type):  # polars has them, and Arrow cannot decode them yet
+        array = pa.DictionaryArray.from_arrays(array.indices, array.dictionary.cast(pa.large_string()))
+    return array.dictionary_decode()
+
+
 def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any]:
     """A column as numbers, masked where it is null; `dtype` tells how to read text."""
     pa = load_pyarrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if is_text(array.type):
         exact = pa.bool_() if dtype == "bool" else pa.int64()
         texts = array = _without_words(array)
@@ -130,8 +138,7 @@ def to_texts(array: Any, name: str, dtype: str) -> NDArray[np.object_]:
     """A column as text, None where it is null; integers in decimal."""
     pa = load_pyarrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if kind.is_integer(array.type) or kind.is_null(array.type):
         array = array.cast(pa.string())
     if not is_text(array.type):
