@@ -21,7 +21,8 @@ from penstock.features.streams import Consumer, Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
 LINES = dict(re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.replace("\\\n", " "), re.MULTILINE))
-ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role", "wait"}  # on other kinds of Redis, or with replicas
+ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role"}  # on other kinds of Redis
+ELSEWHERE |= {"wait", "strlen"}  # where the URL has replicas, and where states may be large
 
 COLUMNS = [Column(name="n", dtype="int64"), Column(name="x", dtype="float32")]
 ROWS = FeatureView(name="rows", entity="id", columns=COLUMNS, on_missing="compute", compute="f")
