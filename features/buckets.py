@@ -268,6 +268,12 @@ class State:
                 self.seen[own.told_apart.index(name)] |= dict(sights)
 
 
+def largest(of: Aggregates) -> int:
+    """Bytes that buckets and `distinct` values of a state take at most; ids come on top."""
+    buckets = len(of.windows) * (STEPS + 1) * _bucket_of(len(of.counted)).size
+    return buckets + len(of.told_apart) * of.max_distinct * SIGHT.size
+
+
 def first_bucket(window: int, now_ms: int) -> int:
     """The oldest bucket that a window has at a time."""
     return (now_ms - window) // (window // STEPS)

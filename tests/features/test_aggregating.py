@@ -263,6 +263,21 @@ def test_states_that_are_too_large_together_are_read_in_parts(store, client, con
     assert [stored(store, entity, view)["d3"] for entity in range(8)] == [0] * 8
 
 
+def test_states_that_turn_out_larger_than_the_declaration_has_them_are_read_in_parts(
+    store, client, consumer, monkeypatch
+):
+    view = FeatureView.parse(definition(MANY))
+    reader = consumer(view=view)
+    for turn in range(2):
+        for entity in range(8):
+            add(client, entity, **{f"f{i}": f"{i} {turn}" for i in range(4)})
+        counts = drain(reader)
+        monkeypatch.setattr("penstock.features.aggregating.MAX_REPLY", 5 * client.strlen("fs:{1}:spending:state"))
+    assert (counts.written, counts.rejected) == (16, 0)
+    assert counts.failures > 0
+    assert [stored(store, entity, view)["d3"] for entity in range(8)] == [2] * 8
+
+
 def test_an_entity_with_too_many_entries_to_remember_is_refused_and_the_others_are_not(
     store, client, consumer, monkeypatch
 ):
