@@ -108,23 +108,20 @@ def _by_numbers(path: Path) -> list[tuple[int, str]]:
 
 
 def column_names(path: Path) -> list[str]:
-    """The names of a table's columns, in order; raises `InvalidData`."""
+    """The names of a table's columns, in order; of many files those of the first. Raises `InvalidData`."""
     pa = load_pyarrow()
     from pyarrow import csv, parquet
 
-    _reader(path)
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            names = parquet.read_schema(path).names
-        elif path.suffix.lower() == ".csv":
-            with csv.open_csv(path) as reader:
-                names = reader.schema.names
-        else:
-            with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
-                names = reader.schema.names
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    return list(names)
+    file = files_of(path)[0]
+    read = _reader(file)
+    with readable(file):
+        if read is _parquet:
+            return list(parquet.read_schema(file).names)
+        if read is _csv:
+            with csv.open_csv(file) as reader:
+                return list(reader.schema.names)
+        with pa.OSFile(str(file)) as source, pa.ipc.open_file(source) as reader:
+            return list(reader.schema.names)
 
 
 def identity(path: Path) -> str:

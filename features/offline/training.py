@@ -17,6 +17,7 @@ from typing import Any
 from penstock.features.errors import FeatureError, InvalidData
 from penstock.features.offline.joining import joined
 from penstock.features.offline.store import EVENT, OfflineStore
+from penstock.features.offline.windows import Events
 from penstock.features.schema import FeatureView
 from penstock.features.tables import load_pyarrow, read_table
 
@@ -53,6 +54,9 @@ def join_file(
     as_of_created: bool = True,
     prefix: bool = False,
     words: bool = False,
+    events: Mapping[str, Path] | None = None,
+    event_time: str = EVENT,
+    event_created: str | None = None,
     progress: Progress = lambda *_: None,
 ) -> Summary:
     """`join` from a table on disk into a Parquet file, which is there in full or as it was before.
@@ -67,6 +71,9 @@ def join_file(
         as_of_created: see `join`.
         prefix: see `join`.
         words: see `join`.
+        events: by the names of aggregated views tables of the events of which they are made.
+        event_time: the events' column with the times at which they happened.
+        event_created: their column with the times at which they came; when they happened, if None.
         progress: is told the rows looked up, and which part of all this is.
 
     Raises:
@@ -77,6 +84,11 @@ def join_file(
     _check(out, labels)
     frame = read_table(labels, [keys.get(key, key) for view in views for key in view.entity_keys])
     most = max(frame.num_rows * len(views), 1)
+    by_name = {view.name: view for view in views}
+    replayed = {
+        name: Events(read_table(path, by_name[name].entity_keys if name in by_name else ()), event_time, event_created)
+        for name, path in (events or {}).items()
+    }
 
     def told(rows: int) -> None:
         nonlocal looked_up
@@ -93,6 +105,7 @@ def join_file(
             as_of_created=as_of_created,
             prefix=prefix,
             words=words,
+            events=replayed,
             told=told,
         )
     write_whole(found.table, out)

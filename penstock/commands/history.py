@@ -39,6 +39,16 @@ def join(
     ] = False,
     prefix: Annotated[bool, typer.Option("--prefix", help="Call the new columns VIEW__COLUMN.")] = False,
     words: Annotated[bool, typer.Option("--words", help="Give categories as words, and not as numbers.")] = False,
+    events: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VIEW=FILE", help="Events of which an aggregated view is made; may be repeated."),
+    ] = None,
+    event_time: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Events' column with when they happened.")
+    ] = "event_time",
+    event_created: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Events' column with when they came; else as they happened.")
+    ] = None,
     features: Url = None,
     as_json: Json = False,
 ) -> None:
@@ -53,7 +63,8 @@ def join(
     from penstock.features.offline import OfflineStore
     from penstock.features.offline.training import join_file
 
-    keys = dict(_pair(one) for one in entity or ())
+    keys = dict(_pair(one, "--entity is KEY=COLUMN") for one in entity or ())
+    tables = dict(_pair(one, "--events is VIEW=FILE") for one in events or ())
     views = views_of(view, features)
     known = {key for one in views for key in one.entity_keys}
     if unknown := sorted(keys.keys() - known):
@@ -69,6 +80,9 @@ def join(
             as_of_created=not ignore_created,
             prefix=prefix,
             words=words,
+            events={name: Path(file) for name, file in tables.items()},
+            event_time=event_time,
+            event_created=event_created,
             progress=progress,
         )
     if as_json:
@@ -83,11 +97,11 @@ def join(
         console.print(f"{name}: rows of {found:,} of them", highlight=False, markup=False)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    key, equals, column = text.partition("=")
-    if not (key and equals and column):
-        raise PenstockError(f"--entity is KEY=COLUMN, not {text!r}")
-    return key, column
+def _pair(text: str, form: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise PenstockError(f"{form}, not {text!r}")
+    return key, value
 
 
 def views_of(given: Sequence[str], url: str | None) -> list[FeatureView]:

@@ -21,16 +21,22 @@ from penstock.features.streams import Consumer, Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reading.md").read_text("utf-8")
 LINES = dict(re.findall(r"^ACL SETUSER (\w+) (.*)$", PAGE.replace("\\\n", " "), re.MULTILINE))
-ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role", "wait"}  # on other kinds of Redis, or with replicas
+ELSEWHERE = {"ping", "select", "cluster|slots", "asking", "role"}  # on other kinds of Redis
+ELSEWHERE |= {"wait", "strlen"}  # where the URL has replicas, and where states may be large
 
 COLUMNS = [Column(name="n", dtype="int64"), Column(name="x", dtype="float32")]
 ROWS = FeatureView(name="rows", entity="id", columns=COLUMNS, on_missing="compute", compute="f")
 HASHES = ROWS.model_copy(update={"name": "hashes", "layout": "hash"})
+SEEN = [f"d{i}" for i in range(4)]  # so many that states may be large, and Redis is asked how large they are
 COUNTS = FeatureView(
     name="counts",
     entity="id",
-    columns=[Column(name="n", dtype="int64")],
-    aggregates={"columns": {"n": {"function": "count", "window": "1h"}}},
+    columns=[Column(name=name, dtype="int64") for name in ("n", *SEEN)],
+    aggregates={
+        "max_distinct": 10_000,
+        "columns": {"n": {"function": "count", "window": "1h"}}
+        | {name: {"function": "distinct", "of": name, "window": "1h"} for name in SEEN},
+    },
 )
 
 
@@ -137,4 +143,4 @@ def test_who_writes_may_do_all_that_the_commands_do(opened, admin, tmp_path):
         delete_view(store, "rows")
         assert np.array_equal([view.name for view in store.views()], ["counts", "hashes"])
         told = used(admin)
-    assert granted("writer") - ELSEWHERE - told == set(), "granted and not needed"
+    assert granted("writer") - ELSEWHERE - told == {"strlen"}, "granted and not needed, but for states that are large"

@@ -59,6 +59,30 @@ def test_keys_may_have_other_names_in_the_labels(tmp_path, offline):
     assert parquet.read_table(tmp_path / "t.parquet")["y"].to_pylist()[0] == 0.5
 
 
+SPENDING = FeatureView.parse(
+    {
+        "name": "spending",
+        "entity": "id",
+        "columns": [{"name": "spent_1h", "dtype": "float64", "default": 0}],
+        "aggregates": {"columns": {"spent_1h": {"function": "sum", "of": "amount", "window": "1h"}}},
+    }
+)
+
+
+def test_aggregates_come_from_a_file_of_events(tmp_path, offline):
+    events = {"id": ["007", "007", "8"], "amount": [1.5, 2, 4], "then": [0, 500, 0], "came": [0, 1500, 1999]}
+    csv.write_csv(pa.table(events), tmp_path / "events.csv")
+    out, labels = tmp_path / "t.parquet", written("csv", tmp_path)
+    options = {"time_column": "at", "events": {"spending": tmp_path / "events.csv"}, "event_time": "then"}
+    summary = join_file(labels, [VIEW, SPENDING], offline, out, event_created="came", **options)
+    assert (summary.found, summary.features) == ({"v": 1, "spending": 2}, 2)
+    assert parquet.read_table(out)["spent_1h"].to_pylist() == [1.5, 4, 0]
+    join_file(labels, [SPENDING], offline, out, **options)
+    assert parquet.read_table(out)["spent_1h"].to_pylist() == [3.5, 4, 0]
+    with pytest.raises(InvalidData, match="there is no file"):
+        join_file(labels, [SPENDING], offline, out, events={"spending": tmp_path / "none.csv"})
+
+
 @pytest.mark.parametrize("name", ["labels.parquet", "gone/t.parquet", "t.csv", "folder.parquet"])
 def test_a_place_for_the_answer_that_is_none_is_told_before_the_work(tmp_path, offline, name):
     (tmp_path / "folder.parquet").mkdir()
