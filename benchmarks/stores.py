@@ -47,7 +47,7 @@ def answers(address: str) -> bool:
 def view_of(features: int) -> FeatureView:
     """The view of a seeded table."""
     columns = tuple(Column(name=f"f{i}", dtype="float32") for i in range(features))
-    return FeatureView(name="activity", entity="id", columns=columns, ttl_s=7 * 86400)
+    return FeatureView(name="activity", entity="id", columns=columns, ttl_s=3650 * 86400)
 
 
 def values_of(rows: int, features: int) -> NDArray[np.float32]:

@@ -21,6 +21,11 @@ is written. An id that begins with a closing brace has no slot of its own; its e
 Rows and states are kept as long as the longest window; `ttl_s` of the view is not used. The row's event time is when
 it was last merged. A history gets each row as it is written, whether for events or for windows that have moved on.
 
+No more states are read at a time than a reply has room for. Where the declaration lets them be large, by many fields or
+`distinct` values, or a reply has failed, Redis is asked first how large they are, a round trip more. An entity that has
+had too many entries while one before them waited to be acknowledged (`State.is_full`) is refused: its entries are dead
+letters, and the others of the batch go on.
+
 Cost: 120 µs an event where each in a batch is another entity's, for 18 columns over three windows, half of it waiting
 for Redis; 36 µs where each entity has ten.
 """
@@ -36,11 +41,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.aggregates import Aggregates, as_columns
-from penstock.features.buckets import IDENTITY, Event, State, Taken
+from penstock.features.buckets import IDENTITY, MAX_TAKEN, Event, State, Taken, largest
 from penstock.features.columns import check_table
 from penstock.features.commands import pack
 from penstock.features.entries import FIRST_ID, Entry, Form, Id, Rows, counted_id, decode
-from penstock.features.errors import StoreMisconfigured
+from penstock.features.errors import StoreMisconfigured, StoreUnavailable
 from penstock.features.records import Damaged
 from penstock.features.redis import RedisStore
 from penstock.features.schema import Column, FeatureView
@@ -49,7 +54,7 @@ from penstock.features.streams import Counts, History, RowWriter, Writer
 
 PAIRS_A_CALL = 16
 ENTITIES_A_WRITE = 256
-MAX_REPLY = 1 << 28  # bytes of so many states
+MAX_REPLY = 1 << 28  # bytes of the states that are read at once, half of it for what others add meanwhile
 DUE_A_LOOK = 1000
 LOOK_S = 1.0
 
@@ -99,6 +104,7 @@ class AggregateWriter:
         dtypes = dict(zip(view.column_names, view.dtypes, strict=True))
         self._dtypes = {name: dtypes[name] for name in self._of.columns}
         self._look_at = 0
+        self._wary = ENTITIES_A_WRITE * largest(self._of) > MAX_REPLY // 2
 
     def write(self, entries: Sequence[Entry], floor: Id, counts: Counts) -> list[tuple[Entry, str]]:
         """See `streams.Writer`."""
@@ -116,13 +122,21 @@ class AggregateWriter:
         if any(FIRST_ID in entry.fields for entry in entries):
             floor = (0, 0)  # of the stream of dead letters, which says nothing of the stream's own entries
 
+        full: set[bytes] = set()
+
         def take(entity: bytes, state: State) -> Taken:
-            return state.take(events.get(entity, ()), floor, now_ms)
+            taken = state.take(events.get(entity, ()), floor, now_ms)
+            (full.add if state.is_full else full.discard)(entity)
+            return taken
 
         for taken in self._change(list(events), take, now_ms):
             counts.written += taken.counted
             counts.older += taken.late
             counts.repeated += taken.repeated
+        wait = f"more than {MAX_TAKEN:,} entries of its entity wait for one before them to be acknowledged"
+        for rows in decoded.rows:
+            pairs = zip(rows.entities, rows.entries, strict=True)
+            rejected += [(entry, wait) for entity, entry in pairs if entity in full]
         return rejected
 
     def rest(self) -> None:
@@ -145,25 +159,51 @@ class AggregateWriter:
     ) -> Iterator[Taken]:
         """Change states and write them with their rows, and give what `change` said of each.
 
-        Entities that have no state get one, or are left out unless `begin`.
+        Entities that have no state get one, or are left out unless `begin`; those whose state is full stay as they are.
         """
-        for start in range(0, len(entities), ENTITIES_A_WRITE):
-            left = list(entities[start : start + ENTITIES_A_WRITE])
+        for part in self._parts(entities):
+            left = part
             while left:
-                stored = self._store.values([self._state_key(entity) for entity in left], MAX_REPLY)
+                stored = self._stored(left)
                 versions = [
                     Version(entity, (data or b"")[:IDENTITY], self._read(entity, data))
                     for entity, data in zip(left, stored, strict=True)
                     if begin or data is not None
                 ]
-                told = [change(version.entity, version.state) for version in versions]
+                told = [(version, change(version.entity, version.state)) for version in versions]
+                told = [(version, taken) for version, taken in told if not version.state.is_full]
+                versions = [version for version, _ in told]
                 columns = self._columns(versions, now_ms)
                 refused = self._swap(versions, columns, now_ms) if versions else set()
                 self._record(versions, columns, refused, now_ms)
-                yield from (
-                    taken for version, taken in zip(versions, told, strict=True) if version.entity not in refused
-                )
+                yield from (taken for version, taken in told if version.entity not in refused)
                 left = [entity for entity in left if entity in refused]
+
+    def _parts(self, entities: Sequence[bytes]) -> Iterator[list[bytes]]:
+        """The entities, as many at a time as can be read and written at once."""
+        for start in range(0, len(entities), ENTITIES_A_WRITE):
+            some = list(entities[start : start + ENTITIES_A_WRITE])
+            if not self._wary:
+                yield some
+                continue
+            part: list[bytes] = []
+            held = 0
+            sizes = self._store.request(*[pack(b"STRLEN", self._state_key(entity)) for entity in some])
+            for entity, size in zip(some, sizes, strict=True):
+                if part and held + size > MAX_REPLY // 2:
+                    yield part
+                    part, held = [], 0
+                part.append(entity)
+                held += size
+            yield part
+
+    def _stored(self, entities: Sequence[bytes]) -> list[Any]:
+        """The states of entities, None where there is none."""
+        try:
+            return self._store.values([self._state_key(entity) for entity in entities], MAX_REPLY)
+        except StoreUnavailable:  # perhaps they are larger than this declaration has them
+            self._wary = True
+            raise
 
     def _state_key(self, entity: bytes) -> bytes:
         return self._view.key(entity) + b":state"

@@ -6,7 +6,6 @@ count rows from `first_row`. Nothing here imports pyarrow before it is used.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import AHEAD_MS, whole_numbers
+from penstock.features.columns import AHEAD_MS, exact_number
 from penstock.features.entities import entity_key
 from penstock.features.errors import InvalidData
 from penstock.features.schema import Column, FeatureView
@@ -62,13 +61,12 @@ def to_ids(array: Any, name: str, first_row: int) -> list[bytes]:
     """Entity ids as bytes: integers in decimal, text in UTF-8."""
     pa = load_pyarrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if array.null_count:
-        raise InvalidData(f"column {name!r}, row {first_row + _first(array.is_null())}: an entity id is missing")
+        raise InvalidData(f"column {name!r}, row {first_row + first_true(array.is_null())}: an entity id is missing")
     if kind.is_integer(array.type):
         return [b"%d" % value for value in array.to_pylist()]
-    if _is_text(array.type) or kind.is_binary(array.type):
+    if is_text(array.type) or kind.is_binary(array.type):
         entities: list[bytes] = array.cast(pa.large_binary()).to_pylist()
         if b"" in entities:
             raise InvalidData(f"column {name!r}, row {first_row + entities.index(b'')}: an entity id is empty")
@@ -76,25 +74,52 @@ def to_ids(array: Any, name: str, first_row: int) -> list[bytes]:
     raise InvalidData(f"column {name!r} is {array.type}; entity ids are integers or text")
 
 
+def decoded(array: Any) -> Any:
+    """The values of a dictionary-encoded array, another array as it is."""
+    pa = load_pyarrow()
+    if not pa.types.is_dictionary(array.type):
+        return array
+    if pa.types.is_string_view(array.type.value_type):  # polars has them, and Arrow cannot decode them yet
+        array = pa.DictionaryArray.from_arrays(array.indices, array.dictionary.cast(pa.large_string()))
+    return array.dictionary_decode()
+
+
 def to_numbers(array: Any, name: str, dtype: str, first_row: int) -> NDArray[Any]:
     """A column as numbers, masked where it is null; `dtype` tells how to read text."""
     pa = load_pyarrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if _is_text(array.type):
+    array = decoded(array)
+    if is_text(array.type):
         exact = pa.bool_() if dtype == "bool" else pa.int64()
         texts = array = _without_words(array)
         kinds = (pa.float64(),) if "float" in dtype else (exact, pa.float64())
         array = _parse(array, kinds, name, first_row, f"is not {dtype}")
         if kind.is_floating(array.type) and "int" in dtype:
-            return whole_numbers(texts.to_pylist())
+            return _exactly(texts.to_pylist(), name, dtype, first_row)
+    if kind.is_decimal(array.type) and "int" in dtype:
+        return _from_decimal(array)
     if kind.is_decimal(array.type) or kind.is_null(array.type):
-        array = _from_decimal(array, dtype)
+        array = array.cast(pa.float64())
     if kind.is_boolean(array.type):
         array = array.cast(pa.uint8())
     if not (kind.is_integer(array.type) or kind.is_floating(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}, which cannot become {dtype}")
+    return _masked(array)
+
+
+def _exactly(texts: Sequence[str | None], name: str, dtype: str, first_row: int) -> NDArray[np.object_]:
+    """Texts that Arrow takes for floats as `exact_numbers`, which may find none there, as in nan(1)."""
+    numbers = np.empty(len(texts), object)
+    for i, text in enumerate(texts):
+        try:
+            numbers[i] = exact_number(text) if text else None
+        except ValueError as error:
+            raise InvalidData(f"column {name!r}, row {first_row + i}: {text!r} is not {dtype}") from error
+    return numbers
+
+
+def _masked(array: Any) -> NDArray[Any]:
+    """Numbers of Arrow in their own dtype, masked where they are null: as floats with NaN integers would be rounded."""
     if not array.null_count:
         return np.asarray(array)
     return np.ma.MaskedArray(np.asarray(array.fill_null(0)), np.asarray(array.is_null()))
@@ -111,24 +136,23 @@ def _without_words(texts: Any) -> Any:
     return pc.if_else(none, pa.scalar(None, texts.type), texts)
 
 
-def _from_decimal(array: Any, dtype: str) -> Any:
-    """Exact for integers, which many databases write as decimals; what is none is for `fit` to refuse."""
+def _from_decimal(array: Any) -> NDArray[Any]:
+    """Integers, which many databases write as decimals; where not all are, each for itself, for `fit` to refuse one."""
     pa = load_pyarrow()
-    if "int" in dtype:
-        with contextlib.suppress(pa.ArrowInvalid):
-            return array.cast(pa.int64())
-    return array.cast(pa.float64())
+    try:
+        return _masked(array.cast(pa.int64()))
+    except pa.ArrowInvalid:
+        return np.array(array.to_pylist(), object)
 
 
 def to_texts(array: Any, name: str, dtype: str) -> NDArray[np.object_]:
     """A column as text, None where it is null; integers in decimal."""
     pa = load_pyarrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if kind.is_integer(array.type) or kind.is_null(array.type):
         array = array.cast(pa.string())
-    if not _is_text(array.type):
+    if not is_text(array.type):
         raise InvalidData(f"column {name!r} is {array.type}, which cannot become {dtype}")
     return np.array(array.to_pylist(), object)
 
@@ -137,7 +161,7 @@ def to_vectors(array: Any, name: str, first_row: int) -> NDArray[np.object_]:
     """A column of lists, or of JSON lists as text; each an array, or None where it is null."""
     kind = load_pyarrow().types
     listed = kind.is_list(array.type) or kind.is_large_list(array.type) or kind.is_fixed_size_list(array.type)
-    if not (listed or _is_text(array.type) or kind.is_null(array.type)):
+    if not (listed or is_text(array.type) or kind.is_null(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}, which cannot become vector")
     vectors = np.empty(len(array), object)
     for i, value in enumerate(array.to_pylist()):
@@ -154,8 +178,8 @@ def to_times(array: Any, name: str, first_row: int) -> NDArray[np.int64]:
     pa = load_pyarrow()
     kind = pa.types
     if array.null_count:
-        raise InvalidData(f"column {name!r}, row {first_row + _first(array.is_null())}: an event time is missing")
-    if _is_text(array.type):
+        raise InvalidData(f"column {name!r}, row {first_row + first_true(array.is_null())}: an event time is missing")
+    if is_text(array.type):
         zoned = pa.timestamp("ms", "UTC")
         array = _parse(array, (pa.int64(), pa.timestamp("ms"), zoned), name, first_row, NO_TIME)
     if kind.is_temporal(array.type):
@@ -195,11 +219,13 @@ def _parse(array: Any, types: tuple[Any, ...], name: str, first_row: int, told: 
     raise InvalidData(f"column {name!r}, row {first_row + low}: {array[low].as_py()!r} {told}")
 
 
-def _first(mask: Any) -> int:
+def first_true(mask: Any) -> int:
+    """The first place where an Arrow array of booleans is true."""
     return int(mask.to_numpy(zero_copy_only=False).argmax())
 
 
-def _is_text(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of its texts."""
     types = load_pyarrow().types
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 

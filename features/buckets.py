@@ -14,6 +14,9 @@ those taken, was counted before, whichever consumer is handed it, and however la
 *Late events* go into the buckets of their time, or are dropped if they are older than allowed. An event that is ahead
 of the clock counts as of now. Non-finite numbers count as missing.
 
+*A state is bounded.* Buckets and `distinct` values by the declaration, and ids by `MAX_TAKEN`: whoever writes refuses
+what would take more (`is_full`). The largest that can be declared has some 45 MB.
+
 *A state says what it has*: its windows and fields stand in it (`Layout`). So it can be read under another declaration:
 what both have is carried over, what only one has begins empty or is left out; ids are kept, so nothing counts twice.
 
@@ -44,6 +47,7 @@ IDENTITY = 16  # bytes of the head that no two writings share
 ID = struct.Struct("<QQ")
 SIGHT = struct.Struct("<QQ")  # hash of a value, ms when it was seen last
 CELL = "Iddd"  # number, sum, least, most
+MAX_TAKEN = 1 << 18  # ids: entries of one entity that are counted and, or one before them, not acknowledged
 
 
 class Event(NamedTuple):
@@ -129,6 +133,11 @@ class State:
             self.taken = {one for one in self.taken if one >= floor}
         self.forget(now_ms)
         return told
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it remembers more ids than a state may have."""
+        return len(self.taken) > MAX_TAKEN
 
     def count(self, event: Event, now_ms: int) -> bool:
         """Count an event that comes now, whatever its id; False if it comes too late."""
@@ -257,6 +266,12 @@ class State:
             sights = reader.counted(SIGHT)
             if name in own.told_apart:
                 self.seen[own.told_apart.index(name)] |= dict(sights)
+
+
+def largest(of: Aggregates) -> int:
+    """Bytes that buckets and `distinct` values of a state take at most; ids come on top."""
+    buckets = len(of.windows) * (STEPS + 1) * _bucket_of(len(of.counted)).size
+    return buckets + len(of.told_apart) * of.max_distinct * SIGHT.size
 
 
 def first_bucket(window: int, now_ms: int) -> int:

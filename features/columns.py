@@ -2,8 +2,10 @@
 
 NaN, None, and a masked element of a `numpy.ma` array, is null. A value that the dtype cannot hold (0.5 in an int64, 3e9
 in an int32, 1e300 in a float32, 2 in a bool, a text longer than `max_bytes`, a vector of another size) is refused with
-its place. float64 to float32 rounds, as everywhere. Categories are given as words; one that the vocabulary does not
-have is unknown (-1). Cost: 0.2 µs a word or text, less for numbers.
+its place. float64 to float32 rounds, as everywhere. Integers stay whole: a float from 2**53 on (float32: 2**24) may be
+one that was rounded on its way, so integer columns refuse it, and mixed values are taken each for itself. Categories
+are given as words; one that the vocabulary does not have is unknown (-1). Cost: 0.2 µs a word or text, less for
+numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import numpy as np
@@ -40,6 +43,11 @@ class Table:
     event_times: NDArray[np.int64]
 
 
+def now_ms() -> int:
+    """The present, ms since 1970."""
+    return time.time_ns() // 1_000_000
+
+
 def check_table(
     view: FeatureView,
     entities: Sequence[bytes],
@@ -57,7 +65,7 @@ def check_table(
         raise InvalidData(f"column {name!r} is {'missing' if name in view.column_names else 'not in the view'}")
     fitted = [fit(column, columns[column.name], rows) for column in view.columns]
     if event_times is None:
-        event_times = np.full(rows, time.time_ns() // 1_000_000, np.int64)
+        event_times = np.full(rows, now_ms(), np.int64)
     if event_times.shape != (rows,):
         raise InvalidData(f"event times are {event_times.shape}; there are {rows} entities")
     times = np.ascontiguousarray(event_times, np.int64)
@@ -68,8 +76,13 @@ def as_array(values: ArrayLike) -> NDArray[Any]:
     """Values as one array, a masked one as it is; lists of text, or of what does not fit together, as objects."""
     if isinstance(values, np.ndarray):
         return values
-    if isinstance(values, list | tuple) and any(isinstance(value, str | bytes) for value in values):
-        return _objects(values)  # numpy's own texts lose zero bytes at their end
+    if not isinstance(getattr(values, "dtype", np.dtype(object)), np.dtype):
+        return np.asarray(values, object)  # of pandas or polars, whose integers with nulls numpy would have as floats
+    kinds = set(map(type, values)) if isinstance(values, list | tuple) else set()
+    if any(issubclass(kind, str | bytes) for kind in kinds):
+        return _objects(values)  # type: ignore[arg-type]  # numpy's own texts lose zero bytes at their end
+    if len(kinds) > 1 and any(issubclass(kind, int | np.integer) for kind in kinds):
+        return _objects(values)  # type: ignore[arg-type]  # one array of floats and integers would round these
     try:
         return np.asarray(values)
     except ValueError:
@@ -92,7 +105,7 @@ def as_times(times: ArrayLike) -> NDArray[np.int64]:
         array = array.astype("datetime64[ms]").astype(np.int64)
     if array.dtype.kind not in "iu" and array.size:
         raise InvalidData(f"event times are {array.dtype}; they are datetime64, or integers in ms since 1970")
-    ahead = array > time.time_ns() // 1_000_000 + AHEAD_MS
+    ahead = array > now_ms() + AHEAD_MS
     if ahead.any():
         i = int(ahead.argmax())
         raise InvalidData(f"row {i}: the event time {array.flat[i]} is more than a day ahead; it is in ms since 1970")
@@ -117,7 +130,7 @@ Mask = NDArray[np.bool_]
 def _fit_numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
     if data.dtype == object:
         null = null | np.array([_is_null(value) for value in data], bool)
-        data = np.array([0 if n else value for value, n in zip(data.tolist(), null, strict=True)])
+        data = _from_objects(column, data, null, first_row)
     if data.dtype.kind not in "biuf":
         raise InvalidData(f"column {column.name!r} is {data.dtype}; it must be numeric to become {column.dtype}")
     if data.dtype.kind == "f":
@@ -125,11 +138,43 @@ def _fit_numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int)
     data = np.where(null, data.dtype.type(0), data) if null.any() else data
     with np.errstate(over="ignore", invalid="ignore"):
         values = np.ascontiguousarray(data.astype(column.dtype))
-        lost = _lost(data, values)
-    if lost.any():
-        i = int(lost.argmax())
-        raise InvalidData(f"column {column.name!r}, row {first_row + i}: {data[i]} does not fit {column.dtype}")
+        lost = lost_in_cast(data, values)
+        unsure = _may_be_rounded(data) if values.dtype.kind == "i" else np.zeros_like(lost)
+    if (wrong := lost | unsure).any():
+        i = int(wrong.argmax())
+        raise _no_fit(column, first_row + i, data[i], rounded=not lost[i])
     return values, null
+
+
+def _from_objects(column: Column, data: NDArray[np.object_], null: Mask, first_row: int) -> NDArray[Any]:
+    """Objects as one array, 0 where null. Each integer is taken for itself, lest it is made a float with the others."""
+    given = [0 if n else value for value, n in zip(data.tolist(), null, strict=True)]
+    if "int" not in column.dtype:
+        return np.array(given)
+    for i, value in enumerate(given):
+        if isinstance(value, float | np.floating | Decimal):
+            if not (-(2**63) <= value < 2**63 and value == int(value)):
+                raise _no_fit(column, first_row + i, value)
+            if not isinstance(value, Decimal) and _may_be_rounded(np.asarray(value)):
+                raise _no_fit(column, first_row + i, value, rounded=True)
+            given[i] = int(value)
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise _no_fit(column, first_row + i, value)
+    return np.array(given)
+
+
+def _may_be_rounded(data: NDArray[Any]) -> Mask:
+    """Where a float is so large that not every integer is one: whether it is what was meant, nobody can tell."""
+    if data.dtype.kind != "f":
+        return np.zeros(data.shape, bool)
+    return np.asarray(np.abs(data) >= 2.0 ** (np.finfo(data.dtype).nmant + 1))
+
+
+def _no_fit(column: Column, row: int, value: Any, *, rounded: bool = False) -> InvalidData:
+    why = f"does not fit {column.dtype}"
+    if rounded:
+        why = f"is a float so large that it may have been rounded; {column.dtype} takes such numbers as integers only"
+    return InvalidData(f"column {column.name!r}, row {row}: {value} {why}")
 
 
 def _fit_vectors(column: Column, data: NDArray[Any], null: Mask, first_row: int) -> tuple[Values, Mask]:
@@ -225,11 +270,11 @@ def _is_null(value: object) -> bool:
     """None, NaN, and the missing values of pandas."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    return isinstance(value, float) and value != value  # noqa: PLR0124 -- NaN
+    return isinstance(value, float | np.floating | Decimal) and bool(value != value)  # noqa: PLR0124 -- NaN
 
 
-def _lost(data: NDArray[Any], values: NDArray[Any]) -> Mask:
-    """Where the cast changed a value by more than rounding to a float."""
+def lost_in_cast(data: NDArray[Any], values: NDArray[Any]) -> Mask:
+    """Where the cast of `data` to `values` changed a value by more than rounding to a float."""
     if values.dtype.kind == "f":
         return np.asarray(np.isinf(values) & np.isfinite(data.astype(np.float64)))
     lost = np.asarray(values.astype(data.dtype) != data)
@@ -241,28 +286,26 @@ def _lost(data: NDArray[Any], values: NDArray[Any]) -> Mask:
     return lost
 
 
-def whole_numbers(texts: Sequence[str | bytes | None]) -> NDArray[Any]:
-    """Numbers of an integer column that are not all written as integers: exact, masked where there is none or NaN.
+def exact_numbers(texts: Sequence[str | bytes | None]) -> NDArray[np.object_]:
+    """Numbers of an integer column that are not all written as integers (one is `1.0` or `1e3`), as `fit` takes them.
 
-    One is `1.0` or `1e3`: read as float64 all together, every other beyond 2**53 would be rounded. Where one is no
-    whole number, or none that int64 holds, they are float64, for `fit` to say which. Raises ValueError.
+    Each is exact, an int or a Decimal; None where there is none, or NaN. Raises ValueError.
     """
-    numbers = [_whole(text or b"nan") for text in texts]
-    null = np.array([number is None for number in numbers], bool)
-    given = [0 if number is None else number for number in numbers]
-    try:
-        exact = all(isinstance(number, int) for number in given)
-        return np.ma.MaskedArray(np.array(given, np.int64 if exact else np.float64), null)
-    except OverflowError:
-        return np.ma.MaskedArray(np.array([float(text or b"nan") for text in texts]), null)
+    return _objects([exact_number(text) if text else None for text in texts])
 
 
-def _whole(text: str | bytes) -> int | float | None:
+def exact_number(text: str | bytes) -> int | Decimal | None:
+    """The number that is written in decimal; None for NaN. Raises ValueError."""
     try:
         return int(text)
     except ValueError:
-        number = float(text)
-        return None if number != number else int(number) if number.is_integer() else number  # noqa: PLR0124 -- NaN
+        number = float(text)  # raises where there is none
+        if number != number:  # noqa: PLR0124 -- NaN
+            return None
+        try:
+            return Decimal(text if isinstance(text, str) else text.decode())
+        except InvalidOperation:  # an exponent of twenty digits
+            raise ValueError(f"{text[:60]!r} is no number that an integer could be") from None
 
 
 def to_text(values: Values) -> list[bytes]:

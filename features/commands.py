@@ -14,11 +14,12 @@ from typing import Any
 import hiredis
 from hiredis import pack_command
 
-from penstock.features.columns import Table, to_text
+from penstock.features.columns import Table, now_ms, to_text
 from penstock.features.evolution import unpack
+from penstock.features.hashes import decode_hashes
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows, Lookup
-from penstock.kernels.hashes import parse_hashes, pick
+from penstock.kernels.hashes import pick
 from penstock.kernels.joins import ROW_LOST
 
 Keys = Sequence[Sequence[bytes]]
@@ -57,7 +58,7 @@ def encode_fetch(lookups: Sequence[Lookup], keys: Keys, whole: Sequence[int]) ->
         if lookup.view.layout == "row":
             rows += own
         else:
-            fields = lookup.view.fields
+            fields = lookup.view.read_fields
             hashes += hash_reads(own, fields, whole_ones)
             values += WIDER * len(own) * len(fields)
     values += len(rows) - 1
@@ -78,9 +79,9 @@ def encode_singly(lookups: Sequence[Lookup], keys: Keys, whole: Sequence[int]) -
     for i in order:
         view, own = lookups[i].view, keys[i]
         is_row = view.layout == "row"
-        commands += [pack(b"GET", key) for key in own] if is_row else hash_reads(own, view.fields, whole[i])
+        commands += [pack(b"GET", key) for key in own] if is_row else hash_reads(own, view.read_fields, whole[i])
         flat += own
-        values += len(own) * (1 if is_row else WIDER * len(view.fields))
+        values += len(own) * (1 if is_row else WIDER * len(view.read_fields))
     return commands, flat, values
 
 
@@ -88,7 +89,7 @@ def together(lookups: Sequence[Lookup], replies: Sequence[Any], whole: Sequence[
     """The replies to `encode_singly` as `decode_fetch` takes them; what is no reply counts as absent."""
     rows = sum(len(lookup.entities) for lookup in lookups if lookup.view.layout == "row")
     widths = [
-        0 if place < whole_ones else len(one.view.fields)
+        0 if place < whole_ones else len(one.view.read_fields)
         for one, whole_ones in zip(lookups, whole, strict=True)
         if one.view.layout != "row"
         for place in range(len(one.entities))
@@ -138,11 +139,12 @@ def decode_fetch(
             unpack(lookup.view, own, own_rows, answer.values, answer.event_times, answer.status)
             row += len(own)
         else:
-            own_hashes = replies[reply : reply + len(own)]
+            fields, own_hashes = lookup.view.read_fields, replies[reply : reply + len(own)]
             if whole_ones:
-                learn(lookup.view.fields, own_hashes[:whole_ones])
-                own_hashes = [*pick(own_hashes[:whole_ones], lookup.view.fields), *own_hashes[whole_ones:]]
-            parse_hashes(as_hashes(own_hashes, len(lookup.view.columns)), answer.values, answer.status)
+                learn(fields, own_hashes[:whole_ones])
+                own_hashes = [*pick(own_hashes[:whole_ones], fields), *own_hashes[whole_ones:]]
+            found = as_hashes(own_hashes, len(fields))
+            decode_hashes(lookup.view, found, answer.values, answer.event_times, answer.status)
             reply += len(own)
         answers.append(answer)
     return answers
@@ -165,18 +167,22 @@ def is_wrong_type(reply: Any) -> bool:
     return type(reply) is hiredis.ReplyError and str(reply).startswith("WRONGTYPE")
 
 
-def set_rows(view: FeatureView, table: Table) -> list[bytes]:
-    """One SET with expiry an entity."""
-    keys = view.keys(table.entities)
+def set_rows(view: FeatureView, table: Table) -> tuple[list[bytes], list[bool]]:
+    """One SET that ends with the row's time an entity, or DEL where that is over by our clock; and which those are."""
+    keys, now = view.keys(table.entities), now_ms()
     rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
-    ttl = b"%d" % view.ttl_s
-    return [pack(b"SET", key, row, b"EX", ttl) for key, row in zip(keys, rows, strict=True)]
+    ends = [time_ms + view.lives_ms for time_ms in table.event_times.tolist()]
+    commands = [
+        pack(b"SET", key, row, b"PXAT", b"%d" % end) if end >= now else pack(b"DEL", key)
+        for key, row, end in zip(keys, rows, ends, strict=True)
+    ]
+    return commands, [end < now for end in ends]
 
 
 def set_hashes(view: FeatureView, table: Table) -> list[bytes]:
     """HSET of what there is, HDEL of what is null, EXPIRE of the whole hash (which other views may share)."""
     texts = [to_text(values) for values in table.values]
-    times, ttl, stamp = table.event_times.tolist(), b"%d" % view.ttl_s, time_field(view)
+    times, ttl, stamp = table.event_times.tolist(), b"%d" % view.ttl_s, view.stamp
     commands: list[bytes] = []
     for i, key in enumerate(view.keys(table.entities)):
         pairs: list[bytes] = [stamp, b"%d" % times[i]]
@@ -190,8 +196,3 @@ def set_hashes(view: FeatureView, table: Table) -> list[bytes]:
             commands.append(pack(b"HDEL", key, *gone))
         commands += (pack(b"HSET", key, *pairs), pack(b"EXPIRE", key, ttl))
     return commands
-
-
-def time_field(view: FeatureView) -> bytes:
-    """The field of a hash that holds the view's event time, ms since 1970 in decimal."""
-    return b"_ts:" + view.name.encode()

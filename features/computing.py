@@ -52,7 +52,7 @@ LATE = "computing features did not end in time"
 FULL = "too many computations of features wait already"
 
 Function = Callable[[Sequence[bytes]], Mapping[str, ArrayLike]]
-Key = tuple[tuple[str, int, str, str], bytes]  # `FeatureView.read_as`, and an entity
+Key = tuple[tuple[str | int, ...], bytes]  # `FeatureView.read_as`, and an entity
 
 log = logging.getLogger(__name__)
 

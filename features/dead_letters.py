@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 from penstock.features.commands import pack
 from penstock.features.entries import FIRST_ID, Entry
 
+MAX_REPLY = 1 << 28  # bytes of those that are listed: entries may be large
 REASON, STREAM = b"penstock:reason", b"penstock:stream"
 
 
 class Redis(Protocol):
     """What is needed of the Redis that has them."""
 
-    def request(self, *commands: bytes) -> list[Any]: ...
+    def request(self, *commands: bytes, limit: int = ...) -> list[Any]: ...
 
 
 class DeadLetter(NamedTuple):
@@ -47,7 +48,7 @@ def buried(entry: Entry, reason: str, stream: str) -> list[bytes | str]:
 
 def dead_letters(source: Redis, name: str, limit: int) -> list[DeadLetter]:
     """The last of them, the newest first; raises `StoreUnavailable` or `StoreMisconfigured`."""
-    found = source.request(pack(b"XREVRANGE", name, b"+", b"-", b"COUNT", str(limit)))[0]
+    found = source.request(pack(b"XREVRANGE", name, b"+", b"-", b"COUNT", str(limit)), limit=MAX_REPLY)[0]
     return [_letter(id_, dict(zip(words[::2], words[1::2], strict=True))) for id_, words in found]
 
 

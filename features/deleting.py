@@ -119,13 +119,11 @@ def _hash_entities(keys: Sequence[bytes]) -> list[bytes]:
 
 
 def _own_fields(store: FeatureStore, view: FeatureView) -> list[bytes]:
-    """The view's fields of a hash that no other view reads, and its event time; raises `InvalidView`."""
-    from penstock.features.commands import time_field
-
+    """The view's fields of a hash, and that of its event time, but for those of other views; raises `InvalidView`."""
     held = {name: text for name, text in store.definitions().items() if name != view.name}
     others = [stored_view(name, definition, store.name) for name, definition in sorted(held.items())]
-    read = {field for other in others if other.layout == "hash" for field in other.fields}
-    return [*(field for field in view.fields if field not in read), time_field(view)]
+    shared = {field for other in others if other.layout == "hash" for field in (*other.fields, other.stamp)}
+    return [field for field in (*view.fields, view.stamp) if field not in shared]
 
 
 def _has(view: FeatureView, own: Sequence[bytes], texts: Sequence[bytes | None] | None) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import AHEAD_MS, fit, unknown_words, whole_numbers
+from penstock.features.columns import AHEAD_MS, exact_numbers, fit, unknown_words
 from penstock.features.entities import MAX_ENTITY, entity_key
 from penstock.features.errors import InvalidData
 from penstock.features.schema import PLAIN, Column
@@ -193,7 +193,7 @@ def _vectors(column: Column, texts: Sequence[bytes | None]) -> NDArray[np.object
 def _numbers(column: Column, texts: NDArray[np.bytes_]) -> NDArray[Any]:
     ways: list[Callable[[], NDArray[Any]]] = [lambda: texts.astype(np.float64)]
     if "float" not in column.dtype:
-        ways = [lambda: texts.astype(np.int64), lambda: whole_numbers(texts.tolist())]
+        ways = [lambda: texts.astype(np.int64), lambda: exact_numbers(texts.tolist())]
     for way in ways:
         try:
             return way()

@@ -8,6 +8,7 @@
     ├── SchemaChanged        a view applied again with other columns
     ├── InvalidData          values that do not fit the view
     ├── TransformError       transforms that cannot be read, or do not fit the columns or functions they should run on
+    ├── HistoryUnwritable    the disk does not take the history of features: make room, and go on where it stopped
     └── RowsLost             the store no longer has what it had acknowledged: ingest again
 
 Messages name the host of a store, never its password.
@@ -48,6 +49,10 @@ class InvalidData(FeatureError):  # noqa: N818
 
 class TransformError(FeatureError):
     """Transforms that cannot be read, that do not fit the columns they should run on, or whose function failed."""
+
+
+class HistoryUnwritable(FeatureError):  # noqa: N818
+    """History of features cannot be written where it should be; what was committed before stays."""
 
 
 class RowsLost(FeatureError):  # noqa: N818

@@ -69,13 +69,13 @@ class Translation:
     def __init__(self, former: Former, columns: Sequence[Column]) -> None:
         self._width = sum(column.width for column in columns)
         self._moves: list[tuple[slice, slice, NDArray[np.float32] | None]] = []
-        places = dict(zip(former.columns, _spans(former.columns), strict=True))
+        places = spans(former.columns)
         by_name = {column.name: column for column in former.columns}
-        for column, span in zip(columns, _spans(columns), strict=True):
+        for column, span in zip(columns, spans(columns).values(), strict=True):
             old = by_name.get(column.name)
             if old is not None and kindred(old, column):
                 words = word_numbers(old, column) if column.dtype == "category" else None
-                self._moves.append((places[old], span, words))
+                self._moves.append((places[old.name], span, words))
 
     @classmethod
     def between(cls, former: Former, view: FeatureView) -> Translation:
@@ -98,10 +98,10 @@ class Translation:
         return out
 
 
-def _spans(columns: Sequence[Column]) -> list[slice]:
-    """Where each column's numbers are."""
+def spans(columns: Sequence[Column]) -> dict[str, slice]:
+    """Where each column's numbers are in a matrix, by the column's name."""
     ends = np.cumsum([column.width for column in columns]).tolist()
-    return [slice(end - column.width, end) for column, end in zip(columns, ends, strict=True)]
+    return {column.name: slice(end - column.width, end) for column, end in zip(columns, ends, strict=True)}
 
 
 def word_numbers(old: Column, new: Column) -> NDArray[np.float32]:

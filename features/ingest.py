@@ -2,8 +2,8 @@
 
 The table has the view's entity as a column (integers, or strings kept as they are written) and every column of the
 view; others are left out. An empty field is null. An older event never replaces a newer one (features/writes.py), so
-ingesting again is harmless; of rows with one entity and one time the later one stays. What was written before a bad
-value was met stays written.
+ingesting again is harmless; of rows with one entity and one time the later one stays. Rows whose time is over already
+(`ttl_s` after their event) are not kept, and counted. What was written before a bad value was met stays written.
 
 - *Pipelined*: while a thread writes a batch and Redis works on it, the next ones are read, checked and encoded. Three
   may wait, so memory is bounded by five batches. They are written in the table's order.
@@ -28,14 +28,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from penstock.features.arrow import to_array, to_entities, to_times
 from penstock.features.columns import fit, unknown_words
 from penstock.features.errors import InvalidData, RowsLost, StoreUnavailable
+from penstock.features.offline.recording import Recorded
 from penstock.features.patience import delays
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, Write
+from penstock.features.store import FeatureStore, Write, Written
 from penstock.features.tables import identity, load_pyarrow, read_batches
 
 WAITING = 3  # encoded batches
@@ -52,6 +53,7 @@ class Report:
         rows: read and acknowledged by this run.
         older: of these, left out because a newer event was stored.
         resumed: rows that an earlier run had done.
+        over: of `rows`, not kept, for `ttl_s` after their event had passed.
         seconds: how long it took.
         unknown: by column how many words its vocabulary does not have.
     """
@@ -61,7 +63,13 @@ class Report:
     seconds: float
     older: int = 0
     resumed: int = 0
+    over: int = 0
     unknown: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> int:
+        """Rows that were written."""
+        return self.rows - self.older - self.over
 
     @property
     def rows_per_s(self) -> float:
@@ -77,6 +85,7 @@ def ingest(
     progress: Progress | None = None,
     *,
     time_column: str | None = None,
+    created_column: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     patience_s: float = PATIENCE_S,
@@ -86,10 +95,13 @@ def ingest(
     Args:
         store: where to.
         view: whose rows they are.
-        source: path of a .parquet, .csv or Arrow file, or Arrow data (see `tables.read_batches`).
+        source: path of a .parquet, .csv or Arrow file, folder or pattern of many, or Arrow data (see
+            `tables.read_batches`).
         batch_rows: rows encoded and written at a time.
         progress: see above; rows of earlier runs are counted.
         time_column: holds event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC); else it is now.
+        created_column: holds the times from which rows were known, for a store that records them
+            (features/offline/recording.py); else that is when they are written.
         overwrite: replace newer events, too.
         resume: go on where an earlier run for the same view and unchanged file was stopped, if there was one.
         patience_s: how long a store that is away is waited for.
@@ -103,42 +115,52 @@ def ingest(
         raise InvalidData(f"view {view.name!r} is aggregated from a stream (penstock features stream), not from tables")
     load_pyarrow()  # half a second the first time, and no part of the ingestion
     start = time.monotonic()
-    job = Job(store, job_name(view, source, time_column), resume=resume)
-    older = 0
+    columns = Columns(time_column, created_column)
+    job = Job(store, job_name(view, source, columns), resume=resume)
+    written = Written()
     unknown: Counter[str] = Counter()
     with in_turn() as (submit, stop):
-        done: deque[tuple[Future[int], int, float]] = deque()
+        done: deque[tuple[Future[Written], int, float]] = deque()
 
         def settle(most: int) -> None:
-            nonlocal older
+            nonlocal written
             while len(done) > most:
                 future, rows, fraction = done.popleft()
-                older += rows - future.result()
+                written += future.result()
                 job.rows += rows
                 if progress is not None:
                     progress(job.rows, fraction)
 
         read = job.resumed
-        for batch, fraction in read_batches(source, wanted(view, time_column), batch_rows, skip=read):
-            write = prepare(store, view, batch, time_column, first=read + 1, overwrite=overwrite, unknown=unknown)
+        for batch, fraction in read_batches(source, wanted(view, columns), batch_rows, skip=read):
+            write = prepare(store, view, batch, columns, first=read + 1, overwrite=overwrite, unknown=unknown)
             read += batch.num_rows
             done.append((submit(persistently(job.marking(write, read), patience_s, stop)), batch.num_rows, fraction))
             settle(WAITING)
         settle(0)
     job.finish()
-    return Report(view.name, job.rows - job.resumed, time.monotonic() - start, older, job.resumed, dict(unknown))
+    rows, seconds = job.rows - job.resumed, time.monotonic() - start
+    older = rows - written.kept - written.over
+    return Report(view.name, rows, seconds, older, job.resumed, written.over, dict(unknown))
 
 
-def wanted(view: FeatureView, time_column: str | None) -> list[str]:
+class Columns(NamedTuple):
+    """Which columns of a table are not the view's own: times, each None where the table does not tell them."""
+
+    time: str | None = None
+    created: str | None = None
+
+
+def wanted(view: FeatureView, columns: Columns) -> list[str]:
     """The columns of a table that matter."""
-    return list(dict.fromkeys([*view.entity_keys, *view.column_names, *([time_column] if time_column else [])]))
+    return list(dict.fromkeys([*view.entity_keys, *view.column_names, *filter(None, columns)]))
 
 
 def prepare(
     store: FeatureStore,
     view: FeatureView,
     batch: Any,
-    time_column: str | None,
+    columns: Columns,
     *,
     first: int,
     overwrite: bool,
@@ -146,20 +168,24 @@ def prepare(
 ) -> Write:
     """One record batch, checked and encoded, its unknown words counted; messages count rows from `first`."""
     entities = to_entities([batch.column(key) for key in view.entity_keys], view.entity_keys, first)
-    columns = {column.name: to_array(batch.column(column.name), column, first) for column in view.columns}
+    arrays = {column.name: to_array(batch.column(column.name), column, first) for column in view.columns}
     for column in view.columns:
-        fitted = fit(column, columns[column.name], len(entities), first_row=first)  # the store cannot tell rows of it
+        fitted = fit(column, arrays[column.name], len(entities), first_row=first)  # the store cannot tell rows of it
         if words := unknown_words(column, *fitted):
             unknown[column.name] += words
-    times = to_times(batch.column(time_column), time_column, first) if time_column else None
-    return store.prepare(view, entities, columns, times, overwrite=overwrite)
+    times, created = (to_times(batch.column(name), name, first) if name else None for name in columns)
+    if created is None:
+        return store.prepare(view, entities, arrays, times, overwrite=overwrite)
+    if not isinstance(store, Recorded):
+        raise InvalidData("created times are for the history of features: say where that is (recording, or --offline)")
+    return store.prepare(view, entities, arrays, times, created, overwrite=overwrite)
 
 
 # Order, patience, marks ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]]:
+def in_turn() -> Iterator[tuple[Callable[[Write], Future[Written]], threading.Event]]:
     """A function that runs writes one after the other in a thread, and an event that ends the waiting of these.
 
     After a write has failed no later one is run, for a mark must not pass rows that are not written. If the block is
@@ -167,7 +193,7 @@ def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]
     """
     stop = threading.Event()
 
-    def run(write: Write) -> int:
+    def run(write: Write) -> Written:
         if stop.is_set():
             raise StoreUnavailable("stopped")
         try:
@@ -188,7 +214,7 @@ def in_turn() -> Iterator[tuple[Callable[[Write], Future[int]], threading.Event]
 def persistently(write: Write, patience_s: float, stop: threading.Event) -> Write:
     """The same write, tried again while the store is away."""
 
-    def run() -> int:
+    def run() -> Written:
         until = time.monotonic() + patience_s
         for delay in delays():
             try:
@@ -201,10 +227,10 @@ def persistently(write: Write, patience_s: float, stop: threading.Event) -> Writ
     return run
 
 
-def job_name(view: FeatureView, source: Any, time_column: str | None) -> str:
+def job_name(view: FeatureView, source: Any, columns: Columns) -> str:
     """What marks are kept under: view and file, as they are now. Data in memory cannot be known again."""
     what = identity(Path(source)) if isinstance(source, str | Path) else secrets.token_hex(12)
-    return f"{view.name}:{view.schema_id:08x}:{time_column or ''}:{what}"
+    return ":".join([view.name, f"{view.schema_id:08x}", columns.time or "", *filter(None, columns[1:]), what])
 
 
 class Job:
@@ -227,10 +253,11 @@ class Job:
         """`write`, and after it the mark that `rows` are done; raises `RowsLost` where the last mark is gone."""
         new = b"%d %s" % (rows, self._run.encode())
 
-        def run() -> int:
+        def run() -> Written:
             written = write()
             before = self._store.mark(self._name, new)
             if before not in (self._mark, new):  # the new one, where the answer to it was lost
+                self._store.mark(self._name, before)  # else to resume would be to pass over the rows that are lost
                 raise RowsLost(
                     "the store no longer has the mark of this ingestion: it was restarted and lost rows that it had "
                     "acknowledged, or the same file is ingested twice at once; run it again with --resume"

@@ -7,33 +7,31 @@ from __future__ import annotations
 
 import math
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.columns import Table, check_table, to_text
-from penstock.features.commands import time_field
+from penstock.features.columns import Table, check_table, now_ms, to_text
 from penstock.features.evolution import unpack
+from penstock.features.hashes import decode_hashes
 from penstock.features.schema import FeatureView
-from penstock.features.store import FeatureStore, FetchedRows, Lookup, Write
+from penstock.features.store import FeatureStore, FetchedRows, Lookup, Write, Written
 from penstock.features.writes import readable_schemas
-from penstock.kernels.hashes import parse_hashes
 
 MARKS = b"fs:ingest:"
 
 
 class MemoryStore(FeatureStore):
-    """Rows in this process; `clock` gives seconds, for their expiry."""
+    """Rows in this process; `clock` gives ms since 1970. A row is there to the last ms of its time."""
 
     _named: ClassVar[dict[str, MemoryStore]] = {}
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], int] = now_ms) -> None:
         self._clock = clock
-        self._rows: dict[bytes, tuple[float, bytes]] = {}
-        self._hashes: dict[bytes, tuple[float, dict[bytes, bytes]]] = {}
+        self._rows: dict[bytes, tuple[int, bytes]] = {}
+        self._hashes: dict[bytes, tuple[int, dict[bytes, bytes]]] = {}
         self._views: dict[str, bytes] = {}
         self.name = "memory://"
         self._marks: dict[str, bytes] = {}
@@ -49,19 +47,24 @@ class MemoryStore(FeatureStore):
         with self._lock:
             return [self._fetch(lookup, self._clock()) for lookup in lookups]
 
-    def _fetch(self, lookup: Lookup, now: float) -> FetchedRows:
+    def _fetch(self, lookup: Lookup, now: int) -> FetchedRows:
         answer = FetchedRows.empty(lookup)
         view = lookup.view
         keys = view.keys(lookup.entities)
         if view.layout == "row":
-            found = [self._rows.get(key) for key in keys]
-            rows = [held[1] if held and held[0] > now else None for held in found]
-            unpack(view, keys, rows, answer.values, answer.event_times, answer.status)
+            unpack(view, keys, self._rows_at(keys, now), answer.values, answer.event_times, answer.status)
         else:
-            hashes = [self._hashes.get(key, (now, {})) for key in keys]
-            replies = [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
-            parse_hashes(replies, answer.values, answer.status)
+            found = self._hashes_at(view, keys, now)
+            decode_hashes(view, found, answer.values, answer.event_times, answer.status)
         return answer
+
+    def _rows_at(self, keys: Sequence[bytes], now: int) -> list[bytes | None]:
+        found = [self._rows.get(key) for key in keys]
+        return [held[1] if held and held[0] >= now else None for held in found]
+
+    def _hashes_at(self, view: FeatureView, keys: Sequence[bytes], now: int) -> list[list[bytes | None]]:
+        found = [self._hashes.get(key, (now, {})) for key in keys]
+        return [[held.get(field) if until >= now else None for field in view.read_fields] for until, held in found]
 
     def prepare(
         self,
@@ -76,39 +79,43 @@ class MemoryStore(FeatureStore):
         table = check_table(view, entities, columns, event_times)
         return lambda: self._put(view, table, overwrite=overwrite)
 
-    def _put(self, view: FeatureView, table: Table, *, overwrite: bool) -> int:
+    def _put(self, view: FeatureView, table: Table, *, overwrite: bool) -> Written:
         keys = view.keys(table.entities)
         rows: Sequence[bytes] = []
         if view.layout == "row":
             rows = view.row_layout.pack(keys, table.values, table.event_times, table.nulls)
         texts = [to_text(values) for values in table.values] if view.layout == "hash" else []
-        written = 0
+        kept = over = 0
         with self._lock:
-            until = self._clock() + view.ttl_s
+            now = self._clock()
             for i, key in enumerate(keys):
                 time_ms = int(table.event_times[i])
-                if not overwrite and self._newer(view, key, time_ms):
+                if not overwrite and self._newer(view, key, time_ms, now):
                     continue
-                written += 1
-                if rows:
-                    self._rows[key] = (until, rows[i])
+                if not rows:
+                    self._put_hash(view, key, now + view.ttl_s * 1000, table, texts, i, time_ms)
+                elif time_ms + view.lives_ms >= now:
+                    self._rows[key] = (time_ms + view.lives_ms, rows[i])
                 else:
-                    self._put_hash(view, key, until, table, texts, i, time_ms)
-        return written
+                    self._rows.pop(key, None)
+                    over += 1
+                    continue
+                kept += 1
+        return Written(kept, over)
 
-    def _newer(self, view: FeatureView, key: bytes, time_ms: int) -> bool:
+    def _newer(self, view: FeatureView, key: bytes, time_ms: int, now: int) -> bool:
         """Whether a newer event is stored that this view can read."""
         if view.layout == "row":
-            until, row = self._rows.get(key, (0.0, b""))
+            until, row = self._rows.get(key, (now, b""))
             readable = len(row) >= 16 and row[4:8] in readable_schemas(view)
-            return until > self._clock() and readable and int.from_bytes(row[8:16], "little", signed=True) > time_ms
-        until, held = self._hashes.get(key, (0.0, {}))
-        return until > self._clock() and int(held.get(time_field(view), time_ms)) > time_ms
+            return until >= now and readable and int.from_bytes(row[8:16], "little", signed=True) > time_ms
+        until, held = self._hashes.get(key, (now, {}))
+        return until >= now and int(held.get(view.stamp, time_ms)) > time_ms
 
     def _put_hash(
-        self, view: FeatureView, key: bytes, until: float, table: Table, texts: list[list[bytes]], i: int, time_ms: int
+        self, view: FeatureView, key: bytes, until: int, table: Table, texts: list[list[bytes]], i: int, time_ms: int
     ) -> None:
-        held = dict(self._hashes.get(key, (until, {}))[1]) | {time_field(view): b"%d" % time_ms}
+        held = dict(self._hashes.get(key, (until, {}))[1]) | {view.stamp: b"%d" % time_ms}
         for field, text, nulls in zip(view.fields, texts, table.nulls, strict=True):
             if nulls is not None and nulls[i]:
                 held.pop(field, None)
@@ -133,11 +140,7 @@ class MemoryStore(FeatureStore):
         """What is kept of entities (see `FeatureStore.stored`)."""
         keys, now = view.keys(entities), self._clock()
         with self._lock:
-            if view.layout == "row":
-                rows = [self._rows.get(key, (now, b"")) for key in keys]
-                return [row if until > now else None for until, row in rows]
-            hashes = [self._hashes.get(key, (now, {})) for key in keys]
-            return [[held.get(field) if until > now else None for field in view.fields] for until, held in hashes]
+            return [*self._rows_at(keys, now)] if view.layout == "row" else [*self._hashes_at(view, keys, now)]
 
     def definitions(self, names: Sequence[str] | None = None, *, timeout_s: float = 0) -> dict[str, bytes]:  # noqa: ARG002
         """The definitions under these names, or all (see `FeatureStore.definitions`)."""
@@ -161,11 +164,11 @@ class MemoryStore(FeatureStore):
         """Some keys, and where to go on (see `FeatureStore.scan`)."""
         now = self._clock()
         with self._lock:
-            held = [(key, until) for kind in (self._rows, self._hashes) for key, (until, _) in kind.items()]
-            held += [(MARKS + job.encode(), math.inf) for job in self._marks]
+            held: list[tuple[bytes, float]] = [(MARKS + job.encode(), math.inf) for job in self._marks]
+            held += [(key, until) for kind in (self._rows, self._hashes) for key, (until, _) in kind.items()]
         end = cursor or len(held)  # from the last on: to take away what was seen moves nothing that was not
         start = max(end - count, 0)
-        return start, [key for key, until in held[start:end] if until > now]
+        return start, [key for key, until in held[start:end] if until >= now]
 
     def unlink(self, keys: Sequence[bytes]) -> int:
         """Take away keys (see `FeatureStore.unlink`)."""
@@ -174,7 +177,7 @@ class MemoryStore(FeatureStore):
             for key in keys:
                 held = self._rows.pop(key, None) or self._hashes.pop(key, None)
                 mark = self._marks.pop(key.removeprefix(MARKS).decode("utf-8", "replace"), None)
-                gone += (held is not None and held[0] > now) or mark is not None
+                gone += (held is not None and held[0] >= now) or mark is not None
         return gone
 
     def drop_fields(self, keys: Sequence[bytes], fields: Sequence[bytes]) -> int:
@@ -182,7 +185,7 @@ class MemoryStore(FeatureStore):
         dropped = 0
         with self._lock:
             for key in keys:
-                until, held = self._hashes.pop(key, (0.0, {}))
+                until, held = self._hashes.pop(key, (0, {}))
                 left = {field: text for field, text in held.items() if field not in fields}
                 dropped += len(left) < len(held)
                 if left:

@@ -14,6 +14,7 @@ from penstock.features.schema import KEPT, MAX_DEFINITION, Column, FeatureView
 FIELDS = (
     "entity_name",
     "layout",
+    "time_field",
     "ttl_s",
     "max_age_s",
     "on_stale",

@@ -6,18 +6,22 @@ by the same kernel as in serving, and only sound rows are taken apart here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.features.columns import exact_number, lost_in_cast
 from penstock.features.entities import entity_parts
 from penstock.features.errors import InvalidData
-from penstock.features.evolution import kindred, of_former
+from penstock.features.evolution import kindred, of_former, spans, unpack
+from penstock.features.hashes import decode_hashes, time_of
 from penstock.features.schema import PLAIN, Column, FeatureView
 from penstock.features.tables import load_pyarrow
+from penstock.features.treatments import as_served, refused
 from penstock.kernels.rows import ROW_ABSENT, ROW_CORRUPT, ROW_OK, RowLayout
 
 STATUS = ("ok", "absent", "corrupt", "other schema")
@@ -37,8 +41,10 @@ class Features(Mapping[str, Masked]):
     Attributes:
         view: the view they are of.
         entities: their ids.
-        event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is kept (hash layout).
+        event_times: int64 [n], ms since 1970 (UTC); 0 where there is no row, or no time is known (hash layout).
         status: for each entity ok, absent, corrupt or other schema.
+        numbers: float32 [n, width of the view], as `FetchedRows.values`: what a server reads, before any policy.
+        looked_up_ms: when they were looked up.
     """
 
     view: FeatureView
@@ -46,6 +52,8 @@ class Features(Mapping[str, Masked]):
     columns: dict[str, Masked]
     event_times: NDArray[np.int64]
     status: tuple[str, ...]
+    numbers: NDArray[np.float32] = field(repr=False)
+    looked_up_ms: int
 
     def __getitem__(self, name: str) -> Masked:
         return self.columns[name]
@@ -63,25 +71,47 @@ class Features(Mapping[str, Masked]):
                 raise InvalidData(f"view {self.view.name!r} has no column {name!r}; it has {', '.join(self.columns)}")
         return replace(self, columns={name: self.columns[name] for name in names})
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the columns of `matrix`."""
+        declared = {column.name: column for column in self.view.columns}
+        return tuple(name for column in self.columns for name in declared[column].feature_names)
+
     def matrix(self) -> NDArray[np.float32]:
-        """float32 [n, width] as a model reads it, columns as `view.feature_names`: defaults filled in, else NaN.
+        """float32 [n, k], columns as `feature_names`: what the server would have given a model at the time.
 
-        All columns of the view must be here (not those of `only`).
-        """
-        parts = [numbers_of(column, self.columns[column.name]) for column in self.view.columns]
-        values = np.concatenate(parts, axis=1)
-        return np.where(np.isnan(values), self.view.defaults, values)
-
-    def words(self, name: str) -> NDArray[np.object_]:
-        """[n] str: a category as a model reads it that was trained on words (see `words_of`), defaults filled in.
+        Nulls, absent rows and rows older than `max_age_s` are treated as the view says, by the code that serving uses;
+        NaN where a model would see NaN. What `compute` would have computed is missing.
 
         Raises:
-            InvalidData: there is no such category.
+            InvalidData: serving would have refused the call for one of the entities (`on_missing`, `on_stale`).
+        """
+        places = {name: place for place, name in enumerate(self.view.feature_names)}
+        return np.ascontiguousarray(self._served()[:, [places[name] for name in self.feature_names]])
+
+    def _served(self) -> NDArray[np.float32]:
+        """All columns of the view as a model sees them."""
+        codes = np.array([STATUS.index(word) for word in self.status], np.uint8)
+        served = as_served(self.view, self.numbers, self.event_times, codes, self.looked_up_ms)
+        for policy, wrong in refused(self.view, served):
+            entity = self.entities[int(wrong.argmax())].decode("utf-8", "backslashreplace")[:100]
+            has, others = ("no full row" if policy == "on_missing" else "too old a row"), int(wrong.sum()) - 1
+            raise InvalidData(
+                f"view {self.view.name!r} has {has} of {self.view.entity_name} {entity!r}, and of {others} more, and "
+                f"says {policy}: error; leave them out"
+            )
+        return served.values
+
+    def words(self, name: str) -> NDArray[np.object_]:
+        """[n] str: a category as a model reads it that was trained on words (see `words_of`), treated as in `matrix`.
+
+        Raises:
+            InvalidData: there is no such category; or as `matrix` does.
         """
         column = next((column for column in self.view.columns if column.name == name), None)
         if column is None or column.dtype != "category":
             raise InvalidData(f"view {self.view.name!r} has no category {name!r}")
-        return words_of(column, filled(column, numbers_of(column, self[name])[:, 0]))
+        return words_of(column, self._served()[:, spans(self.view.columns)[name].start])
 
     def to_arrow(self) -> Any:
         """A `pyarrow.Table`: the entity's keys, `event_time` (timestamp in ms, UTC) and the columns.
@@ -155,12 +185,20 @@ def read(view: FeatureView, entities: Sequence[bytes], stored: Sequence[Any]) ->
     """The features of entities, from what the store has of them: a packed row, or a list of texts, or None."""
     n = len(entities)
     columns = {column.name: _empty(column, n) for column in view.columns}
-    times = np.zeros(n, np.int64)
+    times, numbers, now_ms = (
+        np.zeros(n, np.int64),
+        np.full((n, view.width), np.nan, np.float32),
+        time.time_ns() // 10**6,
+    )
     if view.layout == "row":
-        status = _read_rows(view, view.keys(entities), stored, columns, times)
+        keys = view.keys(entities)
+        status = _read_rows(view, keys, stored, columns, times)
+        unpack(view, keys, stored, numbers, np.empty(n, np.int64), np.empty(n, np.uint8))
     else:
-        status = _read_texts(view, stored, columns)
-    return Features(view, tuple(entities), columns, times, tuple(STATUS[code] for code in status))
+        status = _read_texts(view, stored, columns, times)
+        replies = [[None] * len(view.read_fields) if texts is None else texts for texts in stored]
+        decode_hashes(view, replies, numbers, np.empty(n, np.int64), np.empty(n, np.uint8))
+    return Features(view, tuple(entities), columns, times, tuple(STATUS[code] for code in status), numbers, now_ms)
 
 
 def _empty(column: Column, n: int) -> Masked:
@@ -192,7 +230,7 @@ def _read_rows(
         for old, values in zip(written, _values(written, sound), strict=True):
             new = by_name.get(old.name)
             if new is not None and kindred(old, new):
-                columns[new.name][at] = values if new == old else _as_now(new, values)
+                columns[new.name][at] = values if new == old else as_now(new, values)
     return status
 
 
@@ -238,7 +276,7 @@ def _texts(rows: Sequence[bytes], starts: NDArray[np.int64], lengths: NDArray[np
     return np.ma.MaskedArray(texts, null)
 
 
-def _as_now(column: Column, values: Masked) -> Masked:
+def as_now(column: Column, values: Masked) -> Masked:
     """Values of a kindred column as this one holds them; what it cannot hold is masked."""
     if column.dtype == "category":
         words = [word if word in column.vocabulary else "" for word in values.data]
@@ -247,33 +285,45 @@ def _as_now(column: Column, values: Masked) -> Masked:
         return values
     with np.errstate(over="ignore", invalid="ignore"):
         cast = values.data.astype(column.dtype)
-        lost = (cast.astype(values.dtype) != values.data) if column.dtype.startswith("int") else np.isinf(cast)
-    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | (lost & ~np.isinf(values.data)))
+        lost = lost_in_cast(values.data, cast)
+    return np.ma.MaskedArray(cast, np.ma.getmaskarray(values) | lost)
 
 
 def _read_texts(
-    view: FeatureView, hashes: Sequence[Sequence[bytes | None] | None], columns: Mapping[str, Masked]
+    view: FeatureView,
+    hashes: Sequence[Sequence[bytes | None] | None],
+    columns: Mapping[str, Masked],
+    times: NDArray[np.int64],
 ) -> NDArray[np.uint8]:
-    """Fill in the numbers of hashes; the status of each."""
+    """Fill in the numbers of hashes, and their times where the view reads them; the status of each."""
     status = np.full(len(hashes), ROW_ABSENT, np.uint8)
     for i, texts in enumerate(hashes):
         if texts is None:
             status[i] = ROW_CORRUPT
             continue
-        for column, text in zip(view.columns, texts, strict=True):
+        for column, text in zip(view.columns, texts, strict=False):
             if text is None:
                 continue
             status[i] = ROW_OK
             number = _number(text, column.dtype)
             if number is not None:
                 columns[column.name][i] = number
+        if view.time_field and status[i] == ROW_OK:
+            times[i] = time_of(texts[-1])
     return status
 
 
 def _number(text: bytes, dtype: str) -> float | int | None:
     """The number written in `text` if the dtype holds it, else None."""
     try:
-        value = float(text) if dtype.startswith("float") else int(text)
-        return None if value != value else np.dtype(dtype).type(value).item()  # noqa: PLR0124 -- NaN
+        value = float(text) if dtype.startswith("float") else exact_number(text)
+        if value is None or value != value:  # noqa: PLR0124 -- NaN
+            return None
+        if not dtype.startswith("float"):
+            if value != int(value):
+                return None
+            value = int(value)
+        number: float | int = np.dtype(dtype).type(value).item()
     except (ValueError, OverflowError):
         return None
+    return number

@@ -36,7 +36,7 @@ from penstock.features.links import Link
 from penstock.features.nodes import Ask, Node
 from penstock.features.schema import FeatureView
 from penstock.features.sentinel import Sentinels
-from penstock.features.store import SLOW_S, FeatureStore, FetchedRows, Lookup, Write
+from penstock.features.store import SLOW_S, FeatureStore, FetchedRows, Lookup, Write, Written
 from penstock.features.writes import KEYS_A_CALL, Request, write_requests
 
 VIEWS_KEY = b"fs:views"
@@ -95,7 +95,7 @@ class RedisStore(FeatureStore):
 
     def _whole(self, lookup: Lookup) -> int:
         """How many of a look-up's hashes to read whole."""
-        return self._wholes.choose(lookup.view.fields, len(lookup.entities)) if lookup.view.layout == "hash" else 0
+        return self._wholes.choose(lookup.view.read_fields, len(lookup.entities)) if lookup.view.layout == "hash" else 0
 
     def _fetch_singly(
         self,
@@ -140,11 +140,11 @@ class RedisStore(FeatureStore):
         table = check_table(view, entities, columns, event_times)
         keys_a_call = 1 if self.is_sharded else KEYS_A_CALL
         requests = list(write_requests(view, table, overwrite=overwrite, keys_a_call=keys_a_call))
-        return lambda: sum(self._write(request) for request in requests)
+        return lambda: sum(map(self._write, requests), Written())
 
-    def _write(self, request: Request) -> int:
+    def _write(self, request: Request) -> Written:
         replies = self.write(*request.commands)
-        return sum(replies) if request.rows is None else request.rows
+        return sum((Written(*reply) for reply in replies), Written()) if request.written is None else request.written
 
     def mark(self, job: str, new: bytes | None, ttl_s: int = MARK_S) -> bytes | None:
         """Keep the mark of a job, or remove it (see `FeatureStore.mark`)."""
@@ -167,7 +167,7 @@ class RedisStore(FeatureStore):
             if view.layout == "row":
                 found += self.values(some)
             else:
-                commands = hmgets(some, view.fields)
+                commands = hmgets(some, view.read_fields)
                 replies = self.request(*commands, tolerate=is_wrong_type)
                 found += [None if is_wrong_type(reply) else reply for reply in replies]
         return found
@@ -271,14 +271,11 @@ class RedisStore(FeatureStore):
         return self._servers.ask(self._slow(commands, timeout_s, limit, tolerate))
 
     def write(
-        self,
-        *commands: bytes,
-        timeout_s: float = SLOW_S,
-        limit: int = MAX_SLOW_REPLY,
-        tolerate: Callable[[Any], bool] = lambda _: False,
+        self, *commands: bytes, timeout_s: float = SLOW_S, tolerate: Callable[[Any], bool] = lambda _: False
     ) -> list[Any]:
         """Replies as those of `request`, once as many replicas have what was written as the URL asks for."""
-        return self._servers.ask(self._slow(commands, timeout_s, limit, tolerate)._replace(replicas=self._replicas))
+        ask = self._slow(commands, timeout_s, MAX_SLOW_REPLY, tolerate)
+        return self._servers.ask(ask._replace(replicas=self._replicas))
 
     @staticmethod
     def _slow(commands: Sequence[bytes], timeout_s: float, limit: int, tolerate: Callable[[Any], bool]) -> Ask:

@@ -6,12 +6,13 @@ A view is data, and `penstock features apply` stores it beside the rows. In YAML
     entity: customer_id       # or a list of keys: [customer_id, merchant_id]
     owner: payments
     description: What a customer did lately.
-    ttl_s: 86400              # seconds a row lives after it was written
+    ttl_s: 86400              # seconds a row lives after its event (a hash: after it was written)
     max_age_s: 7200           # seconds since its event time after which a row is stale ...
     on_stale: use             # ... use | default | nan | error
     on_missing: default       # default | nan | error | compute: an entity without a row
     on_outage: error          # error | default | nan: the store is down
     layout: row               # row: packed, fast | hash: features:<entity> hashes of decimal strings
+    time_field: ""            # of a hash: the field that has its event time, in ms since 1970
     columns:
       - {name: transaction_count_7d, dtype: int64, default: 0}
       - {name: avg_transaction_amount, dtype: float64, description: "in euros, 30 days"}
@@ -56,6 +57,7 @@ from pydantic import (
 
 from penstock.features.aggregates import Aggregate, Aggregates, check_columns
 from penstock.features.complaints import Grammar, complaint
+from penstock.features.defaults import EXPECTED, Default, is_held, is_of_kind
 from penstock.features.errors import InvalidView
 from penstock.kernels.rows import RowLayout
 
@@ -67,18 +69,6 @@ MAX_DEFINITION = 1 << 20  # bytes of one view's JSON
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 PLAIN = ("float32", "float64", "int64", "int32", "bool")  # dtypes that need nothing else said
 WIDTHS = {"float32": 4, "float64": 8, "int64": 8, "int32": 4, "bool": 1, "category": 4, "string": 2, "vector": 4}
-
-DEFAULTS = {
-    "float32": "a number that float32 holds",
-    "float64": "a number that float32 holds, for models read it so",
-    "int64": "a whole number that int64 holds",
-    "int32": "a whole number that int32 holds",
-    "bool": "true or false",
-    "category": "a word of its vocabulary",
-    "string": "a text of at most {max_bytes} bytes",
-    "vector": "a number that float32 holds, or {size} of them",
-}
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 DType = Literal["float32", "float64", "int64", "int32", "bool", "category", "string", "vector"]
 KEPT = {"kept": True}
@@ -155,7 +145,7 @@ class Column(Value):
     def _unlike_a_bool(cls, default: object, info: ValidationInfo) -> object:
         dtype = info.data.get("dtype", "bool")
         if isinstance(default, bool) and dtype != "bool":
-            raise ValueError(f"its default is {DEFAULTS[dtype]}, not {str(default).lower()}")
+            raise ValueError(f"its default is {EXPECTED[dtype]}, not {str(default).lower()}")
         return default
 
     @model_validator(mode="after")
@@ -170,31 +160,14 @@ class Column(Value):
         if len(set(self.vocabulary)) < len(self.vocabulary):
             twice = next(word for word in self.vocabulary if self.vocabulary.count(word) > 1)
             raise ValueError(f"column {self.name!r}: {twice!r} is in its vocabulary twice")
-        if self.default is not None and not (self._takes_default() and (info.context == KEPT or self._holds_default())):
-            expected = DEFAULTS[self.dtype].format(max_bytes=self.max_bytes, size=self.size)
+        if self.default is not None and not self._takes(self.default, kept=info.context == KEPT):
             shown = repr(self.default).removesuffix(".0")[:60]
-            raise ValueError(f"column {self.name!r}: its default is {expected}, not {shown}")
+            raise ValueError(f"column {self.name!r}: its default is {EXPECTED[self.dtype]}, not {shown}")
         return self
 
-    def _takes_default(self) -> bool:
-        """Whether the default is of the right kind."""
-        if self.dtype == "category":
-            return self.default in self.vocabulary
-        if self.dtype == "string":
-            return isinstance(self.default, str) and len(self.default.encode()) <= (self.max_bytes or 0)
-        if self.dtype == "vector" and isinstance(self.default, tuple):
-            return len(self.default) == self.size
-        return isinstance(self.default, float)
-
-    def _holds_default(self) -> bool:
-        """Whether the dtype can hold a default that is a number."""
-        if self.dtype == "bool":
-            return self.default in (0, 1)
-        if self.dtype in ("int64", "int32"):
-            limit = 2.0 ** (8 * WIDTHS[self.dtype] - 1)
-            return isinstance(self.default, float) and self.default.is_integer() and -limit <= self.default < limit
-        numbers = self.default if isinstance(self.default, tuple) else (self.default,)
-        return all(abs(number) <= FLOAT32_MAX for number in numbers if isinstance(number, float))
+    def _takes(self, default: Default, *, kept: bool) -> bool:
+        is_right = is_of_kind(default, self.dtype, self.vocabulary, self.max_bytes, self.size)
+        return is_right and (kept or is_held(default, self.dtype))
 
     @property
     def width(self) -> int:
@@ -257,6 +230,7 @@ class FeatureView(Value):
     compute: str = Field(default="", max_length=200)
     on_outage: Literal["error", "default", "nan"] = "error"
     layout: Literal["row", "hash"] = "row"
+    time_field: str = Field(default="", max_length=200)
     owner: str = Field(default="", max_length=200)
     description: Note = ""
     former: tuple[Former, ...] = Field(default=(), max_length=MAX_FORMER)
@@ -310,13 +284,25 @@ class FeatureView(Value):
             raise ValueError("format 1 has numbers only and an entity of one key: this is format 2")
         if (self.on_missing == "compute") != bool(self.compute):
             raise ValueError("on_missing: compute and compute: FUNCTION belong together")
-        if self.max_age_s is None and self.on_stale != "use":
-            raise ValueError(f"on_stale: {self.on_stale} needs max_age_s")
-        if self.max_age_s is not None and self.layout == "hash":
-            raise ValueError("the hash layout keeps no event times, so max_age_s cannot be told: take the row layout")
         if self.max_row_size > MAX_ROW or self.width > MAX_COLUMNS:
             most = f"{MAX_ROW} and {MAX_COLUMNS}"
             raise ValueError(f"a row of {self.max_row_size} bytes and {self.width} numbers; it has at most {most}")
+        return self
+
+    @model_validator(mode="after")
+    def _timed(self) -> Self:
+        """Freshness is told by event times, which a hash has where the view says in which field."""
+        if self.max_age_s is None and self.on_stale != "use":
+            raise ValueError(f"on_stale: {self.on_stale} needs max_age_s")
+        if self.time_field and self.layout == "row":
+            raise ValueError("time_field is for the hash layout: packed rows carry their event times")
+        if _printable(self.time_field, "time_field") in self.column_names:
+            raise ValueError(f"time_field: {self.time_field!r} is a column; the event time has a field of its own")
+        if self.max_age_s is not None and self.layout == "hash" and not self.time_field:
+            raise ValueError(
+                "max_age_s in the hash layout needs time_field: the field that has the event time, in ms since 1970 "
+                f"(_ts:{self.name}, where Penstock writes the hashes); or take the row layout"
+            )
         return self
 
     # Names and shapes ---------------------------------------------------------------------------------------------
@@ -376,12 +362,17 @@ class FeatureView(Value):
         return RowLayout(self.schema_id, specs)
 
     @cached_property
-    def read_as(self) -> tuple[str, int, str, str]:
+    def read_as(self) -> tuple[str | int, ...]:
         """Tells apart views that make other numbers of the same stored row, or of one that is not there.
 
         The schema id does not: it leaves defaults and policies out, and models may keep a view with other ones.
         """
-        return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute
+        return self.name, self.schema_id, ",".join(self.row_layout.dtypes), self.compute, self.time_field
+
+    @cached_property
+    def lives_ms(self) -> int:
+        """How long after its event a packed row is one, in ms: to the last of them, and no longer."""
+        return 1000 * (self.ttl_s if self.aggregates is None else self.aggregates.keep_s)
 
     @cached_property
     def readable(self) -> tuple[int, ...]:
@@ -397,6 +388,21 @@ class FeatureView(Value):
     def fields(self) -> tuple[bytes, ...]:
         """The columns' names as Redis hash fields."""
         return tuple(name.encode() for name in self.column_names)
+
+    @cached_property
+    def whole(self) -> NDArray[np.uint8]:
+        """uint8 [columns]: 1 for those of int64, whose text is read as an integer."""
+        return np.array([dtype == "int64" for dtype in self.dtypes], np.uint8)
+
+    @cached_property
+    def stamp(self) -> bytes:
+        """The field of a hash that holds the view's event time, ms since 1970 in decimal."""
+        return (self.time_field or f"_ts:{self.name}").encode()
+
+    @cached_property
+    def read_fields(self) -> tuple[bytes, ...]:
+        """What is read of a hash: `fields` and, where the view says which it is, that of the event time behind them."""
+        return (*self.fields, self.stamp) if self.time_field else self.fields
 
     def definition(self) -> bytes:
         """The view as it is stored: JSON without what is left at its default."""

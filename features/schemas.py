@@ -27,7 +27,7 @@ LEAST_S = 0.002  # less time than this is no use for another round trip
 log = logging.getLogger(__name__)
 
 
-Key = tuple[tuple[str, int, str, str], tuple[int, ...]]
+Key = tuple[tuple[str | int, ...], tuple[int, ...]]
 """A view as some version knows it: what it makes of a row, and the schemas that it can read."""
 
 

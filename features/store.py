@@ -32,8 +32,25 @@ TRIES = 10
 
 log = logging.getLogger(__name__)
 
-Write = Callable[[], int]
-"""Writes what was prepared and gives the number of rows written; raises `StoreUnavailable`."""
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of rows, but for those left out because a newer event was stored.
+
+    Attributes:
+        kept: written.
+        over: not kept, for their time was over: `ttl_s` after their event had passed. What they replace is gone.
+    """
+
+    kept: int = 0
+    over: int = 0
+
+    def __add__(self, other: Written) -> Written:
+        return Written(self.kept + other.kept, self.over + other.over)
+
+
+Write = Callable[[], Written]
+"""Writes what was prepared and tells what became of it; raises `StoreUnavailable`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +67,7 @@ class FetchedRows:
 
     Attributes:
         values: float32 [u, k], NaN for null and for every value of a row that is not OK.
-        event_times: int64 [u], ms since 1970 (UTC), 0 where unknown (absent rows, hash layout).
+        event_times: int64 [u], ms since 1970 (UTC), 0 where unknown (absent rows, hashes without a `time_field`).
         status: uint8 [u], `ROW_OK`, `ROW_ABSENT`, `ROW_CORRUPT` or `ROW_SCHEMA` of `penstock.kernels.rows`, or one of
             those of `penstock.kernels.joins`.
         trouble: why rows are `ROW_LOST`, in one line; empty where none is.
@@ -134,7 +151,7 @@ class FeatureStore(Reader):
         *,
         overwrite: bool = False,
     ) -> int:
-        """Write rows unless a newer event is stored; the number written.
+        """Write rows unless a newer event is stored, or their time is over; the number written.
 
         Args:
             view: a view, or the name of one that was applied.
@@ -153,12 +170,12 @@ class FeatureStore(Reader):
         arrays = {name: as_array(values) for name, values in columns.items()}
         times = None if event_times is None else as_times(event_times)
         entities = entity_ids(ids, len(found.entity_keys))
-        return self.prepare(found, entities, arrays, times, overwrite=overwrite)()
+        return self.prepare(found, entities, arrays, times, overwrite=overwrite)().kept
 
     def put_table(self, view: FeatureView | str, table: Any, *, overwrite: bool = False) -> int:
         """`put` of an Arrow table: it has the entity's keys and the view's columns, and `event_time` if wanted."""
         found = self._found(view)
-        return self.prepare(found, *from_table(found, table), overwrite=overwrite)()
+        return self.prepare(found, *from_table(found, table), overwrite=overwrite)().kept
 
     def delete(self, view: FeatureView | str, ids: Iterable[Id]) -> int:
         """Take away a view's rows of entities, and of aggregates what is remembered of their events; how many rows.
@@ -247,7 +264,7 @@ class FeatureStore(Reader):
     def stored(self, view: FeatureView, entities: Sequence[bytes]) -> list[Any]:
         """What is kept of entities: packed rows, None where there is none; for the hash layout lists of texts or None.
 
-        In the hash layout an entity whose key holds something else is None itself.
+        The texts are those of `FeatureView.read_fields`; an entity whose key holds something else is None itself.
         """
 
     @abstractmethod

@@ -92,6 +92,7 @@ class Counts:
         claimed: of those read, taken from other consumers.
         written: rows written; of aggregates, events counted.
         older: rows left out because a newer event was stored; of aggregates, events that came too late.
+        over: rows not kept, for `ttl_s` after their event had passed.
         repeated: of aggregates, events that were counted before.
         rejected: put on the dead-letter stream.
         trimmed: gone from the stream before they could be read again.
@@ -107,6 +108,7 @@ class Counts:
     claimed: int = 0
     written: int = 0
     older: int = 0
+    over: int = 0
     repeated: int = 0
     rejected: int = 0
     trimmed: int = 0
@@ -174,9 +176,10 @@ class RowWriter:
         """See `Writer`."""
         decoded = decode(self._form, entries, time.time_ns() // 1_000_000)
         for rows in decoded.rows:
-            written = self._store.put(self._view, rows.entities, rows.columns, rows.event_times)
-            counts.written += written
-            counts.older += len(rows.entities) - written
+            written = self._store.prepare(self._view, rows.entities, rows.columns, rows.event_times)()
+            counts.written += written.kept
+            counts.over += written.over
+            counts.older += len(rows.entities) - written.kept - written.over
             counts.take_in(rows)
             if self._history is not None:
                 self._history.put(rows.entities, rows.columns, rows.event_times)

@@ -1,13 +1,19 @@
 """Tables of rows: Parquet, CSV and Arrow files, or Arrow data of this process, as a sequence of record batches.
 
+A table may also be many files of Parquet: a folder of them, as Spark and Dask write, or what a pattern names. They are
+read in the order of their names, numbers by value; names that begin with '.' or '_' are left out, as everywhere.
+
 What is read is bounded by a batch (and, for Parquet, by a few pages of each column), not by the file. Rows that are to
 be skipped are not decoded where the format allows: whole row groups of Parquet and whole batches of an Arrow file.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,44 +29,111 @@ Batches = Iterator[tuple[Any, float]]
 def read_batches(source: Any, columns: list[str], batch_rows: int, skip: int = 0) -> Batches:
     """Record batches of at most `batch_rows` with these columns, from row `skip` on.
 
-    `source` is the path of a .parquet, .csv or Arrow IPC file (.arrow, .feather, .ipc), or anything that
-    `pyarrow.RecordBatchReader.from_stream` takes: a Table, a RecordBatchReader, a frame of polars or pandas.
-    Raises `InvalidData`.
+    `source` is the path of a .parquet, .csv or Arrow IPC file (.arrow, .feather, .ipc), a folder or pattern of Parquet
+    files, or anything that `pyarrow.RecordBatchReader.from_stream` takes: a Table, a RecordBatchReader, a frame of
+    polars or pandas. Raises `InvalidData`.
     """
-    pyarrow = load_pyarrow()
+    load_pyarrow()
     if not isinstance(source, str | Path):
         yield from _in_memory(source, columns, batch_rows, skip)
-        return
-    path, read = Path(source), _reader(Path(source))
-    try:
-        yield from read(path, columns, batch_rows, skip)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    elif len(files := files_of(Path(source))) > 1:
+        yield from _many(files, columns, batch_rows, skip)
+    else:
+        with readable(files[0]):
+            yield from _reader(files[0])(files[0], columns, batch_rows, skip)
+
+
+def read_table(source: Path, texts: Collection[str] = ()) -> Any:
+    """The whole table, of a path as `read_batches` takes it.
+
+    Values of a CSV file are what they look like, but for the columns named in `texts`, which are text. Raises
+    `InvalidData`.
+    """
+    pa = load_pyarrow()
+    tables = []
+    for file in files_of(source):
+        with readable(file):
+            tables.append(_whole(file, _reader(file), texts))
+    with readable(source):
+        return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _whole(path: Path, read: Reader, texts: Collection[str]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
+    if read is _parquet:
+        with parquet.ParquetFile(path) as file:
+            return file.read()
+    if read is _arrow:
+        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+            return file.read_all()
+    return csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pa.string())))
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a table, one or many; `InvalidData` where there is none, or it cannot be of many."""
+    if path.is_dir():
+        return _parquet_in(path)
+    if not glob.has_magic(str(path)) or path.exists():
+        _reader(path)
+        return [path]
+    found = _shown(Path(path.anchor), Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+    if not found:
+        raise InvalidData(f"no file is called {path}")
+    files = [file for each in found for file in (_parquet_in(each) if each.is_dir() else [each])]
+    for file in files:
+        if len(files) > 1 and _reader(file) is not _parquet:
+            raise InvalidData(f"{file}: a table of many files is Parquet")
+    return files
+
+
+def _parquet_in(folder: Path) -> list[Path]:
+    found = (path for path in folder.rglob("*") if READERS.get(path.suffix.lower()) is _parquet and path.is_file())
+    files = _shown(folder, found, whole=True)
+    if not files:
+        raise InvalidData(f"there is no Parquet file in the folder {folder}")
+    return files
+
+
+def _shown(folder: Path, paths: Iterable[Path], *, whole: bool = False) -> list[Path]:
+    """In order and without those whose name (with `whole`, or that of a folder on the way) begins with '.' or '_'."""
+    names = ((path, path.relative_to(folder).parts if whole else (path.name,)) for path in paths)
+    return sorted((path for path, parts in names if not any(part[0] in "._" for part in parts)), key=_by_numbers)
+
+
+def _by_numbers(path: Path) -> list[tuple[int, str]]:
+    """A key to sort by: `part.10` after `part.2`."""
+    return [(int(number or 0), text) for text, number in re.findall(r"(\D*)(\d*)", str(path))]
 
 
 def column_names(path: Path) -> list[str]:
-    """The names of a table's columns, in order; raises `InvalidData`."""
+    """The names of a table's columns, in order; of many files those of the first. Raises `InvalidData`."""
     pa = load_pyarrow()
     from pyarrow import csv, parquet
 
-    _reader(path)
-    try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            names = parquet.read_schema(path).names
-        elif path.suffix.lower() == ".csv":
-            with csv.open_csv(path) as reader:
-                names = reader.schema.names
-        else:
-            with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as reader:
-                names = reader.schema.names
-    except (OSError, pa.ArrowException) as error:
-        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    return list(names)
+    file = files_of(path)[0]
+    read = _reader(file)
+    with readable(file):
+        if read is _parquet:
+            return list(parquet.read_schema(file).names)
+        if read is _csv:
+            with csv.open_csv(file) as reader:
+                return list(reader.schema.names)
+        with pa.OSFile(str(file)) as source, pa.ipc.open_file(source) as reader:
+            return list(reader.schema.names)
 
 
 def identity(path: Path) -> str:
-    """What tells a file from what it was or will be: a digest of its size, time of change, beginning and end."""
-    _reader(path)
+    """What tells a table from what it was or will be: for each file its size, time of change, beginning and end."""
+    files = files_of(path)
+    if len(files) == 1:
+        return _identity(files[0])
+    parts = "".join(f"{file}\n{_identity(file)}\n" for file in files)
+    return hashlib.sha256(parts.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+
+
+def _identity(path: Path) -> str:
     try:
         found = path.stat()
         with path.open("rb") as file:
@@ -79,6 +152,33 @@ def load_pyarrow() -> Any:
     except ImportError as error:
         raise FeatureError("reading tables needs pyarrow: pip install 'penstock[tables]'") from error
     return pa
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """`InvalidData` that names the file which the block cannot read."""
+    try:
+        yield
+    except (OSError, load_pyarrow().ArrowException) as error:
+        raise InvalidData(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _many(files: Sequence[Path], columns: list[str], batch_rows: int, skip: int) -> Batches:
+    """One file of Parquet after the other; that each has the columns is known before a row of any is read."""
+    from pyarrow import parquet
+
+    sizes = []
+    for path in files:
+        with readable(path), parquet.ParquetFile(path) as file:
+            require_columns(path, columns, file.schema_arrow.names)
+            sizes.append(file.metadata.num_rows)
+    total, done = max(sum(sizes), 1), 0
+    for path, rows in zip(files, sizes, strict=True):
+        if done + rows > skip:
+            with readable(path):
+                for batch, fraction in _parquet(path, columns, batch_rows, max(skip - done, 0)):
+                    yield batch, (done + fraction * rows) / total
+        done += rows
 
 
 def _parquet(path: Path, columns: list[str], batch_rows: int, skip: int) -> Batches:
@@ -150,10 +250,18 @@ def _in_memory(source: Any, columns: list[str], batch_rows: int, skip: int) -> B
         yield from _sliced(left.select(columns), batch_rows, done / total if total else 0.0)
 
 
-READERS = {".parquet": _parquet, ".pq": _parquet, ".csv": _csv, ".arrow": _arrow, ".feather": _arrow, ".ipc": _arrow}
+Reader = Callable[[Path, list[str], int, int], Batches]
+READERS: dict[str, Reader] = {
+    ".parquet": _parquet,
+    ".pq": _parquet,
+    ".csv": _csv,
+    ".arrow": _arrow,
+    ".feather": _arrow,
+    ".ipc": _arrow,
+}
 
 
-def _reader(path: Path) -> Callable[[Path, list[str], int, int], Batches]:
+def _reader(path: Path) -> Reader:
     """What reads such files."""
     read = READERS.get(path.suffix.lower())
     if read is None:

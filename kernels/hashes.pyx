@@ -1,4 +1,4 @@
-"""Hashes of decimal text, one for each entity, as others write them to Redis: the numbers of the fields that are wanted.
+"""Hashes of decimal text, one for each entity, as others write them to Redis: numbers of the fields that are wanted.
 
 A hash comes in one of two forms: the values of the wanted fields in their order (HMGET), or whole, as fields and values
 in turn (HGETALL), of which `pick` takes the wanted ones. Redis walks a small hash once for every field it is asked for,
@@ -9,7 +9,7 @@ Cost goal: 10 ns a value of up to 15 digits, and 10 ns to pick one from hashes w
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_Check, PyBytes_GET_SIZE
 from libc.math cimport NAN
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp
 
 from penstock.kernels._cursor cimport Cursor, cursor_over, left, read_u8
@@ -24,6 +24,7 @@ cdef extern from "Python.h":
 cdef enum:
     MAX_TEXT = 512           # nothing longer is taken for a number
     EXACT_DIGITS = 15        # decimal integers of so many digits are exact in float64
+    MOST_DIGITS = 19         # of an int64; so many of any kind fit uint64
 
 cdef uint8_t ROW_OK = rows.ROW_OK
 cdef uint8_t ROW_ABSENT = rows.ROW_ABSENT
@@ -78,7 +79,34 @@ cdef float parse_number(bytes text) except? -1.0:
     return <float>value if end == start + size else NAN
 
 
-cdef uint8_t parse_reply(object reply, float[::1] out) except? 255:
+cdef inline bint parse_whole(Cursor* cursor, float* out) noexcept nogil:
+    """A plain integer that int64 holds, rounded once: by way of a double it would be rounded twice beyond 2^53."""
+    cdef uint64_t digits = 0
+    cdef int n_digits = 0
+    cdef bint negative = False
+    cdef uint8_t c = 0
+    if left(cursor) and (cursor.at[0] == c'-' or cursor.at[0] == c'+'):
+        read_u8(cursor, &c)
+        negative = c == c'-'
+    while read_u8(cursor, &c):
+        if not c'0' <= c <= c'9' or n_digits == MOST_DIGITS:
+            return False
+        digits = digits * 10 + (c - c'0')
+        n_digits += 1
+    if n_digits == 0 or digits > (<uint64_t>1 << 63) - 1 + negative:
+        return False
+    out[0] = -<float>digits if negative else <float>digits
+    return True
+
+
+cdef float parse_integer(bytes text) except? -1.0:
+    """The same for a column of int64."""
+    cdef Cursor cursor = cursor_over(<const uint8_t*>PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text))
+    cdef float value = 0
+    return value if parse_whole(&cursor, &value) else parse_number(text)
+
+
+cdef uint8_t parse_reply(object reply, const uint8_t[::1] whole, float[::1] out) except? 255:
     cdef Py_ssize_t j
     cdef uint8_t status = ROW_ABSENT
     if not isinstance(reply, (list, tuple)):
@@ -90,17 +118,21 @@ cdef uint8_t parse_reply(object reply, float[::1] out) except? 255:
         if reply[j] is None:
             out[j] = NAN
         else:
-            out[j] = parse_number(reply[j])
+            out[j] = parse_integer(reply[j]) if whole[j] else parse_number(reply[j])
             status = ROW_OK
     return status
 
 
-def parse_hashes(replies, float[:, ::1] out not None, uint8_t[::1] status not None):
+def parse_hashes(
+    replies, const uint8_t[::1] whole not None, float[:, ::1] out not None, uint8_t[::1] status not None
+):
     cdef Py_ssize_t i, n = len(replies)
     if out.shape[0] != n or status.shape[0] != n or out.shape[1] == 0:
         raise ValueError(f"{n} replies need out of {n} rows and at least one column, and {n} statuses")
+    if whole.shape[0] != out.shape[1]:
+        raise ValueError(f"whole has {whole.shape[0]} columns, and out {out.shape[1]}")
     for i in range(n):
-        status[i] = parse_reply(replies[i], out[i])
+        status[i] = parse_reply(replies[i], whole, out[i])
 
 
 # Whole hashes -----------------------------------------------------------------------------------------------------

@@ -40,9 +40,9 @@ def observe(
     """Mark the rows that are too old, and count rows by status and age. The GIL is held.
 
     Args:
-        status: (u,) of fetched rows; those with values that are older than `max_age_ms` become ROW_STALE.
-        event_times: (u,) milliseconds since 1970, 0 where not known: such a row has no age and is never stale. One from
-            the future has age 0.
+        status: (u,) of fetched rows; those with values that may be older than `max_age_ms` become ROW_STALE.
+        event_times: (u,) milliseconds since 1970, 0 where not known: nobody can tell that such a row is not stale. One
+            from the future has age 0.
         now_ms: milliseconds since 1970.
         max_age_ms: negative: nothing is stale.
         statuses: (N_STATUSES,) to which the rows are added, after marking.

@@ -86,7 +86,10 @@ def observe(
         if status[i] >= STATUSES:
             raise ValueError(f"status[{i}] is {status[i]}, which is none")
     for i in range(n):
-        if has_values(status[i]) and event_times[i] != 0:
+        if has_values(status[i]) and event_times[i] == 0:
+            if max_age_ms >= 0:   # nobody can tell that it is new
+                status[i] = STALE
+        elif has_values(status[i]):
             # Computed without overflow, whatever stands in a row; what is from the future is new.
             age = now_ms - event_times[i] if 0 < event_times[i] < now_ms else (0 if event_times[i] > 0 else now_ms)
             count_age(age, &bounds_ms[0] if n_bounds else NULL, n_bounds, &ages[0])

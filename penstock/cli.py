@@ -22,6 +22,7 @@ from penstock.commands import (
     drift,
     features,
     fitting,
+    history,
     models,
     serve,
     streaming,
@@ -42,6 +43,8 @@ features.app.command("stream", help=flowing(streaming.stream.__doc__))(streaming
 features.app.command("delete", help=flowing(deleting.delete.__doc__))(deleting.delete)
 features.app.command("fit", help=flowing(fitting.fit.__doc__))(fitting.fit)
 features.app.command("dead-letters", help=flowing(dead_letters.dead_letters.__doc__))(dead_letters.dead_letters)
+features.app.command("join", help=flowing(history.join.__doc__))(history.join)
+features.app.command("restore", help=flowing(history.restore.__doc__))(history.restore)
 app.add_typer(features.app, name="features")
 app.add_typer(drift.app, name="drift")
 app.command("convert")(convert.convert)

@@ -80,11 +80,9 @@ class _View:
     def _refuse_stale(self, batch: Batch, rows: FetchedRows, asked: Asked, now_ms: int) -> None:
         _, row_of = asked
         for row in _of_status(rows, asked, ROW_STALE):
-            age_s = (now_ms - int(rows.event_times[row_of[row]])) / 1000
-            message = (
-                f"view {self.view.name!r}: features of {self._entity(asked, row)} are {age_s:.0f} s old, "
-                f"more than {self.view.max_age_s:g} s"
-            )
+            at, limit = int(rows.event_times[row_of[row]]), f"more than {self.view.max_age_s:g} s"
+            age = f"{(now_ms - at) / 1000:.0f} s old, {limit}" if at else f"without an event time, perhaps {limit} old"
+            message = f"view {self.view.name!r}: features of {self._entity(asked, row)} are {age}"
             batch.refuse(int(row), UnknownEntity.status, message)
 
     def _refuse_missing(self, batch: Batch, rows: FetchedRows, asked: Asked) -> None:

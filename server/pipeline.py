@@ -73,10 +73,10 @@ class Pipeline:
         joined = self.join is None or self.join.fill(batch)
         batch.degraded = not joined
         looked_up = monotonic_ns()
-        if self.sample is not None and joined:
-            self.sample.offer(batch, asked_ms)
         outputs = self.compute(self._feeds(batch))
         computed = monotonic_ns()
+        if self.sample is not None and joined:
+            self.sample.offer(batch, asked_ms)
         if self.watch is not None and joined:
             self.watch.count(batch, outputs)
         batch.complete(outputs | self._on_request(batch), looked_up - started, computed - looked_up)

@@ -64,7 +64,7 @@ def fit_table(
 
     Args:
         recipe: the steps.
-        table: a .parquet, .csv or Arrow file.
+        table: a .parquet, .csv or Arrow file, or a folder or pattern of Parquet.
         columns: those that callers will send, or a view have, in order; all but `time` where none are named.
         time: column with the time of each row, for steps that count from now; the present where there is none.
         functions: those that the steps call, by name.

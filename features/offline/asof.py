@@ -2,7 +2,7 @@
 
 For a label (entity, t) that is the row with
 
-    event_time <= t,  event_time >= t - ttl,  created_time <= t,
+    event_time <= t,  event_time >= t - ttl,  created_time <= t        (ttl: `FeatureView.lives_ms`)
     and of these the greatest (event_time, created_time, written).
 
 An ASOF join compares one time only. So a row becomes visible at the greater of its two times, and of an entity's rows
@@ -17,18 +17,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.features.errors import FeatureError, InvalidData
-from penstock.features.offline.kinds import kind_of, to_numbers
+from penstock.features.evolution import spans
+from penstock.features.offline.forms import Files, open_files
+from penstock.features.offline.kinds import to_numbers
 from penstock.features.offline.store import CREATED, EVENT, WRITTEN, OfflineStore, check_names
-from penstock.features.offline.tables import arrow, identifier, quoted
+from penstock.features.offline.tables import arrow
 from penstock.features.schema import FeatureView
 from penstock.features.store import FetchedRows
 from penstock.kernels.rows import ROW_ABSENT, ROW_OK
@@ -38,7 +39,13 @@ CHUNK = 1 << 16  # rows of the answer in hand at a time
 
 
 def rows_as_of(
-    store: OfflineStore, view: FeatureView, ids: Any, times: NDArray[np.int64], *, as_of_created: bool = True
+    store: OfflineStore,
+    view: FeatureView,
+    ids: Any,
+    times: NDArray[np.int64],
+    *,
+    as_of_created: bool = True,
+    told: Callable[[int], None] = lambda _: None,
 ) -> FetchedRows:
     """Each label's row, in the form in which a feature store answers.
 
@@ -48,6 +55,7 @@ def rows_as_of(
         ids: Arrow large_binary array of n entity ids.
         times: int64 [n], ms since 1970.
         as_of_created: leave out rows that were not known yet; otherwise their event times alone count.
+        told: is called with the number of rows found, some thousands at a time.
 
     Returns:
         n rows: values as float32, NaN for null; event times, 0 where there is none; `ROW_OK` or `ROW_ABSENT`.
@@ -61,66 +69,37 @@ def rows_as_of(
     found = FetchedRows(
         np.full((n, view.width), np.nan, np.float32), np.zeros(n, np.int64), np.full(n, ROW_ABSENT, np.uint8)
     )
-    first, last = (int(times.min()) - view.ttl_s * 1000, int(times.max())) if n else (0, 0)
+    first, last = (int(times.min()) - view.lives_ms, int(times.max())) if n else (0, 0)
     files = store.files(view, first, last)
     if not n or not files:
         return found
     labels = arrow().table({"label": np.arange(n), "id": ids, "asked": times})
-    for batch in _answers(_query(view, files, first, last, as_of_created=as_of_created), labels):
-        _take(view, batch, found)
+    history = open_files(view, [column for column in view.columns if column.width], files)
+    for batch in answers(_query(history, first, last, as_of_created=as_of_created), labels):
+        _take(history, batch, found)
+        told(batch.num_rows)
     return found
 
 
-def _query(view: FeatureView, files: list[Path], first: int, last: int, *, as_of_created: bool) -> str:
+def _query(history: Files, first: int, last: int, *, as_of_created: bool) -> str:
     """The whole look-up as one statement over the table `labels`."""
-    present = _columns_of(view, files)
-    wanted = [f"{identifier(name) if name in present else 'NULL'} AS c{i}" for i, name in enumerate(_read(view))]
     visible = f"greatest({EVENT}, {CREATED})" if as_of_created else EVENT
     known = f"AND {CREATED} <= {last}" if as_of_created else ""
-    names = ", ".join(f"c{i}" for i in range(len(wanted)))
     return f"""
         WITH newest AS (
-            SELECT {identifier(view.entity_name)} AS id, {visible} AS visible, {EVENT}, {", ".join(wanted)}
-            FROM read_parquet([{", ".join(map(quoted, files))}], union_by_name = true, hive_partitioning = false)
-            WHERE {EVENT} BETWEEN {first} AND {last} {known}
-              AND {identifier(view.entity_name)} IN (SELECT id FROM labels)
+            SELECT id, {visible} AS visible, {EVENT}{history.names}
+            FROM ({history.table})
+            WHERE {EVENT} BETWEEN {first} AND {last} {known} AND id IN (SELECT id FROM labels)
             WINDOW since AS (
-                PARTITION BY {identifier(view.entity_name)} ORDER BY {visible}, {EVENT}, {CREATED}, {WRITTEN}
-                ROWS UNBOUNDED PRECEDING)
+                PARTITION BY id ORDER BY {visible}, {EVENT}, {CREATED}, {WRITTEN} ROWS UNBOUNDED PRECEDING)
             QUALIFY {EVENT} = max({EVENT}) OVER since AND {visible} IS DISTINCT FROM lead({visible}) OVER since)
-        SELECT label, {EVENT}, {names}
+        SELECT label, {EVENT}{history.names}
         FROM labels ASOF JOIN newest ON labels.id = newest.id AND labels.asked >= newest.visible
-        WHERE {EVENT} >= labels.asked - {view.ttl_s * 1000}"""  # noqa: S608 -- names are quoted, the rest are numbers of ours
+        WHERE {EVENT} >= labels.asked - {history.view.lives_ms}"""  # noqa: S608 -- names are quoted, the rest are numbers of ours
 
 
-def _columns_of(view: FeatureView, files: list[Path]) -> set[str]:
-    """Which of the view's columns the files have; `InvalidData` where one has another dtype than the view says."""
-    pa = arrow()
-    from pyarrow import parquet
-
-    kinds = {column.name: kind_of(column) for column in view.columns}
-    kinds |= {view.entity_name: pa.large_binary()} | dict.fromkeys((EVENT, CREATED, WRITTEN), pa.int64())
-    needed, present = {view.entity_name, EVENT, CREATED, WRITTEN}, set()
-    for file in files:
-        try:
-            schema = parquet.read_schema(file)
-        except (OSError, pa.ArrowException) as error:
-            raise InvalidData(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-        for name, kind in kinds.items():
-            place = schema.get_field_index(name)
-            if place < 0 and name in needed:
-                raise InvalidData(f"{file}: no column {name!r}; it was not written as history of view {view.name!r}")
-            if place >= 0 and schema.field(place).type != kind:
-                raise InvalidData(
-                    f"{file}: column {name!r} is {schema.field(place).type} and view {view.name!r} says {kind}; "
-                    "write its history again under a view of another name"
-                )
-        present |= set(schema.names)
-    return present
-
-
-def _answers(query: str, labels: Any) -> Iterator[Any]:
-    """Arrow batches of what the statement finds."""
+def answers(query: str, labels: Any = None) -> Iterator[Any]:
+    """Arrow batches of what a statement finds, which may read the table `labels`."""
     try:
         import duckdb
     except ImportError as error:
@@ -129,25 +108,21 @@ def _answers(query: str, labels: Any) -> Iterator[Any]:
         settings: dict[str, Any] = {"memory_limit": MEMORY, "temp_directory": scratch}
         settings |= {"threads": len(os.sched_getaffinity(0)), "autoload_known_extensions": False}
         with closing(duckdb.connect(config=settings)) as engine:
-            engine.register("labels", labels)
+            if labels is not None:
+                engine.register("labels", labels)
             try:
                 yield from engine.sql(query).to_arrow_reader(CHUNK)
             except duckdb.Error as error:
                 raise InvalidData(f"the history cannot be joined: {' '.join(str(error).split())}") from error
 
 
-def _take(view: FeatureView, batch: Any, found: FetchedRows) -> None:
+def _take(history: Files, batch: Any, found: FetchedRows) -> None:
     """Put some labels' rows where they belong."""
     at = batch.column(0).to_numpy()
     found.status[at] = ROW_OK
     found.event_times[at] = batch.column(1).to_numpy()
-    place = 0
-    for column, array in zip((c for c in view.columns if c.width), batch.columns[2:], strict=True):
-        if not arrow().types.is_null(array.type):  # a column that no file has stays NaN
-            found.values[at, place : place + column.width] = to_numbers(column, array)
-        place += column.width
-
-
-def _read(view: FeatureView) -> list[str]:
-    """The columns that give numbers to a matrix."""
-    return [column.name for column in view.columns if column.width]
+    places = spans(history.view.columns)
+    for form, array in zip(history.forms, batch.columns[2:], strict=True):
+        place = places[form.column.name]
+        numbers, others = to_numbers(form.column, array), found.values[at, place]
+        found.values[at, place] = np.where(np.isnan(numbers), others, numbers)

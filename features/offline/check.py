@@ -8,13 +8,15 @@ Per feature, of the values that the server looked up (not of those that the call
     SMAPE       mean of 2 |served - offline| / (|served| + |offline|) over values that both have: 0 to 2
 
 An ingestion writes both sides, but not in one instant. So a look-up within `settle_s` of a change of its row's history
-proves nothing; it is left out and counted.
+proves nothing; it is left out and counted. Views that cannot be checked are left out and named: those without a
+history, and those with `compute`, for what was computed is written back, is then of the store, and is no history.
 
 Cost: the two look-ups of the join (`asof`) for each view, and the sample in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,12 +27,11 @@ from penstock.features.entities import own_ids
 from penstock.features.errors import InvalidData
 from penstock.features.offline import served
 from penstock.features.offline.asof import rows_as_of
-from penstock.features.offline.joining import as_served
 from penstock.features.offline.served import Origin, ServedRows
 from penstock.features.offline.store import OfflineStore
 from penstock.features.offline.tables import arrow
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows
+from penstock.features.treatments import as_served
 from penstock.kernels.joins import SOURCE_COMPUTED, SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_NONE, SOURCE_REQUEST
 
 Values = NDArray[np.float32]
@@ -69,6 +70,14 @@ class FeatureReport:
 
 
 @dataclass(frozen=True)
+class Unchecked:
+    """A view that was looked up and is left out, and why."""
+
+    view: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """The whole check.
 
@@ -76,11 +85,13 @@ class Report:
         rows: in the sample.
         unsettled: of these with their view, looked up so close to a change that nothing follows.
         features: by view and column.
+        unchecked: views that are left out.
     """
 
     rows: int
     unsettled: int
     features: tuple[FeatureReport, ...]
+    unchecked: tuple[Unchecked, ...] = ()
 
     @property
     def compared(self) -> int:
@@ -119,6 +130,7 @@ def check(
     store: OfflineStore,
     *,
     model: str = "",
+    views: Collection[str] = (),
     tolerance: float = 0.0,
     settle_s: float = 2.0,
     worst: int = 5,
@@ -129,21 +141,23 @@ def check(
         sample: folder that a server writes to (`sample_served`).
         store: the history.
         model: of this model only; all if empty.
+        views: names of these only; all if empty.
         tolerance: by which part of the larger a value may be off.
         settle_s: how close to a change of the history a look-up proves nothing.
         worst: examples to keep of each feature.
 
     Raises:
-        InvalidData: no sample, none of that model, nothing in it to compare, or no history of a view.
+        InvalidData: no sample, none of that model or view, or nothing in it that can be compared.
         FeatureError: DuckDB or pyarrow is not installed.
     """
     found = [(origin, rows) for origin, rows in served.read(sample) if model in ("", origin.model)]
     if not found:
         raise InvalidData(f"{sample} holds no served vectors of model {model!r}")
-    views = {view.model_dump_json(): view for origin, _ in found for view in origin.views}
+    looked_up = {view.model_dump_json(): view for origin, _ in found for view in origin.views}
+    chosen, unchecked = _chosen(list(looked_up.values()), store, views)
     reports: dict[tuple[str, str], list[FeatureReport]] = {}
     unsettled = 0
-    for view in views.values():
+    for view in chosen:
         names = [name for name in view.feature_names if any(name in origin.columns for origin, _ in found)]
         rows = _looked_up(found, view, names)
         history = _history(store, view, rows, settle_s)
@@ -158,7 +172,28 @@ def check(
             f"nothing to compare in {total:,} sampled rows: their callers sent every value, or they were looked up "
             f"within {settle_s:g} s of a change of their history (--settle)"
         )
-    return Report(total, unsettled, features)
+    return Report(total, unsettled, features, unchecked)
+
+
+def _chosen(
+    looked_up: list[FeatureView], store: OfflineStore, names: Collection[str]
+) -> tuple[list[FeatureView], tuple[Unchecked, ...]]:
+    """The definitions that can be checked, and of the other views why they cannot."""
+    found = sorted({view.name for view in looked_up})
+    for name in names:
+        if name not in found:
+            raise InvalidData(f"no sampled row looked view {name!r} up; there is {', '.join(found) or 'none'}")
+    computed = {view.name for view in looked_up if view.on_missing == "compute"}
+    reasons = {}
+    for name in names or found:
+        if name in computed:
+            reasons[name] = "its rows are computed where they are missing, and that is no history"
+        elif not store.has(name):
+            reasons[name] = f"there is no history of view {name!r} in {store.root}"
+    chosen = [view for view in looked_up if view.name in (names or found) and view.name not in reasons]
+    if not chosen:
+        raise InvalidData("nothing to check: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+    return chosen, tuple(Unchecked(name, reason) for name, reason in sorted(reasons.items()))
 
 
 def _looked_up(found: list[tuple[Origin, ServedRows]], view: FeatureView, names: list[str]) -> _Served:
@@ -205,8 +240,8 @@ def _history(store: OfflineStore, view: FeatureView, served_rows: _Served, settl
     found = rows.values.reshape(2, n, view.width)
     settled = (status[0] == status[1]).all(axis=1) & (at[0] == at[1]).all(axis=1)
     settled &= ((found[0] == found[1]) | (np.isnan(found[0]) & np.isnan(found[1]))).all(axis=1)
-    values, sources = as_served(view, FetchedRows(found[0], rows.event_times[:n], rows.status[:n]), served_rows.times)
-    return _History(values, _present(sources), settled)
+    seen = as_served(view, found[0], rows.event_times[:n], rows.status[:n], served_rows.times)
+    return _History(seen.values, _present(seen.sources), settled)
 
 
 def _present(sources: NDArray[np.uint8]) -> Mask:

@@ -3,7 +3,9 @@
 A file that holds one of the entities is written anew without their rows beside its place, and renamed over it once it
 is whole and on disk: a reader sees the one or the other. Whoever erases holds a lock on the view's folder, so that two
 at once do not bring back each other's rows; writers add files of their own and need none. What one who was killed has
-left, under names that begin with `.erasing-`, no reader looks at, and the next one takes away.
+left, under names that begin with `.erasing-`, no reader looks at, and the next one takes away, with what writers that
+were killed have left (features/offline/parts.py). What consumers have saved and not published
+(features/offline/history.py) is published first where they are no more; one that runs publishes its own later.
 
 Cost: every file's ids are read, and what holds one of the entities is read and written in full.
 """
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.features.errors import InvalidData
+from penstock.features.offline.history import publish_abandoned
+from penstock.features.offline.parts import sweep
 from penstock.features.offline.store import OfflineStore
 from penstock.features.offline.tables import arrow
 from penstock.features.schema import NAME, FeatureView
@@ -51,6 +55,8 @@ def erase(
         InvalidData: there is no history at all in that folder, or a file cannot be read.
     """
     rows = 0
+    if not dry_run:
+        publish_abandoned(store, view)
     with _locked(store, view.name) as folder:
         files = sorted(folder.glob(FILES))
         for done, file in enumerate(files, start=1):
@@ -102,6 +108,7 @@ def _locked(store: OfflineStore, name: str) -> Iterator[Path]:
     number = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(number, fcntl.LOCK_EX)
+        sweep(folder)
         for left in folder.glob(f"date=*/{STAGED}*"):
             left.unlink()
         yield folder

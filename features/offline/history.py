@@ -16,14 +16,14 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.errors import FeatureError
+from penstock.features.offline.parts import writing
 from penstock.features.offline.store import OfflineStore, Writer, check_names
 from penstock.features.offline.tables import LAST_MS, arrow
 from penstock.features.schema import FeatureView
@@ -48,7 +48,8 @@ class History:
 
     Raises:
         InvalidView: the view cannot be kept offline.
-        FeatureError: pyarrow is not installed, or the folder cannot be written to; likewise all methods.
+        HistoryUnwritable: the folder cannot be written to; likewise all methods.
+        FeatureError: pyarrow is not installed.
     """
 
     def __init__(
@@ -64,10 +65,9 @@ class History:
         self._offline, self._view, self._folder = offline, view, offline.root / view.name
         self._every_s, self._most_rows, self._clock = every_s, most_rows, clock
         self._published_at = clock()
-        with self._writing():
+        with writing(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            for spool in sorted(self._folder.glob(SPOOL)):
-                _recover(spool, offline, view)
+            publish_abandoned(offline, view)
             self._spool = Spool(self._folder)
         self._writer = Writer(self._folder, view)
 
@@ -80,14 +80,14 @@ class History:
             entities = [entities[i] for i in within.tolist()]
             columns, event_times = {name: values[within] for name, values in columns.items()}, event_times[within]
         if entities:
-            with self._writing():
+            with writing(self._folder):
                 table = self._writer.table(entities, columns, event_times)
                 self._spool.add(table)
                 self._writer.hold(table)
 
     def save(self) -> None:
         """Have on disk what was put, and publish it where it is time."""
-        with self._writing():
+        with writing(self._folder):
             self.rows += self._spool.sync()
             if self._writer.rows >= self._most_rows or self._clock() >= self._published_at + self._every_s:
                 self._publish()
@@ -109,28 +109,18 @@ class History:
     def __exit__(self, *_: object) -> None:
         """Publish what was put, also after an error: the store has acknowledged it."""
         try:
-            with self._writing():
+            with writing(self._folder):
                 self.rows += self._spool.sync()
                 self._publish()
         finally:
             self._spool.close()
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            why = error.strerror or " ".join(str(error).split())
-            raise FeatureError(f"the history in {self._folder} cannot be written: {why}") from error
 
 
 class Spool:
     """Rows in the order in which they came, in a file that is ours as long as it is open."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / SPOOL.replace("*", f"{time.time_ns():020d}-{secrets.token_hex(4)}")
-        self._file = self._path.open("xb")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._path, self._file = _new_spool(folder)
         self._stream: Any = None
         self._rows = self._unsaved = 0
 
@@ -161,7 +151,25 @@ class Spool:
         self._stream = None
         if not self._rows:
             self._path.unlink(missing_ok=True)
-        self._file.close()
+        with suppress(OSError):  # what a full disk did not take was not acknowledged
+            self._file.close()
+
+
+def _new_spool(folder: Path) -> tuple[Path, IO[bytes]]:
+    """A file that is ours: one who opens the history may have taken it for abandoned before it was locked."""
+    while True:
+        path = folder / SPOOL.replace("*", f"{time.time_ns():020d}-{secrets.token_hex(4)}")
+        file = path.open("xb")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return path, file
+        file.close()
+
+
+def publish_abandoned(offline: OfflineStore, view: FeatureView) -> None:
+    """Publish what consumers of the view have saved that are no more, and leave the spools of those that run."""
+    for spool in sorted((offline.root / view.name).glob(SPOOL)):
+        _recover(spool, offline, view)
 
 
 def _recover(path: Path, offline: OfflineStore, view: FeatureView) -> None:

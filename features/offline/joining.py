@@ -6,12 +6,12 @@ defaults, float32) is done by the kernel that serving itself uses, so that the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from penstock.features.errors import InvalidData, InvalidView
 from penstock.features.offline.asof import rows_as_of
@@ -20,12 +20,23 @@ from penstock.features.offline.tables import arrow, as_table, column_of, ids_of,
 from penstock.features.offline.windows import Events, aggregates_as_of
 from penstock.features.reading import words_of
 from penstock.features.schema import FeatureView
-from penstock.features.store import FetchedRows
-from penstock.features.treatments import treatments
-from penstock.kernels.joins import N_SOURCES, ROW_STALE, SOURCE_MISSING, scatter
+from penstock.features.treatments import Served, as_served, refused
 from penstock.kernels.rows import ROW_OK
 
 FOLDER = "penstock-offline"
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What a join came to.
+
+    Attributes:
+        table: Arrow table: the frame's columns, then those of each view.
+        found: by view, for how many of the frame's rows there was one.
+    """
+
+    table: Any
+    found: dict[str, int]
 
 
 def join(
@@ -34,6 +45,7 @@ def join(
     store: OfflineStore | Path | str = FOLDER,
     *,
     time: str = EVENT,
+    keys: Mapping[str, str] | None = None,
     as_of_created: bool = True,
     prefix: bool = False,
     events: Mapping[str, Events] | None = None,
@@ -42,10 +54,11 @@ def join(
     """The frame's rows, in their order, with the columns of the views as of each row's time.
 
     Args:
-        entity_frame: labels: an Arrow table, a pandas frame or a dict of arrays, with the views' entities.
-        views: one view or several.
+        entity_frame: labels: Arrow data, a frame of pandas or polars, or a dict of arrays, with the views' entities.
+        views: one view or several; `store.view(NAME)` and `read_views(FILE)` give those that were declared.
         store: the history, or its folder.
         time: the frame's column with the times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
+        keys: what the frame calls keys of entities that have another name there.
         as_of_created: leave out what was not known yet at that time; False for a history without created times.
         prefix: call the new columns VIEW__COLUMN.
         events: by the names of aggregated views the events of which they are made; these need no history.
@@ -62,46 +75,55 @@ def join(
     """
     views = [views] if isinstance(views, FeatureView) else list(views)
     store = store if isinstance(store, OfflineStore) else OfflineStore(store)
-    frame, what = as_table(entity_frame), "the entity frame"
+    return joined(
+        as_table(entity_frame),
+        views,
+        store,
+        time=time,
+        keys=keys or {},
+        as_of_created=as_of_created,
+        prefix=prefix,
+        events=events,
+        words=words,
+    ).table
+
+
+def joined(
+    frame: Any,
+    views: Sequence[FeatureView],
+    store: OfflineStore,
+    *,
+    time: str,
+    keys: Mapping[str, str],
+    as_of_created: bool,
+    prefix: bool,
+    events: Mapping[str, Events] | None = None,
+    words: bool = False,
+    told: Callable[[int], None] = lambda _: None,
+) -> Joined:
+    """`join` of an Arrow table; `told` is called with the number of rows found, some thousands at a time."""
+    what, found = "the entity frame", {}
     names = _names(frame, views, prefix=prefix)
     times = to_ms(column_of(frame, time, what), time)
     replayed = dict(events or {})
     if strange := sorted(replayed.keys() - {view.name for view in views}):
         raise InvalidData(f"there are events for {strange[0]!r}, which is none of the views that are joined")
     for view, called in zip(views, names, strict=True):
-        ids = ids_of(frame, view.entity_keys, what)
+        ids = ids_of(frame, [keys.get(key, key) for key in view.entity_keys], what)
         if view.name in replayed:
             rows = aggregates_as_of(view, replayed[view.name], ids, times)
         else:
-            rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created)
-        values, sources = as_served(view, rows, times)
-        _refuse(view, rows, sources, ids)
+            rows = rows_as_of(store, view, ids, times, as_of_created=as_of_created, told=told)
+        found[view.name] = int((rows.status == ROW_OK).sum())
+        served = as_served(view, rows.values, rows.event_times, rows.status, times)
+        _refuse(view, served, ids)
         categories = {column.name: column for column in view.columns if words and column.dtype == "category"}
         for place, name in enumerate(called):
-            numbers = np.ascontiguousarray(values[:, place])
+            numbers = np.ascontiguousarray(served.values[:, place])
             category = categories.get(view.feature_names[place])
             column = arrow().array(numbers) if category is None else arrow().array(words_of(category, numbers))
             frame = frame.append_column(name, column)
-    return frame
-
-
-def as_served(
-    view: FeatureView, rows: FetchedRows, times: NDArray[np.int64]
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """What the model would see of rows looked up at these times, float32 [n, k], and where each value came from.
-
-    Rows that were older than the view's `max_age_s` then get the status `ROW_STALE`.
-    """
-    n, k = rows.values.shape
-    values, sources = np.empty((n, k), np.float32), np.zeros((n, k), np.uint8)
-    if view.max_age_s is not None:
-        aged = (rows.status == ROW_OK) & (rows.event_times != 0)
-        rows.status[aged & (times - rows.event_times > int(view.max_age_s * 1000))] = ROW_STALE
-    if n:
-        every, places = np.arange(n, dtype=np.int32), np.arange(k, dtype=np.int32)
-        counts = np.zeros((k, N_SOURCES), np.int64)
-        scatter(rows.values, rows.status, every, places, view.defaults, treatments(view), values, sources, counts)
-    return values, sources
+    return Joined(frame, found)
 
 
 def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[list[str]]:
@@ -120,17 +142,14 @@ def _names(frame: Any, views: Sequence[FeatureView], *, prefix: bool) -> list[li
     return names
 
 
-def _refuse(view: FeatureView, rows: FetchedRows, sources: NDArray[np.uint8], ids: Any) -> None:
+def _refuse(view: FeatureView, served: Served, ids: Any) -> None:
     """As serving refuses calls for entities without a full row, or with one too old, where the view says `error`."""
-    stale = rows.status == ROW_STALE
-    lacking = (sources == SOURCE_MISSING).any(axis=1) & ~stale
-    for wrong, policy in ((lacking, "on_missing"), (stale, "on_stale")):
-        if getattr(view, policy) == "error" and wrong.any():
-            row = int(wrong.argmax())
-            entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
-            had = "no features" if policy == "on_missing" else "too old features"
-            raise InvalidData(
-                f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
-                f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a "
-                "view that says nan"
-            )
+    for policy, wrong in refused(view, served):
+        row = int(wrong.argmax())
+        entity = ids[row].as_py().decode("utf-8", "backslashreplace")[:100]
+        had = "no features" if policy == "on_missing" else "too old features"
+        raise InvalidData(
+            f"row {row + 1}: view {view.name!r} had {had} of {view.entity_name} {entity!r} at that time, and of "
+            f"{int(wrong.sum()) - 1} more rows, and says {policy}: error; leave these rows out, or join with a "
+            "view that says nan"
+        )

@@ -6,15 +6,18 @@ have reads as online: missing where the column has a default, else -1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.arrow import to_texts
+from penstock.features.arrow import to_array, to_texts
 from penstock.features.columns import UNKNOWN, Nulls, Values, fit
+from penstock.features.errors import InvalidData
 from penstock.features.offline.tables import arrow
-from penstock.features.schema import Column
+from penstock.features.reading import as_now
+from penstock.features.schema import PLAIN, Column
 
 
 def kind_of(column: Column) -> Any:
@@ -52,9 +55,14 @@ def _masked(fixed: Any, mask: NDArray[np.bool_], column: Column) -> Any:
 
 
 def to_numbers(column: Column, array: Any) -> NDArray[np.float32]:
-    """float32 [n, width]: what a matrix has of a column of a file, NaN for null, as `RowLayout.unpack` gives it."""
+    """float32 [n, width]: what a matrix has of a column of a file, NaN for null, as `RowLayout.unpack` gives it.
+
+    Raises:
+        InvalidData: vectors of another size.
+    """
     n = len(array)
     if column.dtype == "vector":
+        check_sizes(column, array)
         numbers = np.full((n, column.width), np.nan, np.float32)
         there = array.is_valid().to_numpy(zero_copy_only=False)
         numbers[there] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.width)
@@ -75,3 +83,37 @@ def to_numbers(column: Column, array: Any) -> NDArray[np.float32]:
     if nulls is not None:
         numbers[nulls.astype(bool)] = np.nan
     return numbers.reshape(n, 1)
+
+
+def as_declared(column: Column, arrays: Sequence[Any], n: int) -> NDArray[Any]:
+    """Values of n rows of a column, from each of the forms in which files have it, as `fit` takes them.
+
+    Null is what no form has, and what the column cannot hold as it is declared now.
+    """
+    if column.dtype in PLAIN:
+        numbers, null = np.zeros(n, column.dtype), np.ones(n, bool)
+        for array in arrays:
+            values = as_now(column, np.ma.asarray(to_array(array, column)))
+            there = ~np.ma.getmaskarray(values)
+            numbers[there], null[there] = values.data[there], False
+        return np.ma.MaskedArray(numbers, null)
+    if not arrays:
+        return np.full(n, None, object)
+    if column.dtype == "vector":
+        check_sizes(column, arrays[0])
+    given = to_array(arrays[0], column)
+    if column.dtype == "string":
+        given[[text is not None and len(text.encode()) > (column.max_bytes or 0) for text in given]] = None
+    return given
+
+
+def check_sizes(column: Column, array: Any) -> None:
+    """`InvalidData` where a vector has another size than the column."""
+    import pyarrow.compute as pc
+
+    other = array.filter(pc.not_equal(pc.list_value_length(array), column.size))
+    if len(other):
+        raise InvalidData(
+            f"column {column.name!r}: the history has vectors of {len(other[0])} numbers, and the view says "
+            f"{column.size}; write its history again under a view of another name"
+        )

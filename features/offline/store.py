@@ -10,18 +10,16 @@ A file holds rows whose event time lies on that day (UTC), with the columns
     created_time   int64, ms since 1970: when they were known, which is what a back-fill must not lie about
     written        int64, rising: of two rows alike in all of these the later one counts
 
-Nothing is ever changed (but by erasing.py): a correction is a row more, with a later created time. A file is written
-beside its place and renamed once it is whole and on disk, so that a reader sees all of a file or none; a write that
-spans several days becomes visible day by day. Writing the same rows twice changes no answer.
+Nothing is ever changed (but by erasing.py): a correction is a row more, with a later created time. A reader sees all
+of a file or none (features/offline/parts.py); a write that spans several days becomes visible day by day. Writing the
+same rows twice changes no answer.
 
 Cost: about a microsecond a row of 10 columns. A writer holds at most `MAX_HELD` rows back, whatever their days.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,8 +31,9 @@ from numpy.typing import NDArray
 
 from penstock.features.arrow import to_array
 from penstock.features.columns import fit
-from penstock.features.errors import InvalidData, InvalidView
+from penstock.features.errors import HistoryUnwritable, InvalidData, InvalidView
 from penstock.features.offline.kinds import to_arrow
+from penstock.features.offline.parts import Parts, sweep
 from penstock.features.offline.tables import DAY_MS, arrow, as_table, check_times, column_of, ids_of, to_ms
 from penstock.features.schema import FeatureView
 
@@ -59,12 +58,13 @@ class OfflineStore:
 
         Args:
             view: whose rows they are; the table has its keys and all of its columns, others are left out.
-            table: an Arrow table, a pandas frame or a dict of arrays.
+            table: Arrow data, a frame of pandas or polars, or a dict of arrays.
             time: the column with the event times: timestamps, ISO 8601 text, or integers in ms since 1970 (UTC).
             created: the column with the times from which the rows were known; now, if None.
 
         Raises:
             InvalidData: a column is missing, or a value does not fit. Then nothing was written.
+            HistoryUnwritable: the disk does not take it. Then a part of the days may have been written.
             InvalidView: the view has a column that has another meaning here.
         """
         rows = as_table(table)
@@ -82,6 +82,10 @@ class OfflineStore:
             writer.commit()
         finally:
             writer.discard()
+
+    def has(self, name: str) -> bool:
+        """Whether anything was ever published of the view of that name."""
+        return next((self.root / name).glob("date=*"), None) is not None
 
     def files(self, view: FeatureView, first_ms: int, last_ms: int) -> list[Path]:
         """The files that may hold rows of these event times, oldest day first.
@@ -105,17 +109,19 @@ class Writer:
 
     Attributes:
         rows: added so far.
+        uncommitted: of these, not yet to be seen.
     """
 
     def __init__(self, folder: Path, view: FeatureView) -> None:
         check_names(view)
+        sweep(folder)
         self._folder = folder
         self._view = view
         self._started = time.time_ns()
-        self._name = f"part-{self._started:020d}-{secrets.token_hex(4)}.parquet"
         self._held: dict[int, list[Any]] = {}
-        self._files: dict[int, Any] = {}
-        self.rows = 0
+        self._parts = Parts(folder)
+        self._trouble: HistoryUnwritable | None = None
+        self.rows = self.uncommitted = 0
 
     def add(self, table: Any, *, time: str = EVENT, created: str | None = None) -> None:
         """Add a table (see `OfflineStore.write`)."""
@@ -129,22 +135,33 @@ class Writer:
         self._add(ids_of(rows, self._view.entity_keys, what), columns, times, known)
 
     def put(
-        self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
+        self,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64],
+        created_times: NDArray[np.int64] | None = None,
     ) -> None:
-        """Add rows as `FeatureStore.prepare` takes them, known from now on."""
-        self.hold(self.table(entities, columns, event_times))
+        """Add rows as `FeatureStore.prepare` takes them, known from now on if nothing else is said."""
+        self.hold(self.table(entities, columns, event_times, created_times))
 
     def table(
-        self, entities: Sequence[bytes], columns: Mapping[str, NDArray[Any]], event_times: NDArray[np.int64]
+        self,
+        entities: Sequence[bytes],
+        columns: Mapping[str, NDArray[Any]],
+        event_times: NDArray[np.int64],
+        created_times: NDArray[np.int64] | None = None,
     ) -> Any:
         """Such rows as they stand in a file."""
         check_times(event_times, "event times")
-        known = np.full(len(entities), time.time_ns() // 1_000_000, np.int64)
+        known = (
+            np.full(len(entities), time.time_ns() // 1_000_000, np.int64) if created_times is None else created_times
+        )
         return self._table(arrow().array(entities, arrow().large_binary()), columns, event_times, known)
 
     def hold(self, table: Any) -> None:
         """Add rows that stand in it as in a file."""
         self.rows += table.num_rows
+        self.uncommitted += table.num_rows
         self._hold(table, table.column(EVENT).to_numpy() // DAY_MS)
 
     def _add(
@@ -178,34 +195,33 @@ class Writer:
             self._flush(max(self._held, key=lambda day: _rows(self._held[day])))
 
     def _flush(self, day: int) -> None:
-        from pyarrow import parquet
-
         table = arrow().concat_tables(self._held.pop(day)).combine_chunks()
-        if day not in self._files:
-            folder = self._folder / f"date={np.datetime64(day, 'D')}"
-            folder.mkdir(parents=True, exist_ok=True)
-            staged = folder / f".{self._name}"
-            self._files[day] = (staged, parquet.ParquetWriter(staged, table.schema))
-        self._files[day][1].write_table(table)
+        with self._for_good():
+            self._parts.write(day, table)
 
     def commit(self) -> None:
-        """Finish every file and let it be seen."""
-        for day in sorted(self._held):
-            self._flush(day)
-        for _, file in self._files.values():
-            file.close()
-        for staged, _ in self._files.values():
-            _sync(staged)
-            staged.rename(staged.with_name(self._name))
-            _sync(staged.parent)
-        self._files.clear()
+        """Let be seen what was added so far; rows that are added later go to files of their own."""
+        with self._for_good():
+            for day in sorted(self._held):
+                self._flush(day)
+            self._parts.commit()
+        self._parts, self.uncommitted = Parts(self._folder), 0
 
     def discard(self) -> None:
         """Take away what was not committed."""
-        for staged, file in self._files.values():
-            file.close()
-            staged.unlink(missing_ok=True)
-        self._files.clear()
+        self._held.clear()
+        self._parts.discard()
+
+    @contextmanager
+    def _for_good(self) -> Iterator[None]:
+        """Once the disk has refused something, nothing is committed any more: rows would be missing among others."""
+        if self._trouble is not None:
+            raise self._trouble
+        try:
+            yield
+        except HistoryUnwritable as error:
+            self._trouble = error
+            raise
 
 
 def check_names(view: FeatureView) -> None:
@@ -219,12 +235,3 @@ def check_names(view: FeatureView) -> None:
 
 def _rows(parts: Sequence[Any]) -> int:
     return sum(part.num_rows for part in parts)
-
-
-def _sync(path: Path) -> None:
-    """Have the file, or the names in the folder, on disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -1,4 +1,4 @@
-"""Tables as they come (Arrow, pandas, dictionaries of arrays), and their ids and times in the one form used here.
+"""Tables as they come (Arrow, pandas, polars, dictionaries of arrays), and their ids and times in the form used here.
 
 An entity id is bytes, as in the online store: integers in decimal, text in UTF-8, the parts of several keys joined as
 `entities.entity_key` joins them. A time is a whole number of
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.features.arrow import to_times
+from penstock.features.arrow import decoded, first_true, is_text, to_times
 from penstock.features.entities import MAX_ENTITY
 from penstock.features.errors import FeatureError, InvalidData
 
@@ -32,7 +32,7 @@ def arrow() -> Any:
 
 
 def as_table(frame: Any) -> Any:
-    """An Arrow table of an Arrow table, a pandas frame (without its index) or a mapping of names to arrays.
+    """An Arrow table of Arrow data, of a frame of pandas (without its index) or polars, or of a mapping of arrays.
 
     Raises:
         InvalidData: it is none of these, or its columns are no columns of one table.
@@ -47,9 +47,13 @@ def as_table(frame: Any) -> Any:
             return pa.table({name: _array(values) for name, values in frame.items()})
         if hasattr(frame, "columns") and hasattr(frame, "index"):
             return pa.Table.from_pandas(frame, preserve_index=False)
+        if hasattr(frame, "__arrow_c_stream__"):
+            return pa.table(frame)
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InvalidData(f"this is no table: {' '.join(str(error).split())}") from error
-    raise InvalidData(f"a table is an Arrow table, a pandas frame or a dict of arrays, not {type(frame).__name__}")
+    raise InvalidData(
+        f"a table is Arrow data, a frame of pandas or polars, or a dict of arrays, not {type(frame).__name__}"
+    )
 
 
 def _array(values: Any) -> Any:
@@ -95,15 +99,14 @@ def to_ids(array: Any, name: str) -> Any:
     """
     pa = arrow()
     kind = pa.types
-    if kind.is_dictionary(array.type):
-        array = array.dictionary_decode()
+    array = decoded(array)
     if array.null_count:
-        raise InvalidData(f"column {name!r}, row {_first(array.is_null()) + 1}: an entity id is missing")
+        raise InvalidData(f"column {name!r}, row {first_true(array.is_null()) + 1}: an entity id is missing")
     if kind.is_integer(array.type):
         array = array.cast(pa.string())
     elif kind.is_null(array.type) and not len(array):
         array = array.cast(pa.binary())
-    elif not (_is_text(array.type) or _is_bytes(array.type)):
+    elif not (is_text(array.type) or _is_bytes(array.type)):
         raise InvalidData(f"column {name!r} is {array.type}; entity ids are integers or text")
     ids = array.cast(pa.large_binary())
     _check_sizes(ids, name)
@@ -151,15 +154,6 @@ def quoted(path: Path) -> str:
 def identifier(name: str) -> str:
     """A column's name in SQL."""
     return '"' + name.replace('"', '""') + '"'
-
-
-def _first(mask: Any) -> int:
-    return int(mask.to_numpy(zero_copy_only=False).argmax())
-
-
-def _is_text(kind: Any) -> bool:
-    types = arrow().types
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _is_bytes(kind: Any) -> bool:

@@ -13,6 +13,8 @@ from penstock.kernels.reference.rows import ROW_ABSENT, ROW_CORRUPT, ROW_OK
 
 NUMBER = re.compile(rb"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
 
+WHOLE = re.compile(rb"[+-]?[0-9]{1,19}")
+
 
 def parse_number(text: bytes | None) -> float:
     """The number written in `text`, NaN where there is none."""
@@ -21,13 +23,23 @@ def parse_number(text: bytes | None) -> float:
     return float(text)
 
 
+def parse_integer(text: bytes | None) -> np.float32 | float:
+    """The same for a column of int64: plain integers are rounded once."""
+    if text is not None and WHOLE.fullmatch(text) and -(2**63) <= int(text) < 2**63:
+        return np.int64(int(text)).astype(np.float32)
+    return parse_number(text)
+
+
 def parse_hashes(
-    replies: Sequence[Sequence[bytes | None]], out: NDArray[np.float32], status: NDArray[np.uint8]
+    replies: Sequence[Sequence[bytes | None]],
+    whole: NDArray[np.uint8],
+    out: NDArray[np.float32],
+    status: NDArray[np.uint8],
 ) -> None:
     """One HMGET reply for each row of `out`."""
     n, k = out.shape
-    if len(replies) != n or status.shape != (n,) or k == 0:
-        raise ValueError("replies, out and status do not fit")
+    if len(replies) != n or status.shape != (n,) or whole.shape != (k,) or k == 0:
+        raise ValueError("replies, whole, out and status do not fit")
     for i, reply in enumerate(replies):
         if not isinstance(reply, list | tuple):
             out[i], status[i] = np.nan, ROW_CORRUPT
@@ -35,7 +47,8 @@ def parse_hashes(
         if len(reply) != k:
             raise ValueError(f"a reply has {len(reply)} fields; {k} were asked for")
         with np.errstate(over="ignore"):
-            out[i] = np.array([parse_number(field) for field in reply]).astype(np.float32)
+            parsed = [(parse_integer if w else parse_number)(field) for w, field in zip(whole, reply, strict=True)]
+            out[i] = [np.float64(number).astype(np.float32) for number in parsed]
         status[i] = ROW_ABSENT if all(field is None for field in reply) else ROW_OK
 
 

@@ -25,15 +25,17 @@ def observe(
     bounds_ms: NDArray[np.int64],
     ages: NDArray[np.int64],
 ) -> None:
-    """Rows too old become stale; rows are counted by status and age."""
+    """Rows too old, or of an unknown age, become stale; rows are counted by status and age."""
     fits = event_times.shape == status.shape and statuses.shape == (N_STATUSES,)
     if not fits or ages.shape != (len(bounds_ms) + 2,) or (status >= N_STATUSES).any():
         raise ValueError("shapes or statuses do not fit")
     aged = np.isin(status, WITH_VALUES) & (event_times != 0)
+    unknown = np.isin(status, WITH_VALUES) & (event_times == 0)
     age = [max(now_ms - max(int(time), 0), 0) for time in event_times[aged]]
     np.add.at(ages, np.searchsorted(bounds_ms, np.array(age, np.int64)), 1)
     ages[-1] += sum(age)
     if max_age_ms >= 0:
+        status[unknown] = ROW_STALE
         status[np.flatnonzero(aged)[np.array(age, np.int64) > max_age_ms]] = ROW_STALE
     np.add.at(statuses, status, 1)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from penstock.commands._console import console, print_table
+from penstock.commands._console import console, print_table, printable
 
 if TYPE_CHECKING:
     from penstock.features.offline.check import FeatureReport, Report
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 def as_dict(report: Report, threshold: float) -> dict[str, Any]:
     """The report as plain data, with what it is judged by."""
     features = [asdict(feature) | {"share": feature.share} for feature in report.features]
+    unchecked = [asdict(view) for view in report.unchecked]
     verdict = {"share": report.share, "threshold": threshold, "passed": report.share <= threshold}
-    return {"rows": report.rows, "unsettled": report.unsettled, "features": features} | verdict
+    return {"rows": report.rows, "unsettled": report.unsettled, "features": features, "unchecked": unchecked} | verdict
 
 
 def print_report(report: Report, threshold: float) -> None:
@@ -36,6 +37,8 @@ def print_report(report: Report, threshold: float) -> None:
         print_table("Worst values", ("Feature", "Entity", "Looked up (UTC)", "Served", "Offline"), examples)
     if report.unsettled:
         console.print(f"{report.unsettled:,} rows left out: looked up while their history changed.", highlight=False)
+    for view in report.unchecked:
+        console.print(f"Not checked: {printable(view.view)}, {printable(view.reason)}.", highlight=False, markup=False)
     word = "agree" if report.share <= threshold else "DISAGREE"
     shares = f"{100 * report.share:.3g}% of the worst feature's values differ, {100 * threshold:.3g}% may"
     console.print(f"They {word}: {shares}.", highlight=False)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LABELS = ("view", "stream", "group")
 LAG_S = 1.0
-RESULTS = ("written", "older", "repeated", "rejected", "trimmed")
+RESULTS = ("written", "older", "over", "repeated", "rejected", "trimmed")
 COUNTERS = {
     "read": ("penstock_stream_read", "Entries delivered to this consumer, again or for the first time"),
     "retried": ("penstock_stream_retried", "Of those, entries that were delivered to it before"),

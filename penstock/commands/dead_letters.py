@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from penstock.commands.features import Json, existing
+from penstock.commands.features import FORMS, Json, Url, existing, opened
 
 if TYPE_CHECKING:
     from penstock.features.dead_letters import DeadLetter
@@ -17,8 +17,10 @@ SHOWN_FIELDS = 3
 
 def dead_letters(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Stream of dead letters, such as activity:dead.")],
+    features: Url = None,
     source: Annotated[
-        str | None, typer.Option("--from", "--features", metavar="URL", help="Redis that has the stream.")
+        str | None,
+        typer.Option("--from", metavar="URL", help="Redis that has the stream; the feature store's if left out."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most, the last ones.")] = 20,
     as_json: Json = False,
@@ -34,11 +36,9 @@ def dead_letters(
     from penstock.features.dead_letters import dead_letters as last
     from penstock.features.redis import RedisStore
 
-    with existing(source) as store:
+    with opened(source) if source else existing(features) as store:
         if not isinstance(store, RedisStore):
-            raise PenstockError(
-                "a stream is in a Redis; --from says which (redis://, rediss://, unix:// or embedded://)"
-            )
+            raise PenstockError(f"a stream is in a Redis; --from says which ({FORMS})")
         found = last(store, name, limit)
     if as_json:
         print_json([_record(letter) for letter in found])
@@ -49,20 +49,26 @@ def dead_letters(
 
 
 def _record(letter: DeadLetter) -> dict[str, Any]:
-    return letter._asdict() | {"time": _time(letter.id).isoformat()}
+    at = _time(letter.id)
+    return letter._asdict() | {"time": at.isoformat() if at else None}
 
 
-def _time(identifier: str) -> datetime:
-    return datetime.fromtimestamp(int(identifier.partition("-")[0]) / 1000, UTC)
+def _time(identifier: str) -> datetime | None:
+    """When an entry was put there; None where its id, which anybody may choose, is no such time."""
+    try:
+        return datetime.fromtimestamp(int(identifier.partition("-")[0]) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _print(name: str, found: list[DeadLetter]) -> None:
     from penstock.commands._console import print_table
 
-    rows = [
-        (f"{_time(letter.id):%Y-%m-%d %H:%M:%S}", letter.first_id, letter.reason, _fields(letter.fields))
-        for letter in found
-    ]
+    rows = []
+    for letter in found:
+        at = _time(letter.id)
+        put_there = f"{at:%Y-%m-%d %H:%M:%S}" if at else letter.id
+        rows.append((put_there, letter.first_id, letter.reason, _fields(letter.fields)))
     print_table(name, ("Put there (UTC)", "Entry", "Reason", "Fields"), rows)
 
 

@@ -131,13 +131,21 @@ def apply(
 @app.command()
 def ingest(
     view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Table: .parquet, .csv, .arrow or .feather.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Table: .parquet, .csv, .arrow or .feather; or a folder or 'pattern*' of .parquet."
+        ),
+    ],
     features: Url = None,
     time: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column with the time of each row.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace newer events, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run was stopped.")] = False,
     offline: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the rows in this history of the features, too.")
+    ] = None,
+    created: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column with when each row was known, for --offline; else now.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -149,6 +157,8 @@ def ingest(
     from penstock.features.ingest import ingest as write
     from penstock.features.offline import OfflineStore, recording
 
+    if created is not None and offline is None:
+        raise PenstockError("--created is for the history of features: say where that is with --offline DIR")
     with existing(features) as store, told_to_resume() as done, progress_bar(f"ingesting {file.name}") as show:
 
         def progress(rows: int, fraction: float) -> None:
@@ -157,27 +167,41 @@ def ingest(
 
         found = store.view(view)
         with recording(store, OfflineStore(offline) if offline else None, found) as into:
-            report = write(into, found, file, progress=progress, time_column=time, overwrite=overwrite, resume=resume)
+            report = write(
+                into,
+                found,
+                file,
+                progress=progress,
+                time_column=time,
+                created_column=created,
+                overwrite=overwrite,
+                resume=resume,
+            )
     if as_json:
         print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return
     before = f", after {report.resumed:,} of an earlier run" if report.resumed else ""
     older = f"; {report.older:,} older than what is stored" if report.older else ""
+    over = f"; {report.over:,} not kept, {found.ttl_s} s (ttl_s) or more after their events" if report.over else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
     unknown = "".join(f"; {words:,} unknown words in {column}" for column, words in report.unknown.items())
-    console.print(f"wrote {report.rows - report.older:,} rows in {rate}{before}{older}{unknown}", markup=False)
+    console.print(f"wrote {report.kept:,} rows in {rate}{before}{older}{over}{unknown}", markup=False)
 
 
 @contextmanager
 def told_to_resume() -> Iterator[list[int]]:
     """How many rows are done; whoever stops before the end is told of these, and how to go on."""
     from penstock.features import InvalidData
+    from penstock.features.errors import HistoryUnwritable
 
     done = [0]
     try:
         yield done
     except InvalidData:  # it would be met again
         raise
+    except HistoryUnwritable as error:
+        typer.echo(f"penstock: {error}\n--resume goes on after the rows that the history has", err=True)
+        raise typer.Exit(1) from error
     except (PenstockError, KeyboardInterrupt) as error:
         if not done[0]:
             raise
@@ -301,6 +325,7 @@ def check(
     ] = Path("penstock-served"),
     offline: Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")] = Path("penstock-offline"),
     model: Annotated[str, typer.Option(metavar="MODEL", help="Rows of this model only.")] = "",
+    view: Annotated[list[str] | None, typer.Option(metavar="VIEW", help="This view only; may be repeated.")] = None,
     threshold: Annotated[
         float, typer.Option(min=0, max=1, help="Share of a feature's values that may not agree.")
     ] = 0.001,
@@ -315,6 +340,8 @@ def check(
 ) -> None:
     """Hold served features against their history; exits with 1 where they disagree by more than the threshold.
 
+    Views without a history, and views whose missing rows are computed, are left out and named.
+
     Example: penstock features check --sample penstock-served --offline penstock-offline
     """
     from penstock.commands._check import as_dict, print_report
@@ -322,7 +349,15 @@ def check(
     from penstock.features.offline import OfflineStore
     from penstock.features.offline.check import check as compare
 
-    report = compare(sample, OfflineStore(offline), model=model, tolerance=tolerance, settle_s=settle, worst=worst)
+    report = compare(
+        sample,
+        OfflineStore(offline),
+        model=model,
+        views=view or (),
+        tolerance=tolerance,
+        settle_s=settle,
+        worst=worst,
+    )
     if as_json:
         print_json(as_dict(report, threshold))
     else:

@@ -18,7 +18,13 @@ _SHOWN = 20
 
 def fit(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML or JSON: a list of steps.")],
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="Training rows: .parquet, .csv, .arrow or .feather.")],
+    table: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TABLE",
+            help="Training rows: .parquet, .csv, .arrow or .feather; or a folder or 'pattern*' of .parquet.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the fitted transforms.")] = Path(
         "transforms.json"
     ),

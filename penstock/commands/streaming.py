@@ -166,7 +166,7 @@ def in_words(reader: Consumer) -> str:
     """What became of the entries, in one line."""
     counts = reader.counts
     parts = [f"read {counts.read:,} entries, wrote {counts.written:,} rows"]
-    told = {"older": counts.older, "counted before": counts.repeated}
+    told = {"older": counts.older, "past their ttl": counts.over, "counted before": counts.repeated}
     told |= {"to the dead-letter stream": counts.rejected, "trimmed unread": counts.trimmed}
     told |= {"kept as history": counts.recorded}
     told |= {f"unknown words in {column}": words for column, words in counts.unknown.items()}

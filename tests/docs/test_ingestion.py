@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import typing
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 
 import typer
@@ -54,7 +55,8 @@ def test_its_commands_run(redis_url, tmp_path, monkeypatch):
     (tmp_path / "view.yaml").write_text(
         "{name: customer_activity, entity: customer_id, columns: [{name: transaction_count_7d, dtype: int64}]}"
     )
-    words = re.search(r"redis-cli (XADD .*)", PAGE)[1].replace("'", "").split()
+    shown = re.search(r"redis-cli (XADD .*)", PAGE)[1].replace("$(date -Is)", datetime.now(UTC).isoformat())
+    words = re.sub(r"['\"]", "", shown).split()
     command = re.search(r"penstock (features stream customer_activity .*)", PAGE)[1].split()
     with redis.Redis.from_url(redis_url) as client:
         client.execute_command(*words)

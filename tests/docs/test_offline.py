@@ -6,14 +6,18 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from typer.testing import CliRunner
 
-from penstock.commands.features import app
+from penstock.cli import features as group
+from penstock.features import open_store
 from penstock.features.offline import served
 from penstock.kernels.joins import SOURCE_STORE
 from penstock.server.config import Config
 
+app = group.app
 PAGE = (Path(__file__).parents[2] / "docs" / "offline.md").read_text("utf-8")
 
 
@@ -26,6 +30,8 @@ def page(tmp_path, monkeypatch):
     """What its Python leaves behind, run in an empty folder."""
     monkeypatch.chdir(tmp_path)
     names = {}
+    for block in blocks("yaml"):
+        (tmp_path / re.match(r"# ([\w.]+)\n", block)[1]).write_text(block)
     for block in blocks("python"):
         exec(compile(block, "offline.md", "exec"), names)
     return names
@@ -36,9 +42,26 @@ def test_the_python_of_the_page_runs_and_its_assertions_hold(page):
 
 
 def test_the_settings_of_the_page_are_taken(tmp_path):
-    (tmp_path / "serve.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "serve.yaml").write_text(blocks("yaml")[-1])
     settings = Config.read(tmp_path / "serve.yaml").sample_served
     assert (settings.rate, settings.max_bytes) == (0.01, 64 << 20)
+
+
+def test_the_commands_of_the_page_join_and_restore(page, tmp_path, monkeypatch):
+    """The same training set from files, and a look-up that finds what the join finds now."""
+    commands = {words[2]: words[2:] for block in blocks("bash") if (words := block.split())[1] == "features"}
+    labels = pa.table(page["labels"])
+    parquet.write_table(labels, tmp_path / "labels.parquet")
+    done = CliRunner().invoke(app, commands["join"])
+    assert done.exit_code == 0, done.output
+    written = parquet.read_table(tmp_path / "training.parquet")
+    joined = page["join"](page["labels"], page["view"], page["store"], time="at")
+    assert str(written.to_pydict()) == str(joined.to_pydict())  # NaN is NaN
+    monkeypatch.setenv("PENSTOCK_FEATURES", "memory://offline-page")
+    with open_store("memory://offline-page") as store:
+        store.apply(page["view"])
+        done = CliRunner().invoke(app, commands["restore"])
+        assert done.exit_code == 0, done.output
 
 
 def test_the_check_prints_what_the_page_shows(page, tmp_path, monkeypatch):
@@ -65,7 +88,16 @@ def _more():
     return {"customer_id": ["bob"], "transactions_7d": [1], "avg_amount": [5.0], "computed_at": ["2026-03-09T00:00"]}
 
 
+def options(command):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    return set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", shown)) - {"--help"}
+
+
 def test_every_option_of_the_check_is_told():
-    shown = CliRunner().invoke(app, ["check", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    options = set(re.findall(r"(?<![\w-])--[a-z]+", shown)) - {"--help", "--sample", "--offline"}
-    assert options == set(re.findall(r"^\| `(--[a-z]+)`", PAGE, re.MULTILINE))
+    told = set(re.findall(r"^\| `(--[a-z]+)`", PAGE, re.MULTILINE))
+    assert told == options("check") - {"--sample", "--offline"}
+
+
+def test_every_option_of_the_join_is_told():
+    told = set(re.findall(r"^\| `[^`]*` \| `(--[a-z-]+)", PAGE, re.MULTILINE))
+    assert told | {"--view", "--out", "--json", "--offline", "--features"} == options("join")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -79,6 +81,76 @@ def matrix():
     nan = np.nan
     rows = [[42, 150.5, 0.1, 365, 1], [7, nan, 2.5, -1, 0], [nan, 1e-3, -3, 2**31 - 1, 1]]
     return np.array(rows, np.float32)
+
+
+# Changes of a column, for every place where rows written before are read ------------------------------------------
+
+
+class Change(NamedTuple):
+    """A column as rows were written, as it is read now, values given, and the numbers that a model sees of them."""
+
+    written: Column
+    read: Column
+    values: list[Any]
+    numbers: list[Any]
+
+
+def changed(written, read, values, numbers):
+    def column(told):
+        return Column(name="x", **({"dtype": told} if isinstance(told, str) else told))
+
+    return Change(column(written), column(read), values, numbers)
+
+
+def words(*vocabulary, **more):
+    return {"dtype": "category", "vocabulary": vocabulary} | more
+
+
+LARGE, ROUNDED = 2**62 + 2**38 + 1, 2.0**62 + 2.0**39  # through float64 it would be 2**62
+CHANGES = {
+    "float32 to float64": changed("float32", "float64", [0.1, None, 1e30], [0.1, math.nan, 1e30]),
+    "float64 to float32": changed("float64", "float32", [0.1, 1e300, -1e300], [0.1, math.inf, -math.inf]),
+    "int32 to int64": changed("int32", "int64", [2**31 - 1, None, -5], [2**31 - 1, math.nan, -5]),
+    "int64 to int32": changed("int64", "int32", [2**40 + 1, None, -5], [2**40, math.nan, -5]),
+    "int64 to float32": changed("int64", "float32", [LARGE, 2**63 - 1], [ROUNDED, 2.0**63]),
+    "int64 to float64": changed("int64", "float64", [LARGE, -1], [ROUNDED, -1]),
+    "float64 to int64": changed("float64", "int64", [1.5, 1e300, None], [1.5, math.inf, math.nan]),
+    "bool to int32": changed("bool", "int32", [True, False, None], [1, 0, math.nan]),
+    "bool to float64": changed("bool", "float64", [True, False, None], [1, 0, math.nan]),
+    "another default": changed({"dtype": "int32", "default": 1}, {"dtype": "int32", "default": 2}, [3], [3]),
+    "more words": changed(words("a", "b"), words("c", "a", "b"), ["a", "b", None], [1, 2, math.nan]),
+    "fewer words": changed(words("a", "b"), words("b"), ["a", "b"], [-1, 0]),
+    "fewer words and a default": changed(words("a", "b"), words("b", default="b"), ["a", "b"], [math.nan, 0]),
+    "a vector": changed(
+        {"dtype": "vector", "size": 2}, {"dtype": "vector", "size": 2, "default": 0}, [[1, 2]], [[1, 2]]
+    ),
+}
+
+
+@pytest.fixture(params=CHANGES.values(), ids=CHANGES)
+def change(request):
+    """Each change under which rows that were written stay readable."""
+    return request.param
+
+
+OTHER_KINDS = {
+    "a number to words": ("int64", words("a")),
+    "words to a number": (words("a"), "float64"),
+    "a number to a bool": ("int32", "bool"),
+    "a vector to a number": ({"dtype": "vector", "size": 1}, "float32"),
+    "a vector of another size": ({"dtype": "vector", "size": 2}, {"dtype": "vector", "size": 4}),
+}
+
+
+@pytest.fixture(params=OTHER_KINDS.values(), ids=OTHER_KINDS)
+def other_kind(request):
+    """Each change to another kind of column: what was written cannot be read as it."""
+    written, read = request.param
+    value = {"category": "a", "vector": [1.0] * 2}.get(
+        dict(written).get("dtype", "") if isinstance(written, dict) else "", 1
+    )
+    made = changed(written, read, [], [])
+    return made._replace(values=[value[: made.written.size] if made.written.size else value])
 
 
 FORMER_STATE = (  # format 1: three events of entity 1, two with amounts 5 and 2.5 and shops, at 1_800_000_000_000

@@ -88,7 +88,11 @@ class KeptRedis:
         options |= {"appendonly": "yes", "appendfsync": fsync}
         words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
         self._command = [executable, *words]
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def start(self) -> None:
         """Start it, for the first time or again; returns when it has its rows."""

@@ -241,6 +241,64 @@ def test_many_entities_due_at_once_are_done_by_and_by(store, client, consumer, c
     assert [stored(store, entity)["n_1h"] for entity in (0, 1234, 2499)] == [0, 0, 0]
 
 
+MANY = {"n": ("int64", {"function": "count", "window": "1h"})} | {
+    f"d{i}": ("int64", {"function": "distinct", "of": f"f{i}", "window": "1h"}) for i in range(4)
+}
+
+
+def test_states_that_are_too_large_together_are_read_in_parts(store, client, consumer, clock, monkeypatch):
+    """Four `distinct` fields of eight entities: no reply is larger than it may be, and nothing is left out."""
+    view = FeatureView.parse(definition(MANY))
+    for turn in range(2):
+        for entity in range(8):
+            for n in range(60):
+                add(client, entity, at=clock.now, **{f"f{i}": f"{n} {i} {turn}" for i in range(4)})
+        counts = drain(reader := consumer(view=view))
+        assert (counts.written, counts.failures, counts.rejected) == (480, 0, 0)
+        size = client.strlen("fs:{1}:spending:state")
+        monkeypatch.setattr("penstock.features.aggregating.MAX_REPLY", 5 * size)  # half of them
+    assert [stored(store, entity, view)["d3"] for entity in range(8)] == [120] * 8
+    clock.now = NOW + 2 * HOUR
+    reader._writer.rest()
+    assert [stored(store, entity, view)["d3"] for entity in range(8)] == [0] * 8
+
+
+def test_states_that_turn_out_larger_than_the_declaration_has_them_are_read_in_parts(
+    store, client, consumer, monkeypatch
+):
+    view = FeatureView.parse(definition(MANY))
+    reader = consumer(view=view)
+    for turn in range(2):
+        for entity in range(8):
+            add(client, entity, **{f"f{i}": f"{i} {turn}" for i in range(4)})
+        counts = drain(reader)
+        monkeypatch.setattr("penstock.features.aggregating.MAX_REPLY", 5 * client.strlen("fs:{1}:spending:state"))
+    assert (counts.written, counts.rejected) == (16, 0)
+    assert counts.failures > 0
+    assert [stored(store, entity, view)["d3"] for entity in range(8)] == [2] * 8
+
+
+def test_an_entity_with_too_many_entries_to_remember_is_refused_and_the_others_are_not(
+    store, client, consumer, monkeypatch
+):
+    monkeypatch.setattr("penstock.features.buckets.MAX_TAKEN", 5)
+    first = add(client, 2, amount=1)
+    client.xgroup_create("events", "g", "0")
+    client.xreadgroup("g", "stuck", {"events": ">"})  # and never acknowledges it
+    for _ in range(7):
+        add(client, 1, amount=1)
+    add(client, 2, amount=1)
+    counts = drain(consumer(batch=3))
+    assert (counts.written, counts.rejected) == (5, 3)  # those of the batch with the sixth entry
+    assert (stored(store, 1)["sum_24h"], stored(store, 2)["sum_24h"]) == (4, 1)
+    [(_, dead), *_] = client.xrange("dead")
+    assert b"entries of its entity wait for one before them" in dead[b"penstock:reason"]
+    client.xack("events", "g", first)
+    add(client, 1, amount=1)
+    assert drain(consumer()).written == 1  # what was before is acknowledged, and need not be remembered
+    assert stored(store, 1)["sum_24h"] == 5
+
+
 def test_a_state_that_cannot_be_read_is_begun_anew(store, client, consumer, caplog):
     add(client, 1, amount=5)
     drain(consumer())

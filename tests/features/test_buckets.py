@@ -199,6 +199,29 @@ def test_no_two_writings_begin_alike():
     assert State.decode(OF, b"k", state.encode(b"k")) == state
 
 
+def test_a_state_is_full_with_more_ids_than_it_may_remember_until_its_floor_moves(monkeypatch):
+    monkeypatch.setattr("penstock.features.buckets.MAX_TAKEN", 3)
+    state = taken(*(event(number, NOW) for number in range(1, 4)))
+    assert not state.is_full
+    state.take([event(4, NOW)], (0, 0), NOW)
+    assert state.is_full
+    state.take([], (2, 0), NOW)
+    assert not state.is_full
+
+
+@pytest.mark.parametrize("values", [10, 100])
+def test_a_state_is_as_large_as_the_docs_say(values):
+    """Windows x 61 x (8 + 28 x fields), 16 for each distinct value and each id, and a hundred bytes or two."""
+    of = Aggregates.model_validate(OF.model_dump() | {"max_distinct": values})
+    state = State(of)
+    for number in range(61 * 3 * 4):
+        window = of.windows[number % 3]
+        at = NOW - window * (number // 3 % 61) // STEPS
+        state.take([event(number, at, amount=number, shop=b"%d" % number)], (0, 0), NOW)
+    told = 3 * 61 * (8 + 28 * 2) + 16 * values + 16 * 61 * 3 * 4
+    assert told <= len(state.encode(b"key")) <= told + 200
+
+
 # Other declarations -----------------------------------------------------------------------------------------------
 
 

@@ -288,7 +288,7 @@ def test_rows_and_states_are_written_while_a_slot_is_moved_to_a_master_that_lack
 
 def write_both(store, entities, value):
     """A row of the plain view and one more event of the aggregated one for each entity, and a look at them."""
-    times = np.full(len(entities), value, np.int64)
+    times = np.full(len(entities), time.time_ns() // 1_000_000 - 1000 + value, np.int64)
     assert store.put(PLAIN, entities, {"n": np.full(len(entities), value)}, times) == len(entities)
     entries = [Entry(b"%d-%d" % (value, i), {b"id": e, b"amount": b"1"}) for i, e in enumerate(entities)]
     counts = Counts()

@@ -83,7 +83,8 @@ def test_what_is_wrong_with_a_view(fields, line):
         ({"dtype": "bool", "default": 7}, "its default is true or false, not 7"),
         ({"dtype": "float32", "default": 1e300}, "its default is a number that float32 holds, not 1e+300"),
         ({"dtype": "float64", "default": 1e300}, "its default is a number that float32 holds, for models read it so"),
-        ({"dtype": "vector", "size": 2, "default": [1, 1e39]}, "a number that float32 holds, or 2 of them"),
+        ({"dtype": "vector", "size": 2, "default": [1, 1e39]}, "a number that float32 holds, or as many as its size"),
+        ({"dtype": "string", "max_bytes": 5, "default": True}, "its default is a text of at most max_bytes, not true"),
         ({"dtype": "category", "vocabulary": ["a"], "default": True}, "a word of its vocabulary, not true"),
     ],
 )

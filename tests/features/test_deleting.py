@@ -4,7 +4,7 @@ import pytest
 
 from penstock.features import Column, FeatureView, InvalidView, UnknownView, open_store
 from penstock.features.deleting import delete_rows, delete_view
-from penstock.features.ingest import Job, job_name
+from penstock.features.ingest import Columns, Job, job_name
 
 NAMES = ("v", "v.other", "other")
 IDS = ["1", "2", "a}:v", "x|y", "é"]
@@ -134,7 +134,7 @@ def test_with_the_rows_of_aggregates_goes_what_is_remembered_of_their_events(red
 def test_a_file_whose_rows_are_gone_with_the_view_is_not_resumed_after_them(store, tmp_path, layout):
     (tmp_path / "rows.csv").write_text("e,a,b\n1,1,1\n")
     put(store, view(layout=layout), view("w"))
-    jobs = [job_name(one, tmp_path / "rows.csv", None) for one in (view(layout=layout), view("w"))]
+    jobs = [job_name(one, tmp_path / "rows.csv", Columns()) for one in (view(layout=layout), view("w"))]
     for job in jobs:
         Job(store, job, resume=False)
     delete_view(store, "v")

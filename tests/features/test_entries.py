@@ -99,6 +99,8 @@ def test_an_id_of_a_later_day_is_no_event_time():
         ({"float64": "abc"}, "field 'float64': 'abc' is not float64"),
         ({"int64": "0.5"}, "column 'int64', row 0: 0.5 does not fit int64"),
         ({"int32": "3000000000"}, "does not fit int32"),
+        ({"int64": "1e99999999999999999999"}, "field 'int64': '1e99999999999999999999' is not int64"),
+        ({"bool": "1e-99999999999999999999"}, "is not bool"),
         ({"bool": "2"}, "does not fit bool"),
         ({"bool": "yes"}, "field 'bool': 'yes' is not bool"),
         ({"float32": "1e300"}, "does not fit float32"),

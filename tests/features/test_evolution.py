@@ -1,5 +1,6 @@
 """Views that change: rows of former schemas read by name, whatever the schemas, and nothing else ever does."""
 
+import time
 from contextlib import closing
 
 import numpy as np
@@ -112,6 +113,34 @@ def test_rows_of_every_former_schema_are_read_by_name(history):
             np.testing.assert_array_equal(found.matrix(), with_defaults)
 
 
+def changed_view(column, *former):
+    return view(columns=[column], on_missing="nan", former=former)
+
+
+def as_objects(values):
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+def test_what_a_model_sees_of_a_row_under_a_changed_column(store, change):
+    """The same table of changes is held by the history (tests/features/offline/test_forms.py)."""
+    old = changed_view(change.written)
+    now = changed_view(change.read, Former(schema_id=old.schema_id, columns=old.columns))
+    ids = [str(i) for i in range(len(change.values))]
+    store.put(old, ids, {"x": as_objects(change.values)})
+    rows = store.fetch([Lookup(now, [one.encode() for one in ids])], 1)[0]
+    numbers = np.array(change.numbers, np.float32).reshape(len(ids), -1)
+    np.testing.assert_array_equal(rows.values, numbers)
+
+
+def test_a_column_of_another_kind_reads_as_missing(store, other_kind):
+    old = changed_view(other_kind.written)
+    now = changed_view(other_kind.read, Former(schema_id=old.schema_id, columns=old.columns))
+    store.put(old, ["1"], {"x": as_objects(other_kind.values)})
+    assert np.isnan(store.fetch([Lookup(now, [b"1"])], 1)[0].values).all()
+
+
 def as_column(view, name, values):
     column = next(c for c in view.columns if c.name == name)
     if column.dtype == "vector":
@@ -198,10 +227,11 @@ def test_a_schema_that_comes_back_is_no_former_one(store):
 
 def test_a_newer_event_under_a_former_schema_is_not_overwritten_by_an_older_one(store):
     store.apply(view())
-    store.put("v", ["1"], {"a": [2.0]}, [2000])
+    now = time.time_ns() // 1_000_000
+    store.put("v", ["1"], {"a": [2.0]}, [now - 2000])
     store.apply(view(columns=[*view().columns, Column(name="b", dtype="bool")]))
-    assert store.put("v", ["1"], {"a": [1.0], "b": [True]}, [1000]) == 0
-    assert store.put("v", ["1"], {"a": [3.0], "b": [True]}, [3000]) == 1
+    assert store.put("v", ["1"], {"a": [1.0], "b": [True]}, [now - 3000]) == 0
+    assert store.put("v", ["1"], {"a": [3.0], "b": [True]}, [now - 1000]) == 1
     assert store.get("v", ["1"])["a"].tolist() == [3.0]
 
 

@@ -9,7 +9,7 @@ from pyarrow import csv, feather, parquet
 from penstock.features import Column, FeatureView, InvalidData, Lookup, RowsLost, StoreUnavailable
 from penstock.features.ingest import WAITING, ingest
 from penstock.features.memory import MemoryStore
-from penstock.features.tables import read_batches
+from penstock.features.tables import read_batches, read_table
 
 VIEW = FeatureView(
     name="activity",
@@ -36,7 +36,7 @@ MATRIX = np.array([[42, 150.5, 1], [NAN, NAN, NAN], [7, -1, 0]], np.float32)
 
 @pytest.fixture
 def store():
-    return MemoryStore()
+    return MemoryStore(clock=lambda: 0)  # at which the time of no event is over
 
 
 WRITERS = {"parquet": parquet.write_table, "csv": csv.write_csv, "feather": feather.write_feather}
@@ -113,6 +113,8 @@ def test_progress_is_told_after_each_batch_and_ends_at_all(store, write):
     [
         ("amount", ["1.5", "2", "12,5"], "column 'amount', row 3: '12,5' is not float64"),
         ("count", ["1", "many", "3"], "column 'count', row 2: 'many' is not int64"),
+        ("count", ["1", "1e99999999999999999999", "3.0"], "row 2: '1e99999999999999999999' is not int64"),
+        ("count", ["1", "2.0", "nan(1)"], "column 'count', row 3: 'nan(1)' is not int64"),
         ("count", [1.0, 2.0, 0.5], "column 'count', row 3: 0.5 does not fit int64"),
         ("new", [0, 1, 2], "column 'new', row 3: 2"),
         ("customer", ["a", None, "c"], "column 'customer', row 2: an entity id is missing"),
@@ -228,6 +230,19 @@ def test_an_older_table_changes_nothing_and_one_ingested_again_only_itself(store
     assert fetch(store, b"17").values[0, 1] == 1
 
 
+def test_rows_whose_time_is_over_are_not_kept_and_counted(write):
+    now = 1_700_000_000_123
+    store = MemoryStore(clock=lambda: now)
+    report = ingest(store, VIEW, write(TABLE), time_column="at")
+    assert (report.rows, report.kept, report.older, report.over) == (3, 1, 0, 2)
+    assert np.isnan(fetch(store, b"17", b"18").values).all()
+    now += VIEW.ttl_s * 1000
+    assert fetch(store, b"19").event_times.tolist() == [1_700_000_000_123]
+    assert ingest(store, VIEW, write(TABLE), time_column="at").over == 2
+    now += 1
+    assert ingest(store, VIEW, write(TABLE), time_column="at", overwrite=True).over == 3
+
+
 def test_an_event_of_a_later_day_is_refused_since_it_would_win_for_years(store, write):
     late = [int(time.time() * 1e3), int(time.time() * 1e6), 0]
     with pytest.raises(InvalidData, match=r"column 'at', row 2: .* is more than a day ahead; event times are ms"):
@@ -330,8 +345,10 @@ def test_a_store_that_forgot_what_it_acknowledged_is_found_out(write):
                 self._marks.clear()  # it came back without them
             return super().mark(job, new)
 
+    store, path = Forgetful(), write(LONG)
     with pytest.raises(RowsLost, match="run it again with --resume"):
-        ingest(Forgetful(), VIEW, write(LONG), batch_rows=10)
+        ingest(store, VIEW, path, batch_rows=10)
+    assert ingest(store, VIEW, path, resume=True).resumed == 0  # and none of what it forgot is passed over
 
 
 def test_two_ingestions_of_one_file_at_once_find_each_other_out(write):
@@ -395,3 +412,98 @@ def test_unknown_words_are_counted_by_column(store, tmp_path):
     view = FeatureView(name="v", entity="id", columns=[column, column.model_copy(update={"name": "sort"})])
     (tmp_path / "t.csv").write_text("id,kind,sort\n1,a,b\n2,c,a\n3,,b\n4,d,a\n5,c,b\n")
     assert ingest(store, view, tmp_path / "t.csv", batch_rows=2).unknown == {"kind": 3}
+
+
+# Tables of many files -------------------------------------------------------------------------------------------------
+
+
+def many(folder, name="part-{:05}-1f3c.snappy.parquet", table=LONG, rows=30):
+    """The table as Spark writes it, with what else lies in such a folder."""
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, table.num_rows, rows)):
+        parquet.write_table(table.slice(start, rows), folder / name.format(number), row_group_size=7)
+        (folder / f".{name.format(number)}.crc").write_bytes(b"crc")
+    for other in ("_SUCCESS", "_metadata.parquet", ".part-0.parquet"):
+        (folder / other).write_bytes(b"not Parquet")
+    return folder
+
+
+def ids(source, skip=0):
+    batches = list(read_batches(source, ["customer"], 8, skip))
+    return [int(v) for batch, _ in batches for v in batch.column("customer").to_pylist()], batches
+
+
+@pytest.mark.parametrize("skip", [0, 1, 30, 31, 60, 99, 100])
+@pytest.mark.parametrize("kind", ["folder", "nested", "dask", "pattern", "pattern of folders"])
+def test_a_folder_or_pattern_of_parquet_is_one_table(tmp_path, kind, skip):
+    """In the order of the names, numbers by value; resumed anywhere, and the whole is told how much is read."""
+    names = {"dask": "part.{}.parquet", "nested": "part-{}.parquet"}
+    rows = 5 if kind == "dask" else 30
+    folder = many(
+        tmp_path / "rows.parquet" / ("a" if kind == "nested" else ""), names.get(kind, "p-{:05}.parquet"), rows=rows
+    )
+    source = {"pattern": folder / "*p*", "pattern of folders": tmp_path / "r*"}.get(kind, tmp_path / "rows.parquet")
+    found, batches = ids(source, skip)
+    assert found == list(range(skip, 100))
+    assert all(batch.num_rows <= 8 for batch, _ in batches)
+    assert [fraction for _, fraction in batches] == sorted(fraction for _, fraction in batches)
+    assert not batches or batches[-1][1] == 1
+
+
+def test_a_folder_is_ingested_and_resumed_and_known_again_only_as_it_was(tmp_path):
+    store, folder = Flaky(None, None, KeyError("killed")), many(tmp_path / "rows.parquet")
+    with pytest.raises(KeyError):
+        ingest(store, VIEW, folder, batch_rows=10)
+    report = ingest(store, VIEW, folder, batch_rows=10, resume=True)
+    assert (report.resumed, report.rows) == (20, 80)
+    store.failures = [None, KeyError("killed")]
+    with pytest.raises(KeyError):
+        ingest(store, VIEW, folder, batch_rows=10)
+    parquet.write_table(LONG.slice(0, 1), folder / "part-00009.parquet")
+    assert ingest(store, VIEW, folder, resume=True).resumed == 0
+
+
+def test_files_of_one_folder_may_differ_in_what_the_view_makes_one_of(tmp_path, store):
+    many(tmp_path / "t.parquet", rows=50)
+    other = LONG.slice(0, 1).set_column(1, "count", pa.array([7.0])).append_column("more", pa.array([1]))
+    parquet.write_table(other, tmp_path / "t.parquet" / "part-00009.parquet")
+    assert ingest(store, VIEW, tmp_path / "t.parquet").rows == 101
+    assert fetch(store, b"0").values[0, 0] == 7
+
+
+def test_what_is_wrong_with_one_of_many_is_told_of_that_one_before_a_row_is_written(tmp_path, store):
+    folder = many(tmp_path / "t.parquet")
+    parquet.write_table(LONG.drop_columns(["new"]), folder / "part-00009.parquet")
+    with pytest.raises(InvalidData, match=r"part-00009\.parquet: no column 'new'"):
+        ingest(store, VIEW, folder)
+    (folder / "part-00009.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(InvalidData, match=r"part-00009\.parquet: cannot be read"):
+        ingest(store, VIEW, folder)
+    assert fetch(store, b"0").status.tolist() == [1]  # absent
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidData, match=r"there is no Parquet file in the folder .*empty"):
+        ingest(store, VIEW, tmp_path / "empty")
+    with pytest.raises(InvalidData, match=r"no file is called .*none-\*\.parquet"):
+        ingest(store, VIEW, tmp_path / "none-*.parquet")
+    for name in "ab":
+        csv.write_csv(TABLE, tmp_path / f"{name}.csv")
+    with pytest.raises(InvalidData, match=r"a\.csv: a table of many files is Parquet"):
+        ingest(store, VIEW, tmp_path / "*.csv")
+    assert ingest(store, VIEW, tmp_path / "a*.csv").rows == 3
+
+
+def test_a_file_whose_own_name_is_a_pattern_is_that_file(tmp_path, store):
+    parquet.write_table(TABLE, tmp_path / "a[1].parquet")
+    parquet.write_table(TABLE.slice(1), tmp_path / "a1.parquet")
+    assert ingest(store, VIEW, tmp_path / "a[1].parquet").rows == 3
+
+
+def test_a_whole_table_of_every_kind_keeps_ids_as_they_are_written(tmp_path):
+    csv.write_csv(pa.table({"id": ["007", "8"], "at": ["2026-01-02", "2026-01-03"], "y": [1, 2]}), tmp_path / "t.csv")
+    read = read_table(tmp_path / "t.csv", ["id", "nothing"])
+    assert (read["id"].to_pylist(), read["y"].type) == (["007", "8"], pa.int64())
+    feather.write_feather(LONG, tmp_path / "t.arrow")
+    assert read_table(tmp_path / "t.arrow").equals(LONG)
+    assert read_table(many(tmp_path / "t.parquet")).equals(LONG)
+    with pytest.raises(InvalidData, match="there is no file"):
+        read_table(tmp_path / "none.csv")

@@ -35,6 +35,7 @@ servers, victims = _load("servers"), _load("victims")
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
 ROWS, ENTITIES, EVENTS = 10_000, 3_000, 1_500
 LOST = 3
+SINCE = time.time_ns() // 1_000_000 - 10**7  # of all events; 10**6 ms of them follow
 QUICK = (6, 7)  # seeds of the default run
 SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed not in QUICK else []) for seed in range(50)]
 
@@ -78,8 +79,10 @@ def assert_none_lost(server, events):
 
 
 def test_a_table_is_ingested_in_full_whoever_is_killed_meanwhile(chance, server, tmp_path):
-    events = [(chance.randrange(ENTITIES), chance.randrange(10**6), row) for row in range(ROWS)]
-    others = [(entity, 500_000, -1) for entity in chance.sample(range(ENTITIES), 500)]  # of somebody else, before
+    events = [(chance.randrange(ENTITIES), SINCE + chance.randrange(10**6), row) for row in range(ROWS)]
+    others = [
+        (entity, SINCE + 500_000, -1) for entity in chance.sample(range(ENTITIES), 500)
+    ]  # of somebody else, before
     ids, times, values = zip(*events, strict=True)
     parquet.write_table(pa.table({"id": ids, "at": times, "n": values}), tmp_path / "t.parquet", row_group_size=999)
     with closing(open_store(server.url)) as store:
@@ -134,7 +137,7 @@ def fill(server, view, events):
 
 
 def test_a_stream_is_consumed_in_full_whoever_is_killed_meanwhile(chance, server):
-    events = [(chance.randrange(300), chance.randrange(10**6), row) for row in range(EVENTS)]
+    events = [(chance.randrange(300), SINCE + chance.randrange(10**6), row) for row in range(EVENTS)]
     fill(server, VIEW, events)
     consumed(chance, server, lambda: assert_none_lost(server, settled(server, events)))
     assert len(settled(server, events)) == EVENTS

@@ -41,11 +41,11 @@ class Counting:
 
 @pytest.fixture
 def near():
-    store = MemoryStore()
+    store = MemoryStore(clock=lambda: 0)
     for value in (1, 2):
         store.put(NUMBERS, [b"%d" % value], {c: np.full(1, value, np.float32) for c in "abc"}, np.array([1000 + value]))
         store.put(HASHES, [b"%d" % value], {"x": np.full(1, value)})
-    cache = NearCache(Counting(store), 1 << 20, 5.0, Clock())
+    cache = NearCache(Counting(store), 1 << 20, 5.0, Clock(), today=lambda: 0)
     cache.reader, cache.clock = cache._reader, cache._clock
     return cache
 
@@ -121,6 +121,31 @@ def test_a_row_that_took_long_to_come_stays_no_longer_than_others(near, late):
     near.fetch([Lookup(NUMBERS, [b"1"])], 1)
     near.clock.now += 1.0  # the first is 5 s old now, or 10
     assert near.fetch([Lookup(NUMBERS, [b"1"])], 1)[0].status.tolist() == [OK]
+
+
+def test_a_row_leaves_when_its_time_is_over_and_takes_those_along_that_came_with_it():
+    ttl, clock = NUMBERS.ttl_s * 1000, Clock()
+    store = MemoryStore(clock=lambda: ttl + round(1000 * clock.now))
+    columns = {c: np.ones(2, np.float32) for c in "abc"}
+    store.put(NUMBERS, [b"short", b"long"], columns, np.array([2500, 90_000]))
+    near = NearCache(Counting(store), 1 << 20, 5.0, clock, today=store._clock)
+    asked = Lookup(NUMBERS, [b"short", b"long"])
+    for now, status, calls in [
+        (0, [OK, OK], 1),
+        (2.499, [CACHED, CACHED], 1),
+        (2.501, [ABSENT, OK], 2),
+        (7.5, [ABSENT, CACHED], 2),
+    ]:
+        clock.now = now
+        assert near.fetch([asked], 1)[0].status.tolist() == status
+        assert len(near._reader.asked) == calls
+
+
+def test_rows_that_a_store_keeps_for_longer_are_kept_here_as_others_are(near):
+    """Those written by earlier versions, which lived from when they were written."""
+    near._today = lambda: 10 * NUMBERS.ttl_s * 1000
+    near.fetch([Lookup(NUMBERS, [b"1"])], 1)
+    assert near.fetch([Lookup(NUMBERS, [b"1"])], 1)[0].status.tolist() == [CACHED]
 
 
 def test_views_of_one_name_and_other_columns_share_nothing(near):

@@ -1,5 +1,7 @@
 """`get` and `put` as people use them: numpy, lists, Arrow; every type there and back."""
 
+import dataclasses
+import time
 from contextlib import closing
 
 import numpy as np
@@ -20,7 +22,7 @@ COLUMNS = [
     Column(name="city", dtype="string", max_bytes=40),
     Column(name="taste", dtype="vector", size=2),
 ]
-VIEW = FeatureView(name="v", entity=["customer", "shop"], columns=COLUMNS)
+VIEW = FeatureView(name="v", entity=["customer", "shop"], columns=COLUMNS, ttl_s=10 * 365 * 86400)
 ROWS = {
     "n": [2**53 + 1, None, -3],
     "x": [1e-300, np.nan, 0.1],
@@ -99,15 +101,50 @@ def test_arrow_tables_come_out_and_go_in(store):
     other = VIEW.model_copy(update={"name": "w"})
     assert store.put_table(other, table) == 2
     assert store.get(other, ids).to_arrow() == table
-    frame = table.to_pandas()
+    with pytest.raises(InvalidData, match=r"'n', row 0: .* may have been rounded"):
+        store.put_table(other, table.to_pandas())  # which makes floats of integers beside nulls
+    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     assert store.put_table(VIEW.model_copy(update={"name": "x"}), frame) == 2
     assert store.get(other, []).to_arrow().num_rows == 0
+
+
+def test_words_and_ids_in_dictionaries_of_any_text_are_taken(store):
+    """As polars and pandas have categories."""
+    view = FeatureView(name="p", entity="id", columns=[COLUMNS[3]])
+    for kind in (pa.string(), pa.large_string(), pa.string_view()):
+        words, ids = (
+            pa.DictionaryArray.from_arrays(pa.array([1, None, 0], pa.uint32()), pa.array(texts, kind))
+            for texts in (["a", "b"], ["x", "y"])
+        )
+        assert store.put_table(view, pa.table({"id": ids.take([0, 2, 2]), "word": words.take([0, 1, 2])})) == 3
+        assert plain(store.get(view, ["y", "x"])["word"]) == ["b", "a"]
 
 
 def test_ids_that_are_no_text_are_binary_in_arrow(store):
     store.put(VIEW, IDS, ROWS)
     table = store.get(VIEW, IDS).to_arrow()
     assert table.column("shop").to_pylist() == [b"1", b"y", b"\xff"]
+
+
+def test_a_matrix_has_the_columns_that_were_asked_for_in_that_order(store):
+    store.put(VIEW, IDS, ROWS, TIMES)
+    whole, some = store.get(VIEW, IDS), store.get(VIEW, IDS, ["taste", "city", "n"])
+    assert whole.feature_names == VIEW.feature_names
+    assert some.feature_names == ("taste_0", "taste_1", "n")
+    np.testing.assert_array_equal(some.matrix(), whole.matrix()[:, [4, 5, 0]])
+    assert (whole.only([]).matrix().shape, store.get(VIEW, []).matrix().shape) == ((3, 0), (0, 6))
+
+
+def test_a_matrix_says_how_old_rows_were_when_they_were_looked_up(store):
+    """And treats them as the view says (tests/server/test_join.py compares every policy with a server's)."""
+    fresh = VIEW.model_copy(update={"max_age_s": 3600, "on_stale": "nan", "ttl_s": 10**8})
+    now = time.time_ns() // 10**6
+    store.put(fresh, IDS, ROWS, [now, now, now - 3_700_000])
+    found = store.get(fresh, IDS)
+    assert found.looked_up_ms - now < 60_000
+    assert np.isnan(found.matrix()).all(axis=1).tolist() == [False, False, True]
+    later = dataclasses.replace(found, looked_up_ms=now + 3_600_001)
+    assert np.isnan(later.matrix()).all()
 
 
 def test_hashes_are_read_in_their_own_dtypes_too(store):

@@ -17,8 +17,11 @@ from penstock.features import (
     open_store,
 )
 from penstock.features.memory import MemoryStore
+from penstock.features.store import Written
 
 ENTITIES = [b"17", b"a}:b", b"\x00\xff"]
+NOW = time.time_ns() // 1_000_000
+AGED = NOW - 1000 * np.array([3, 2, 1])
 OK, ABSENT, CORRUPT, OTHER_SCHEMA = range(4)
 
 
@@ -37,13 +40,13 @@ def test_event_times_are_kept_in_rows_and_default_to_now(store, view, table):
     before = time.time_ns() // 1_000_000
     store.put(view, ENTITIES, table)
     now = fetch(store, view, ENTITIES).event_times
-    store.prepare(view, ENTITIES, table, np.array([1, 2, 2**60]), overwrite=True)()
+    store.prepare(view, ENTITIES, table, np.array([*AGED[:2], 2**60]), overwrite=True)()
     given = fetch(store, view, ENTITIES).event_times
     if view.layout == "hash":  # it has no place for them
         assert now.tolist() == given.tolist() == [0, 0, 0]
     else:
         assert (now >= before).all()
-        assert given.tolist() == [1, 2, 2**60]
+        assert given.tolist() == [*AGED[:2], 2**60]
 
 
 @pytest.mark.parametrize(
@@ -62,26 +65,26 @@ def test_an_older_event_never_replaces_a_newer_one_and_of_equal_times_the_last_w
     store, view, table, matrix
 ):
     turned = {name: array[::-1] for name, array in table.items()}
-    assert store.put(view, ENTITIES, table, np.array([10, 20, 30])) == 3
-    assert store.put(view, ENTITIES, turned, np.array([9, 20, 31])) == 2
+    assert store.put(view, ENTITIES, table, AGED) == 3
+    assert store.put(view, ENTITIES, turned, AGED + np.array([-1, 0, 1])) == 2
     kept = fetch(store, view, ENTITIES)
     np.testing.assert_array_equal(kept.values, [matrix[0], matrix[1], matrix[0]])
-    assert kept.event_times.tolist() == ([10, 20, 31] if view.layout == "row" else [0, 0, 0])
-    assert store.put(view, ENTITIES, table, np.array([-5, -6, -7]), overwrite=True) == 3
+    assert kept.event_times.tolist() == ([*AGED + np.array([0, 0, 1])] if view.layout == "row" else [0, 0, 0])
+    assert store.put(view, ENTITIES, table, AGED - 5000, overwrite=True) == 3
     np.testing.assert_array_equal(fetch(store, view, ENTITIES).values, matrix)
-    assert store.put(view, ENTITIES, turned, np.array([-6, -5, -7])) == 2
+    assert store.put(view, ENTITIES, turned, AGED - 5000 + np.array([-1, 1, 0])) == 2
 
 
 def test_of_an_entity_that_is_there_twice_the_newest_event_stays(store, view, table, matrix):
     for times, newest in (([5, 7, 6], 1), ([8, 8, 8], 2)):
-        store.put(view, [b"one"] * 3, table, np.array(times))
+        store.put(view, [b"one"] * 3, table, NOW - 10 + np.array(times))
         np.testing.assert_array_equal(fetch(store, view, [b"one"]).values, matrix[newest : newest + 1])
 
 
 def test_what_was_prepared_is_written_when_called_and_as_often(store, view, table, matrix):
-    write = store.prepare(view, ENTITIES, table, np.array([1, 2, 3]))
+    write = store.prepare(view, ENTITIES, table, AGED)
     assert fetch(store, view, ENTITIES).status.tolist() == [ABSENT] * 3
-    assert [write(), write()] == [3, 3]
+    assert [write(), write()] == [Written(3), Written(3)]
     np.testing.assert_array_equal(fetch(store, view, ENTITIES).values, matrix)
 
 
@@ -189,14 +192,19 @@ def test_who_takes_the_port_for_a_store_is_told_how_to_open_one():
         FeatureStore("redis://localhost:6379")
 
 
-def test_in_memory_rows_expire_after_the_ttl_of_their_view(view, table):
-    now = 100.0
+def test_in_memory_rows_end_their_ttl_after_their_event_and_hashes_after_they_were_written(view, table):
+    now, ttl = NOW, view.ttl_s * 1000
     store = MemoryStore(clock=lambda: now)
-    store.put(view, ENTITIES, table)
-    now += view.ttl_s - 1
-    assert fetch(store, view, ENTITIES).status.tolist() == [OK] * 3
-    now += 1
-    assert fetch(store, view, ENTITIES).status.tolist() == [ABSENT] * 3
+    late = np.array([0, ttl // 2, ttl + 1])
+    assert store.put(view, ENTITIES, table, now - late) == (2 if view.layout == "row" else 3)
+    left = (
+        [[OK, OK, ABSENT], [OK, ABSENT, ABSENT], [ABSENT] * 3]
+        if view.layout == "row"
+        else [[OK] * 3] * 2 + [[ABSENT] * 3]
+    )
+    for passed, expected in zip((ttl - ttl // 2, ttl, ttl + 1), left, strict=True):
+        now = NOW + passed
+        assert fetch(store, view, ENTITIES).status.tolist() == expected
 
 
 def test_a_named_store_in_memory_is_the_same_for_all_and_an_unnamed_one_is_new():

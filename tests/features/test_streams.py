@@ -22,6 +22,7 @@ from penstock.server.address import Address
 
 pytestmark = pytest.mark.every_server
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
+SINCE = time.time_ns() // 1_000_000 - 10_000
 
 
 @pytest.fixture
@@ -64,7 +65,9 @@ class Dies:
 
 
 def add(client, *events):
-    return [client.xadd("events", {"id": entity, "n": n, "at": at}) for entity, n, at in events]
+    """Events of (entity, n, ms from `SINCE` on, or what is no time)."""
+    times = [SINCE + at if isinstance(at, int) else at for _, _, at in events]
+    return [client.xadd("events", {"id": e, "n": n, "at": at}) for (e, n, _), at in zip(events, times, strict=True)]
 
 
 def stored(store, *entities):
@@ -97,6 +100,13 @@ def test_events_that_come_in_the_wrong_order_end_right(store, client, consumer):
     assert stored(store, 1) == [6]
 
 
+def test_entries_whose_time_is_over_are_counted_and_acknowledged(store, client, consumer):
+    add(client, (1, 1, -VIEW.ttl_s * 1000), (2, 2, 2))
+    counts = drain(consumer())
+    assert (counts.written, counts.over, counts.older, pending(client)) == (1, 1, 0, 0)
+    assert stored(store, 1, 2) == [None, 2]
+
+
 def test_what_was_delivered_to_one_that_died_is_taken_up_under_the_same_name(store, client, consumer):
     add(client, (1, 1, 1), (2, 2, 2))
     with pytest.raises(KeyError):
@@ -111,7 +121,7 @@ def test_what_was_written_and_not_acknowledged_is_delivered_again_without_effect
     add(client, (1, 1, 1), (2, 2, 2))
     with pytest.raises(KeyError):
         drain(consumer(writer=Dies(RowWriter(store, VIEW, "at"))))
-    store.put(VIEW, [b"1"], {"n": np.array([9])}, np.array([9]))
+    store.put(VIEW, [b"1"], {"n": np.array([9])}, np.array([SINCE + 9]))
     counts = drain(consumer())
     assert (counts.read, counts.written, counts.older) == (2, 1, 1)
     assert (pending(client), stored(store, 1, 2)) == (0, [9, 2])
@@ -138,7 +148,11 @@ def test_an_entry_that_is_no_row_is_buried_with_its_reason_and_acknowledged(stor
     first, second = (fields for _, fields in client.xrange("events:dead"))
     assert first[b"penstock:reason"] == b"field 'n': 'two' is not int64"
     assert first[b"penstock:stream"] == b"events"
-    assert {name: first[name] for name in (b"id", b"n", b"at")} == {b"id": b"2", b"n": b"two", b"at": b"2"}
+    assert {name: first[name] for name in (b"id", b"n", b"at")} == {
+        b"id": b"2",
+        b"n": b"two",
+        b"at": b"%d" % (SINCE + 2),
+    }
     assert client.xrange("events", first[b"penstock:id"], first[b"penstock:id"])
     assert b"'at'" in second[b"penstock:reason"]
 
@@ -283,7 +297,7 @@ def test_a_store_that_is_away_leaves_entries_pending_until_it_is_back(store, cli
 def test_entries_that_are_too_large_together_are_taken_one_by_one(store, client, consumer, monkeypatch):
     monkeypatch.setattr("penstock.features.streams.MAX_REPLY", 1 << 16)
     for entity in range(4):
-        client.xadd("events", {"id": entity, "n": entity, "at": 1, "other": "x" * 40_000})
+        client.xadd("events", {"id": entity, "n": entity, "at": SINCE, "other": "x" * 40_000})
     counts = drain(consumer(batch=4))
     assert counts.written == 4
     assert counts.failures >= 2
@@ -323,17 +337,17 @@ def test_the_command_reads_from_another_redis_if_told(redis_url, client, tmp_pat
 
 
 def test_a_dead_letter_comes_back_as_old_as_it_was_once_the_view_takes_it(store, client, consumer):
-    client.xadd("events", {"id": 1, "n": "1.5"}, id="1700000000000-0")
-    client.xadd("events", {"id": 2, "n": "2.5"}, id="1700000000001-0")
+    client.xadd("events", {"id": 1, "n": "1.5"}, id=f"{SINCE}-0")
+    client.xadd("events", {"id": 2, "n": "2.5"}, id=f"{SINCE + 1}-0")
     assert drain(consumer(time_field=None)).rejected == 2
     wider = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="float64")])
-    store.put(wider, ["2"], {"n": [9.0]}, [1_700_000_000_002])
+    store.put(wider, ["2"], {"n": [9.0]}, [SINCE + 2])
     again = consumer(stream="events:dead", dead="events:deader", writer=RowWriter(store, wider, None))
     counts = drain(again)
     assert (counts.read, counts.written, counts.older, counts.rejected) == (2, 1, 1, 0)
     found = store.get(wider, ["1", "2"])
     assert found["n"].tolist() == [1.5, 9.0]
-    assert found.event_times.tolist() == [1_700_000_000_000, 1_700_000_000_002]
+    assert found.event_times.tolist() == [SINCE, SINCE + 2]
 
 
 def test_a_dead_letter_that_fails_again_keeps_where_it_first_came_from(client, consumer):
@@ -353,7 +367,7 @@ def test_dead_letters_are_listed_the_last_first(redis_url, client, consumer):
     letters = json.loads(CliRunner().invoke(app, [*words, "--limit", "2", "--json"]).stdout)
     assert [letter["fields"]["id"] for letter in letters] == ["3", "2"]
     assert letters[0]["reason"] == "field 'n': 'worse' is not int64"
-    assert (letters[0]["stream"], letters[0]["fields"]) == ("events", {"id": "3", "n": "worse", "at": "1"})
+    assert (letters[0]["stream"], letters[0]["fields"]) == ("events", {"id": "3", "n": "worse", "at": str(SINCE + 1)})
     assert client.xrange("events", letters[0]["first_id"], letters[0]["first_id"])
     shown = CliRunner().invoke(app, words, env={"COLUMNS": "200"}).stdout
     assert "'bad' is not int64" in shown
@@ -362,6 +376,16 @@ def test_dead_letters_are_listed_the_last_first(redis_url, client, consumer):
     )
     refused = CliRunner().invoke(app, ["features", "dead-letters", "none", "--from", "memory://"])
     assert "a stream is in a Redis" in str(refused.exception)
+
+
+def test_dead_letters_are_listed_however_large_and_under_whichever_ids(redis_url, client):
+    for _ in range(18):
+        client.xadd("events:dead", {"n": "x" * 1_000_000})
+    client.xadd("events:dead", {"n": "bad"}, id="99999999999999999-1")
+    words = ["features", "dead-letters", "events:dead", "--from", redis_url]
+    letters = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    assert (len(letters), letters[0]["id"], letters[0]["time"]) == (19, "99999999999999999-1", None)
+    assert "99999999999999999-1" in CliRunner().invoke(app, words, env={"COLUMNS": "200"}).stdout
 
 
 # Watching ---------------------------------------------------------------------------------------------------------
@@ -382,7 +406,7 @@ def test_batches_retries_and_the_newest_event_are_counted(client, consumer):
         drain(consumer(writer=Dies()))
     add(client, (1, 4, 2500))
     counts = drain(consumer(batch=2))
-    assert (counts.read, counts.retried, counts.batches, counts.newest_ms) == (4, 3, 3, 3000)
+    assert (counts.read, counts.retried, counts.batches, counts.newest_ms) == (4, 3, 3, SINCE + 3000)
 
 
 def test_unknown_words_are_counted_by_column(store, client, consumer):
@@ -405,7 +429,7 @@ def test_a_consumer_is_scraped(client, proxy, consumer):
             assert told["penstock_stream_read_total"] == 2
             assert told["penstock_stream_entries_total,written"] == 1
             assert told["penstock_stream_entries_total,rejected"] == 1
-            assert told["penstock_stream_newest_event_seconds"] == 5
+            assert told["penstock_stream_newest_event_seconds"] == pytest.approx((SINCE + 5000) / 1000, abs=1e-3)
             assert (told["penstock_stream_up"], told["penstock_stream_pending_entries"]) == (1, 0)
             assert told.get("penstock_stream_lag_entries", 3) == 3
             proxy.refuse()

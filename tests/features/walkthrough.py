@@ -21,7 +21,7 @@ VIEWS = """
 
 
 def walk(url: str, client: redis.Redis, folder) -> None:
-    """Apply, list, show, ingest, get, stats and stream on an empty store; `client` reaches any of its keys."""
+    """Apply, list, show, ingest, get, stats, stream and delete on an empty store; `client` reaches any of its keys."""
 
     def run(*words):
         result = CliRunner().invoke(app, ["features", *words, "--features", url])
@@ -52,3 +52,12 @@ def walk(url: str, client: redis.Redis, folder) -> None:
     assert client.xlen("purchases:dead") == 1
     told = run("get", "spending", *map(str, range(10)), "--json")
     assert [one["values"]["sum_7d"] for one in told] == [sum(range(i, 100, 10)) for i in range(10)]
+
+    (letter,) = run("dead-letters", "purchases:dead", "--json")
+    assert letter["fields"] == {"id": "3", "amount": "much"}
+    assert run("delete", "spending", "1", "2", "--json")["rows"] == 2
+    told = run("delete", "spending", "--all", "--json")
+    assert (told["rows"], told["definition"]) == (8, True)
+    assert run("delete", "visits", "--all", "--json")["rows"] == 200
+    assert run("list", "--json") == []
+    assert not [key for key in client.scan_iter("fs:*") if not key.startswith(b"fs:views")]

@@ -15,15 +15,16 @@ TWINS = pytest.mark.parametrize("hashes", [kernel, reference], ids=["kernel", "r
 quickly = settings(max_examples=60, deadline=None)
 
 
-def parsed(hashes, replies, k):
+def parsed(hashes, replies, k, whole=()):
     out, status = np.full((len(replies), k), -7, np.float32), np.full(len(replies), 77, np.uint8)
-    hashes.parse_hashes(replies, out, status)
+    hashes.parse_hashes(replies, np.isin(np.arange(k), whole).astype(np.uint8), out, status)
     return out, status
 
 
 NUMBERS = (
     st.floats().map(repr)
     | st.integers(-(10**20), 10**20).map(str)
+    | st.sampled_from([2**63 - 1, 2**63, -(2**63), -(2**63) - 1, 10**19, 2**64]).map(str)
     | st.decimals(allow_nan=False, allow_infinity=False, places=4).map(str)
     | st.from_regex(r"[+-]?[0-9.eE+_ ]{0,20}", fullmatch=True)
 )
@@ -33,7 +34,7 @@ FIELDS = st.none() | NUMBERS.map(str.encode) | st.binary(max_size=6)
 @quickly
 @given(st.lists(st.lists(FIELDS, min_size=3, max_size=3), max_size=4))
 def test_parsed_hashes_equal_their_twin(replies):
-    ours, theirs = (parsed(hashes, replies, 3) for hashes in (kernel, reference))
+    ours, theirs = (parsed(hashes, replies, 3, whole=[0]) for hashes in (kernel, reference))
     np.testing.assert_array_equal(ours[0], theirs[0])
     np.testing.assert_array_equal(ours[1], theirs[1])
 
@@ -54,6 +55,18 @@ def test_text_that_is_no_number_is_missing(hashes, text):
     out, status = parsed(hashes, [[text]], 1)
     assert np.isnan(out[0, 0])
     assert status.tolist() == [ROW_OK]
+
+
+@TWINS
+@quickly
+@given(
+    number=st.integers(-(2**63), 2**63 - 1) | st.integers(2**53, 2**63 - 1).map(lambda n: n >> 39 << 39 | 1 << 38 | 1)
+)
+def test_a_whole_number_is_rounded_once_as_in_a_packed_row(hashes, number):
+    """2^k + half a step + 1 is nearer to the next float32, which by way of a float64 it would not come to."""
+    out, _ = parsed(hashes, [[b"%d" % number] * 2], 2, whole=[0])
+    assert out[0, 0] == np.array([number]).astype(np.float32)[0]
+    assert out[0, 1] == np.float64(number).astype(np.float32)
 
 
 @TWINS

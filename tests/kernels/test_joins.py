@@ -175,10 +175,13 @@ def test_rows_older_than_the_limit_are_stale_and_counted_so(joins):
 
 
 @TWINS
-def test_without_a_limit_or_a_known_time_nothing_is_stale(joins):
-    status, times = np.array([OK, OK], np.uint8), np.array([1, 0], np.int64)
-    assert observed(joins, status, times, -1, [])[0] == [OK, OK]
-    assert observed(joins, status, times, 5, [])[0] == [STALE, OK]
+def test_without_a_limit_nothing_is_stale_and_with_one_whatever_has_no_time(joins):
+    status, times = np.array([OK, OK, CACHED, ABSENT], np.uint8), np.array([1, 0, 0, 0], np.int64)
+    assert observed(joins, status, times, -1, [])[0] == [OK, OK, CACHED, ABSENT]
+    marked, statuses, ages = observed(joins, status, times, 5, [])
+    assert marked == [STALE, STALE, STALE, ABSENT]
+    assert statuses == [0, 1, 0, 0, 3, 0, 0, 0]
+    assert ages == [1, NOW - 1]  # what has no time has no age
 
 
 @TWINS

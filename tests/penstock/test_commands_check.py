@@ -83,6 +83,21 @@ def test_what_is_not_there_is_told(run):
         run("--offline", "nowhere")
 
 
+def test_views_that_are_left_out_are_named(run, folders):
+    other = VIEW.model_copy(update={"name": "streamed"})
+    rows = served.ServedRows(
+        np.array([5]), [b"x"], np.ones((1, 1), np.float32), np.full((1, 1), SOURCE_STORE, np.uint8)
+    )
+    origin = served.Origin(model="fraud", version=2, digest="d", columns=("amount",), views=(other,))
+    served.write(folders / "penstock-served", origin, [rows])
+    done = run()
+    assert done.exit_code == 0
+    assert "Not checked: streamed, there is no history of view 'streamed' in penstock-offline." in done.stdout
+    told = json.loads(run("--json").stdout)
+    assert [view["view"] for view in told["unchecked"]] == ["streamed"]
+    assert json.loads(run("--json", "--view", "activity").stdout)["unchecked"] == []
+
+
 def test_an_ingestion_may_keep_its_rows_offline(folders, run, monkeypatch):
     monkeypatch.setenv("PENSTOCK_FEATURES", "memory://commands-offline")
     with closing(open_store("memory://commands-offline")) as store:

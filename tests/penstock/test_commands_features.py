@@ -15,6 +15,7 @@ from penstock.registry import Draft, FeatureSet, Registry, Signature, TensorSpec
 YAML = """
 name: activity
 entity: customer
+ttl_s: 315360000
 columns: [{name: count, dtype: int64}, {name: amount, dtype: float64, default: 1}]
 """
 CSV = "customer,count,amount,at\n17,42,150.5,2024-01-01T00:00:00Z\n18,,2,2024-01-02T00:00:00Z\n"
@@ -127,7 +128,7 @@ def test_the_plan_says_what_is_different_and_what_breaks_and_changes_nothing_in_
 - {name: other, entity: customer, columns: [{name: x, dtype: bool}]}
 """)
     said = run("apply", "view.yaml", "--dry-run")
-    for line in ("~ activity changed", "ttl_s 86400 -> 60", "- count", "+ city string up to 9 bytes"):
+    for line in ("~ activity changed", "ttl_s 315360000 -> 60", "- count", "+ city string up to 9 bytes"):
         assert f"{line}\n" in said
     assert "~ amount float64 default 1 -> float64 default 2" in said
     assert "! column 'count' is dropped" in said
@@ -136,7 +137,7 @@ def test_the_plan_says_what_is_different_and_what_breaks_and_changes_nothing_in_
     with pytest.raises(SchemaChanged, match=r"activity: column 'count' is dropped; .*--replace"):
         run("apply", "view.yaml")
     assert [view["name"] for view in json.loads(run("list", "--json"))] == ["activity"]
-    assert json.loads(run("show", "activity", "--json"))["ttl_s"] == 86400
+    assert json.loads(run("show", "activity", "--json"))["ttl_s"] == 315360000
     told = json.loads(run("apply", "view.yaml", "--replace", "--json"))
     assert told["changes"][0]["breaks"] == ["column 'count' is dropped"]
     assert [view["name"] for view in json.loads(run("list", "--json"))] == ["activity", "other"]

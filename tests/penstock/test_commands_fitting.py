@@ -53,6 +53,13 @@ def test_what_is_written_is_what_python_fits(run, tmp_path, frame, table):
     assert [path.name for path in tmp_path.glob(".*")] == []
 
 
+def test_a_table_may_be_a_folder_of_files(run, tmp_path, frame):
+    (tmp_path / "table").mkdir()
+    for part in range(2):
+        frame[part * 500 : part * 500 + 500].to_parquet(tmp_path / "table" / f"part-{part}.parquet")
+    assert json.loads(run("steps.yaml", "table", "--columns", "amount,days", "--json"))["rows"] == 1000
+
+
 def test_machines_get_json_and_the_file_is_replaced(run, tmp_path):
     (tmp_path / "transforms.json").write_text("old")
     told = json.loads(run("steps.yaml", "table.csv", "--columns", "amount,days", "--json"))

@@ -8,6 +8,7 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.errors import NotFound
@@ -68,6 +69,41 @@ def test_on_stale_error_refuses_the_call_and_says_how_old(served):
     assert ask(client, ["fresh"])[0].tolist() == [[1, 10]]
     with pytest.raises(NotFound, match=r"view 'v': features of id 'old' are 1080\d s old, more than 3600 s"):
         ask(client, ["old"])
+
+
+HASHED = {"layout": "hash", "time_field": "updated", "max_age_s": 3600}
+
+
+def test_a_hash_is_fresh_by_the_field_that_has_its_event_time(served):
+    client, _ = served(**HASHED, on_stale="default")
+    told, sources = ask(client, ["fresh", "old", "future", "nobody"])
+    np.testing.assert_array_equal(told, [[1, 10], [5, np.nan], [3, 30], [5, np.nan]])
+    assert sources == [["store"] * 2, ["default", "missing"], ["store"] * 2, ["default", "missing"]]
+
+
+@pytest.fixture
+def timeless(registry, graphs, serving, calling, redis_url):
+    """The same, where somebody else writes the hash of `timeless`, in seconds."""
+
+    def start(policy):
+        columns = [Column(name="amount", dtype="float64", default=5.0), Column(name="count", dtype="int64")]
+        view = FeatureView(**{"name": "v", "entity": "id", "columns": columns, "on_stale": policy} | HASHED)
+        graphs.publish(registry, "copy", graphs.copy(2), columns=NAMES, views=[view])
+        with redis.Redis.from_url(redis_url) as client:
+            client.hset("features:timeless", mapping={"amount": 1, "count": 2, "updated": int(time.time())})
+        return calling(serving(features=redis_url, warmup_ms=0)).client
+
+    return start
+
+
+def test_a_hash_without_an_event_time_is_stale_for_nobody_can_tell_that_it_is_not(timeless):
+    told, sources = ask(timeless("use"), ["timeless"])
+    assert (told.tolist(), sources) == ([[1, 2]], [["stale", "stale"]])
+
+
+def test_a_hash_without_an_event_time_is_refused_with_the_reason(timeless):
+    with pytest.raises(NotFound, match="of id 'timeless' are without an event time, perhaps more than 3600 s old"):
+        ask(timeless("error"), ["timeless"])
 
 
 def test_a_stale_row_is_not_taken_for_a_missing_one(served):

@@ -9,8 +9,8 @@ import grpc
 import numpy as np
 import pytest
 
-from penstock.errors import InvalidRequest
-from penstock.features import Column, FeatureView, open_store
+from penstock.errors import InvalidRequest, PenstockError
+from penstock.features import Column, FeatureView, InvalidData, open_store
 from penstock.proto import inference_pb2 as pb
 
 Code = grpc.StatusCode
@@ -56,6 +56,29 @@ def test_on_missing_default_fills_in_the_views_defaults(joined, redis_url, layou
     values, status = ask(caller, ["ada", "bob", "nobody"])
     np.testing.assert_array_equal(values, [[1.5, 2, 3], [5, 20, 30], [5, 7, np.nan]])
     assert status == [["store"] * 3, ["default", "store", "store"], ["default", "default", "missing"]]
+
+
+POLICIES = [(missing, stale) for missing in ("default", "nan", "error") for stale in ("use", "default", "nan", "error")]
+
+
+@pytest.mark.parametrize(("on_missing", "on_stale"), POLICIES)
+def test_the_matrix_of_features_is_what_the_server_gives_the_model(joined, redis_url, on_missing, on_stale):
+    """Of full rows, of such with nulls, old ones and none; what the server refuses has no matrix either."""
+    one = view(on_missing=on_missing, on_stale=on_stale, max_age_s=3600)
+    caller = joined(redis_url, one)
+    with closing(open_store(redis_url)) as store:
+        old = {"amount": [1.0, None], "count": [None, 2], "age": [0.1, 0.2]}
+        past = np.full(2, time.time_ns() // 10**6 - 7_200_000)
+        store.put(one, ["old", "older"], {name: np.array(values, object) for name, values in old.items()}, past)
+        for entity in ("ada", "bob", "old", "older", "nobody"):
+            found = store.get(one, [entity])
+            try:
+                values = ask(caller, [entity])[0]
+            except PenstockError:
+                with pytest.raises(InvalidData, match=f"of customer {entity!r}, and of 0 more, and says on_.*: error"):
+                    found.matrix()
+            else:
+                np.testing.assert_array_equal(np.float32(values), found.matrix())
 
 
 def test_on_missing_nan_gives_the_model_nan(joined, redis_url):

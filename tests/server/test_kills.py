@@ -167,13 +167,13 @@ def product(entities):
     return [(view.name, entity) for view in VIEWS for entity in entities]
 
 
-def call(world, where, chance):
-    """Until the end: ask for a few entities of the span and about it; `where` gives the server's address."""
+def call(world, service, chance):
+    """Until the end: ask for a few entities of the span and about it."""
     while not world.ended.is_set():
-        address = where()
+        address = service.address
         with grpc.insecure_channel(address) as channel:
             stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-            while where() == address and not world.ended.is_set():
+            while service.address == address and not world.ended.is_set():
                 front = world.front
                 about = range(max(front - TOUCH, 0), front + SPAN + TOUCH)
                 if trouble := trouble_of(stub, world, chance.sample(about, chance.randint(1, 3))):
@@ -184,14 +184,11 @@ def call(world, where, chance):
 
 
 class Service:
-    """A server over a Redis, both to be killed."""
+    """A server over a Redis, both to be killed; `address` is the server's last."""
 
-    def __init__(self, redis, start):
-        self.redis, self._start = redis, start
-        self.server = start()
-
-    def address(self):
-        return self.server.grpc
+    def __init__(self, redis, start_server):
+        self.redis, self._start_server = redis, start_server
+        self.start("server")
 
     def kill(self, *parts):
         for part in parts:
@@ -199,18 +196,21 @@ class Service:
                 self.redis.kill()
             else:
                 assert "Traceback" not in self.server.log()
-                self.server.kill()
+                self.close()
 
     def start(self, *parts):
         for part in parts:
             if part == "redis":
                 self.redis.start()
             else:
-                self.server = self._start()
+                self.server = self._start_server()
+                self.address = self.server.grpc
 
     def close(self):
-        self.server.kill()
-        self.redis.close()
+        """End the server alone."""
+        if self.server:
+            self.server, server = None, self.server
+            server.kill()
 
 
 @pytest.fixture(params=SEEDS)
@@ -219,12 +219,17 @@ def chance(request):
 
 
 @pytest.fixture
-def service(request, registry, graphs, server_process, tmp_path, monkeypatch):
+def redis(request):
+    with closing(servers.KeptRedis(servers.in_turn(request.node.callspec.params["chance"]))) as redis:
+        yield redis
+
+
+@pytest.fixture
+def service(redis, registry, graphs, server_process, tmp_path, monkeypatch):
     columns = [name for view in VIEWS for name in view.column_names]
     graphs.publish(registry, "copy", graphs.copy(6), columns=columns, views=VIEWS)
     (tmp_path / "computed_here.py").write_text(FUNCTIONS)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    redis = servers.KeptRedis(servers.in_turn(request.node.callspec.params["chance"]))
     settings = {
         "features": redis.url,
         "functions": {name: f"computed_here:{name}" for name in ("rows", "hashes")},
@@ -232,9 +237,10 @@ def service(request, registry, graphs, server_process, tmp_path, monkeypatch):
         "transport": "native",
         "warmup_ms": 0,
     }
-    (tmp_path / "serve.yaml").write_text(yaml.safe_dump(settings))
-    with closing(Service(redis, lambda: server_process(registry.root, "--config", str(tmp_path / "serve.yaml")))) as it:
-        yield it
+    config = tmp_path / "serve.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    with closing(Service(redis, lambda: server_process(registry.root, "--config", str(config)))) as service:
+        yield service
 
 
 @contextmanager
@@ -242,9 +248,7 @@ def traffic(world, service, chance):
     """An ingester and three callers."""
     url = service.redis.url
     threads = [threading.Thread(target=ingest, args=(world, url, random.Random(chance.random())))]
-    threads += [
-        threading.Thread(target=call, args=(world, service.address, random.Random(chance.random()))) for _ in range(3)
-    ]
+    threads += [threading.Thread(target=call, args=(world, service, random.Random(chance.random()))) for _ in range(3)]
     for thread in threads:
         thread.start()
     try:
@@ -284,7 +288,7 @@ def test_whoever_is_killed_no_row_is_lost_none_regresses_and_every_answer_is_rig
 def assert_answers(world, service, *, at_once):
     """It computes what nobody has asked for, and gives what is stored."""
     entities = [world.front + 1_000_000, max(world.front - TOUCH, 0)]
-    with grpc.insecure_channel(service.address()) as channel:
+    with grpc.insecure_channel(service.address) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         until = time.monotonic() + (0 if at_once else SOON_S)
         while trouble := trouble_of(stub, world, entities):

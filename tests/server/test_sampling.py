@@ -9,12 +9,14 @@ import grpc
 import numpy as np
 import pytest
 
+from penstock.errors import NotFound, PenstockError
 from penstock.features import Column, FeatureView, InvalidData, open_store
 from penstock.features.offline import served
 from penstock.kernels.joins import SOURCE_DEFAULT, SOURCE_MISSING, SOURCE_REQUEST, SOURCE_STORE
 from penstock.server import sampling
 from penstock.server.config import Config
 from penstock.server.errors import BadConfig
+from penstock.server.pipeline import Pipeline
 from penstock.server.testing import running
 
 NAMES = ("sent", "amount", "age")
@@ -81,6 +83,63 @@ def test_what_the_caller_sent_is_told_and_rows_without_an_entity_are_left_out(se
     assert rows.sources.tolist() == [[SOURCE_REQUEST, SOURCE_STORE]]
 
 
+def test_what_was_refused_was_not_served_and_is_no_part_of_the_sample(registry, graphs, redis_url, tmp_path, calling):
+    """Neither the entity without a row, nor its neighbours in the same request; others of the batch are."""
+    graphs.publish(
+        registry, "copy", graphs.copy(3), columns=NAMES, views=[VIEW.model_copy(update={"on_missing": "error"})]
+    )
+    with closing(open_store(redis_url)) as store:
+        columns = {"age": np.ones(2, np.float32), "unread": np.zeros(2, np.int32), "amount": np.ones(2)}
+        store.put(VIEW, [b"ada", b"bob"], columns)
+    sample = {"path": tmp_path / "sample" / "here", "rate": 1.0}
+    config = Config(registry=registry.root, grpc="127.0.0.1:0", metrics="off", features=redis_url, sample_served=sample)
+    with running(config) as addresses:
+        caller = calling(addresses)
+        ask(caller, ["ada"])
+        for ids in (["nobody"], ["bob", "nobody", "bob"]):
+            with pytest.raises(NotFound):
+                ask(caller, ids)
+        ask(caller, ["bob"])
+    assert [entity for _, rows in sampled(tmp_path) for entity in rows.entities] == [b"ada", b"bob"]
+
+
+def test_of_one_batch_only_the_calls_that_were_answered_are_sampled(publish, tmp_path):
+    sampler = sampling.Sampler(
+        sampling.SampleSettings(path=tmp_path, rate=1.0), publish.load("copy", 1).manifest, "d", [VIEW]
+    )
+
+    class Batch:
+        rows, entities = 4, [b"a", b"b", b"c", b"d"]
+        matrix, source = np.zeros((4, 3), np.float32), np.full((4, 3), SOURCE_STORE, np.uint8)
+        open_rows = staticmethod(lambda: np.array([0, 3]))
+
+    sampler.offer(Batch, 5)
+    sampler.close()
+    assert [rows.entities for _, rows in served.read(tmp_path)] == [[b"a", b"d"]]
+
+
+def test_a_batch_that_failed_and_was_run_again_is_sampled_once(publish, redis_url, tmp_path, calling, monkeypatch):
+    failures = ["once"]
+
+    def compute(self, feeds, now=None):
+        if failures:
+            raise ValueError(failures.pop())
+        return whole(self, feeds, now)
+
+    whole = Pipeline.compute
+    sample = {"path": tmp_path / "sample" / "here", "rate": 1.0}
+    config = Config(
+        registry=publish.root, grpc="127.0.0.1:0", metrics="off", features=redis_url, sample_served=sample, warmup_ms=0
+    )
+    with running(config) as addresses:
+        caller = calling(addresses)
+        monkeypatch.setattr(Pipeline, "compute", compute)
+        with pytest.raises(PenstockError):
+            ask(caller, ["ada"])
+        ask(caller, ["bob"])
+    assert [rows.entities for _, rows in sampled(tmp_path)] == [[b"bob"]]
+
+
 def test_about_one_row_in_so_many_is_taken(serve, tmp_path):
     def work(caller, _):
         for _ in range(100):
@@ -135,6 +194,7 @@ def test_rows_that_nobody_writes_in_time_are_dropped_and_counted(publish, tmp_pa
     class Batch:
         rows, entities = 6, [b"e"] * 6
         matrix, source = np.zeros((6, 3), np.float32), np.full((6, 3), SOURCE_STORE, np.uint8)
+        open_rows = staticmethod(lambda: None)
 
     for _ in range(3):
         sampler.offer(Batch, 5)

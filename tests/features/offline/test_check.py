@@ -179,3 +179,64 @@ def test_what_is_missing_is_named(tmp_path):
     sample(tmp_path / "sample", [(b"e", (1, 1), (S, S))])
     with pytest.raises(InvalidData, match="there is no history of view 'v'"):
         check(tmp_path / "sample", OfflineStore(tmp_path / "nowhere"))
+
+
+# Views that cannot be checked ---------------------------------------------------------------------------------------
+
+
+COMPUTED = VIEW.model_copy(update={"name": "made", "on_missing": "compute", "compute": "f"})
+STREAMED = VIEW.model_copy(update={"name": "streamed"})
+
+
+def sample_of(root, *views):
+    """One row for each view, of a model that is called as the view is."""
+    for view in views:
+        sample(root, [(b"e", (1, 1), (S, S))], origin(model=view.name, views=(view,)))
+
+
+def test_views_without_history_and_those_that_are_computed_are_left_out_and_named(tmp_path):
+    """A computed row is written back, and its second look-up is of the store: no history could have it."""
+    store = history(tmp_path / "history", [(b"e", 1, 1, 5)])
+    sample_of(tmp_path / "sample", VIEW, COMPUTED, STREAMED)
+    history(tmp_path / "history", [(b"other", 1, 1, 5)], COMPUTED)  # by an ingestion of some rows
+    report = check(tmp_path / "sample", store)
+    assert {feature.view for feature in report.features} == {"v"}
+    assert (report.rows, report.share) == (3, 0)
+    assert [(view.view, view.reason) for view in report.unchecked] == [
+        ("made", "its rows are computed where they are missing, and that is no history"),
+        ("streamed", f"there is no history of view 'streamed' in {tmp_path / 'history'}"),
+    ]
+
+
+def test_a_view_that_any_version_computes_is_left_out_of_all(tmp_path):
+    """What one version's server wrote back the other's looks up."""
+    store = history(tmp_path / "history", [(b"e", 1, 1, 5)])
+    sample_of(tmp_path / "sample", VIEW, COMPUTED.model_copy(update={"name": "v"}))
+    with pytest.raises(InvalidData, match="nothing to check: v: its rows are computed"):
+        check(tmp_path / "sample", store)
+
+
+def test_versions_from_before_and_after_a_number_became_wider_are_both_checked(tmp_path):
+    """The step of the guide: rows recorded under each of the two definitions, and looked up by each of two versions."""
+    wider = VIEW.model_copy(update={"columns": [COLUMNS[0], Column(name="b", dtype="float64")]})
+    history(tmp_path / "history", [(b"e", 1, 1 / 3, 5)])
+    store = history(tmp_path / "history", [(b"f", 1, 2 / 3, 5)], wider)
+    for view in (VIEW, wider):
+        rows = [(b"e", (1 / 3, 1), (S, S)), (b"f", (2 / 3, 1), (S, S))]
+        sample(tmp_path / "sample", rows, origin(model=str(view.columns[1].dtype), views=(view,)))
+    report = check(tmp_path / "sample", store)
+    assert [counts(feature) for feature in report.features] == [(4, 0, 0, 0)] * 2
+
+
+def test_views_are_chosen_by_name(tmp_path):
+    other = VIEW.model_copy(update={"name": "w"})
+    history(tmp_path / "history", [(b"e", 9, 9, 5)], other)
+    store = history(tmp_path / "history", [(b"e", 1, 1, 5)])
+    sample_of(tmp_path / "sample", VIEW, other, STREAMED)
+    report = check(tmp_path / "sample", store, views=["v"])
+    assert ({feature.view for feature in report.features}, report.share, report.unchecked) == ({"v"}, 0, ())
+    assert check(tmp_path / "sample", store).share == 1
+    with pytest.raises(InvalidData, match="no sampled row looked view 'x' up; there is streamed, v, w"):
+        check(tmp_path / "sample", store, views=["v", "x"])
+    with pytest.raises(InvalidData, match="nothing to check: streamed: there is no history of view 'streamed'"):
+        check(tmp_path / "sample", store, views=["streamed"])

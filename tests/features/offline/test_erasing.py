@@ -1,5 +1,6 @@
 """Entities taken out of history: every row of theirs, no other, and never half a file."""
 
+import os
 import threading
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_what_a_killed_one_has_left_is_taken_away_by_the_next(history):
     assert not left.exists()
     erase_view(history, "v")
     assert list(history.root.iterdir()) == []
+
+
+def test_what_a_killed_writer_has_left_goes_with_the_rows(history):
+    """Nobody would ever read it, but it has rows of whoever is to be forgotten."""
+    folder = history.root / "v"
+    left = [folder / ".part-1.parquet.lock", folder / "date=1970-01-02" / ".part-1.parquet"]
+    for path in left:
+        path.write_bytes(b"")
+        os.utime(path, (0, 0))
+    erase(history, view(), [b"ada"])
+    assert not any(path.exists() for path in left)
 
 
 def test_two_who_erase_at_once_bring_back_nobody(history):

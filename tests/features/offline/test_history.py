@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import signal
@@ -21,6 +22,7 @@ from penstock.cli import app
 from penstock.features import Column, FeatureError, FeatureView, InvalidView, Lookup, open_store
 from penstock.features.aggregating import writer_for
 from penstock.features.offline import History, OfflineStore, join
+from penstock.features.offline.erasing import erase
 from penstock.features.streams import Consumer, Settings
 
 VIEW = FeatureView(name="activity", entity="id", columns=[Column(name="n", dtype="int64")])
@@ -122,6 +124,17 @@ def test_the_spool_of_one_that_was_killed_is_published_by_the_next_and_that_of_o
     assert spools(tmp_path) == []
 
 
+def test_what_is_erased_does_not_come_back_from_the_spool_of_one_that_was_killed(tmp_path):
+    history = History(OfflineStore(tmp_path), VIEW)
+    put(history, (1, 10, 1000), (2, 20, 1000))
+    history.save()
+    history._spool._file.close()  # as its process ends
+    assert erase(OfflineStore(tmp_path), VIEW, [b"1"], dry_run=True) == 0
+    assert erase(OfflineStore(tmp_path), VIEW, [b"1"]) == 1
+    with History(OfflineStore(tmp_path), VIEW):
+        assert known(tmp_path, 1, 2) == [None, 20]
+
+
 def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_saved_is_lost(tmp_path, monkeypatch):
     history = History(OfflineStore(tmp_path), VIEW, every_s=0)
     put(history, (1, 10, 1000))
@@ -130,7 +143,7 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_saved_is_lost(tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("penstock.features.offline.store._sync", full)
+        patched.setattr("penstock.features.offline.parts._sync", full)
         with (
             pytest.raises(FeatureError, match=r"the history in .* cannot be written: No space left on device"),
             history,
@@ -140,6 +153,46 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_saved_is_lost(tmp_p
     with History(OfflineStore(tmp_path), VIEW):
         assert known(tmp_path, 1) == [10]
     assert spools(tmp_path) == []
+
+
+def test_a_disk_that_is_full_under_the_spool_is_told_in_one_line_too(tmp_path):
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from penstock.features import FeatureError, FeatureView\n"
+        "from penstock.features.offline import History, OfflineStore\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))\n"
+        "try:\n"
+        "    with History(OfflineStore(sys.argv[1]), FeatureView.parse(sys.argv[2].encode())) as history:\n"
+        "        for _ in range(20):\n"
+        "            history.put([b'1'] * 500, {'n': np.arange(500)}, np.zeros(500, np.int64))\n"
+        "            history.save()\n"
+        "except FeatureError as error:\n"
+        "    print(error)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), VIEW.definition().decode()]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stdout.count("\n"), told.stderr) == (0, 1, "")
+    assert "cannot be written: File too large" in told.stdout
+
+
+def test_a_spool_that_is_just_being_made_is_not_taken_for_one_that_was_left(tmp_path, monkeypatch):
+    lock, others = fcntl.flock, iter([True])
+
+    def late(file, how):
+        if not how & fcntl.LOCK_NB and next(others, False):
+            with History(OfflineStore(tmp_path), VIEW):
+                """Another consumer starts at that moment."""
+        return lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    history = History(OfflineStore(tmp_path), VIEW)
+    put(history, (1, 10, 1000))
+    history.save()
+    assert len(spools(tmp_path)) == 1
+    history._spool._file.close()  # as its process ends
+    with History(OfflineStore(tmp_path), VIEW):
+        assert known(tmp_path, 1) == [10]
 
 
 def test_what_cannot_be_kept_is_refused_at_once(tmp_path):
@@ -245,6 +298,7 @@ import sys, threading
 from penstock.features import open_store
 from penstock.features.aggregating import writer_for
 from penstock.features.offline import History, OfflineStore
+from penstock.features.offline.erasing import erase
 from penstock.features.streams import Consumer, Settings
 store = open_store(sys.argv[1])
 view = store.view("activity")

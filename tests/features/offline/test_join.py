@@ -252,7 +252,23 @@ def test_times_of_every_kind_mean_the_same_moment(tmp_path):
     assert join({"id": ["e"], "at": day}, slow, tmp_path, time="at")["x"].to_pylist() == [1]
 
 
-@pytest.mark.parametrize("make", [pa.table, pd.DataFrame, dict], ids=["arrow", "pandas", "dict"])
+class Stream:
+    """A frame of polars, or of anybody else whose tables are Arrow streams."""
+
+    def __init__(self, columns):
+        self._table = pa.table(columns)
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self._table.cast(_views(self._table.schema)).__arrow_c_stream__(requested_schema)
+
+
+def _views(schema):
+    """Texts as polars has them."""
+    kinds = {pa.string(): pa.string_view()}
+    return pa.schema([pa.field(field.name, kinds.get(field.type, field.type)) for field in schema])
+
+
+@pytest.mark.parametrize("make", [pa.table, pd.DataFrame, dict, Stream], ids=["arrow", "pandas", "dict", "stream"])
 def test_frames_of_every_kind_with_integer_or_text_ids(tmp_path, make):
     write(tmp_path, one(), [(b"17", 1, 1000, 0)])
     for ids in ([17, 18], ["17", "18"], pa.array(["17", "18"]).dictionary_encode()):
@@ -261,6 +277,9 @@ def test_frames_of_every_kind_with_integer_or_text_ids(tmp_path, make):
         assert got.column_names == ["id", "at", "label", "x"]
         assert got["x"].to_pylist() == [1, -1]
         assert got["x"].type == pa.float32()
+    table = make({"id": ["18"], "x": [2.5], "event_time": [900]})
+    assert OfflineStore(tmp_path).write(one(), table, created="event_time") == 1
+    assert join(make({"id": ["18"], "at": [1000]}), one(), tmp_path, time="at")["x"].to_pylist() == [2.5]
 
 
 def test_several_views_of_several_entities(tmp_path):
@@ -339,7 +358,7 @@ FINE = {"id": ["e"], "at": [1000]}
         ({"id": ["e"], "at": [1_700_000_000 * 10**9]}, "is more than a day ahead"),
         ({**FINE, "x": [1]}, "column 'x' is both in the entity frame and in view 'v': join with prefix=True"),
         ({"id": ["e", "f"], "at": [1]}, "this is no table: "),
-        ([1, 2], "a table is an Arrow table, a pandas frame or a dict of arrays, not list"),
+        ([1, 2], "a table is Arrow data, a frame of pandas or polars, or a dict of arrays, not list"),
     ],
 )
 def test_bad_frames_are_refused_in_one_line(tmp_path, frame, told):
@@ -373,8 +392,8 @@ def test_a_label_that_serving_would_refuse_is_named(tmp_path):
 
 def test_files_of_other_dtypes_or_of_strangers_are_named(tmp_path):
     write(tmp_path, one(), [(b"e", 1, 1000, 0)])
-    changed = one(columns=[Column(name="x", dtype="int64")])
-    with pytest.raises(InvalidData, match=r"part-.*parquet: column 'x' is double and view 'v' says int64"):
+    changed = one(columns=[Column(name="x", dtype="bool")])
+    with pytest.raises(InvalidData, match=r"part-.*parquet: column 'x' is double, and view 'v' says bool"):
         joined(tmp_path, changed, [(b"e", 1000)])
     (file,) = tmp_path.glob("v/*/*.parquet")
     pa.parquet.write_table(pa.table({"x": [1.0]}), file)

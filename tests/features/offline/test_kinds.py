@@ -112,10 +112,11 @@ def test_an_entity_of_several_keys(tmp_path):
         join({"c": ["a"], "at": [0]}, view, tmp_path, time="at")
 
 
+@pytest.mark.parametrize("layout", [{}, {"layout": "hash", "time_field": "updated"}], ids=["row", "hash"])
 @pytest.mark.parametrize(("policy", "old"), [("use", 3), ("default", 7), ("nan", NAN)])
-def test_a_row_too_old_at_the_label_s_time_is_treated_as_the_view_says(tmp_path, policy, old):
+def test_a_row_too_old_at_the_label_s_time_is_treated_as_the_view_says(tmp_path, policy, old, layout):
     columns = [Column(name="x", dtype="int32", default=7)]
-    view = FeatureView(name="fresh", entity="id", columns=columns, max_age_s=10, on_stale=policy)
+    view = FeatureView(name="fresh", entity="id", columns=columns, max_age_s=10, on_stale=policy, **layout)
     OfflineStore(tmp_path).write(view, {"id": ["e"], "x": [3], "event_time": [1000]}, created="event_time")
     frame = {"id": ["e", "e", "nobody"], "at": [11_000, 11_001, 0]}
     np.testing.assert_array_equal(join(frame, view, tmp_path, time="at")["x"].to_numpy(), [3, old, 7])

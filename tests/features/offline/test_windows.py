@@ -285,7 +285,7 @@ def test_what_cannot_be_replayed_is_refused():
 
     with pytest.raises(InvalidData, match="the events of view 'spending': no column 'amount'; it has id, at"):
         told(Events({"id": [1], "at": [NOW]}, time="at"))
-    with pytest.raises(InvalidData, match="column 'amount', row 1: 'much' is not double"):
+    with pytest.raises(InvalidData, match="column 'amount', row 1: 'much' is not float64"):
         told(Events(good | {"amount": ["much"]}, time="at"))
     with pytest.raises(InvalidData, match="no column 'event_time'"):
         told(Events(good))

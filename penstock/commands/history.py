@@ -1,0 +1,142 @@
+"""`penstock features join` and `restore`: what is done with the history of features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from penstock.commands.features import Json, Url, existing, progress_bar
+from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.features import FeatureView
+
+History = Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")]
+
+
+def join(
+    labels: Annotated[
+        Path, typer.Argument(metavar="LABELS", help="Table with entities, times and labels: .parquet, .csv or .arrow.")
+    ],
+    view: Annotated[
+        list[str],
+        typer.Option(metavar="NAME|FILE", help="A view of the store, or a YAML file of views; may be repeated."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the training set goes, a .parquet file.")],
+    time: Annotated[str, typer.Option(metavar="COLUMN", help="Column with the labels' times.")] = "event_time",
+    entity: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=COLUMN", help="What the labels call a key of an entity; may be repeated."),
+    ] = None,
+    offline: History = Path("penstock-offline"),
+    ignore_created: Annotated[
+        bool, typer.Option("--ignore-created", help="Event times alone count, for a history without created times.")
+    ] = False,
+    prefix: Annotated[bool, typer.Option("--prefix", help="Call the new columns VIEW__COLUMN.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Give categories as words, and not as numbers.")] = False,
+    events: Annotated[
+        list[str] | None,
+        typer.Option(metavar="VIEW=FILE", help="Events of which an aggregated view is made; may be repeated."),
+    ] = None,
+    event_time: Annotated[
+        str, typer.Option(metavar="COLUMN", help="Events' column with when they happened.")
+    ] = "event_time",
+    event_created: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Events' column with when they came; else as they happened.")
+    ] = None,
+    features: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Join labels with the features that serving would have known at each label's time.
+
+    The rows of LABELS, in their order, with the columns of the views. A file that is there already is replaced once the
+    new one is whole.
+
+    Example: penstock features join labels.parquet --view customer_activity --time at --out training.parquet
+    """
+    from penstock.commands._console import console, print_json
+    from penstock.features.offline import OfflineStore
+    from penstock.features.offline.training import join_file
+
+    keys = dict(_pair(one, "--entity is KEY=COLUMN") for one in entity or ())
+    tables = dict(_pair(one, "--events is VIEW=FILE") for one in events or ())
+    views = views_of(view, features)
+    known = {key for one in views for key in one.entity_keys}
+    if unknown := sorted(keys.keys() - known):
+        raise PenstockError(f"--entity {unknown[0]}=...: the views' keys are {', '.join(sorted(known))}")
+    with progress_bar(f"joining {labels.name}") as progress:
+        summary = join_file(
+            labels,
+            views,
+            OfflineStore(offline),
+            out,
+            time_column=time,
+            keys=keys,
+            as_of_created=not ignore_created,
+            prefix=prefix,
+            words=words,
+            events={name: Path(file) for name, file in tables.items()},
+            event_time=event_time,
+            event_created=event_created,
+            progress=progress,
+        )
+    if as_json:
+        print_json(asdict(summary))
+        return
+    console.print(
+        f"wrote {summary.labels:,} labels with {summary.features:,} features to {out} in {summary.seconds:.2f} s",
+        highlight=False,
+        markup=False,
+    )
+    for name, found in summary.found.items():
+        console.print(f"{name}: rows of {found:,} of them", highlight=False, markup=False)
+
+
+def _pair(text: str, form: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (key and equals and value):
+        raise PenstockError(f"{form}, not {text!r}")
+    return key, value
+
+
+def views_of(given: Sequence[str], url: str | None) -> list[FeatureView]:
+    """Views by name, from the store, and those of YAML files; the store is opened only if one is named."""
+    from penstock.features import read_views
+
+    views = []
+    names = [one for one in given if Path(one).suffix.lower() not in {".yaml", ".yml", ".json"}]
+    with existing(url) if names else nullcontext() as store:
+        for one in given:
+            views += [store.view(one)] if store is not None and one in names else read_views(Path(one))
+    return views
+
+
+def restore(
+    view: Annotated[str, typer.Argument(metavar="VIEW", help="Name of an applied view.")],
+    offline: History = Path("penstock-offline"),
+    features: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Write the newest row of each entity, of those within its ttl, from the history into the store.
+
+    For a Redis that was lost or is new. What is newer in the store stays; where it was stopped, run it again.
+
+    Example: penstock features restore customer_activity --offline penstock-offline
+    """
+    from penstock.commands._console import console, print_json
+    from penstock.features.offline import OfflineStore
+    from penstock.features.offline.restoring import restore as write
+
+    with existing(features) as store, progress_bar(f"restoring {view}") as progress:
+        report = write(store, store.view(view), OfflineStore(offline), progress=progress)
+    if as_json:
+        print_json({**asdict(report), "rows_per_s": report.rows_per_s})
+        return
+    older = f"; {report.older:,} older than what is stored" if report.older else ""
+    rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
+    console.print(f"restored {report.kept:,} rows in {rate}{older}", highlight=False)
