@@ -143,4 +143,4 @@ def test_who_writes_may_do_all_that_the_commands_do(opened, admin, tmp_path):
         delete_view(store, "rows")
         assert np.array_equal([view.name for view in store.views()], ["counts", "hashes"])
         told = used(admin)
-    assert granted("writer") - ELSEWHERE - told == {"strlen"}, "granted and not needed, but for states that are large"
+    assert granted("writer") - ELSEWHERE - told == set(), "granted and not needed"
