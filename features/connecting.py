@@ -136,7 +136,7 @@ def connectors(url: str, default_port: int, what: str = "the feature store") -> 
 
 def without(url: str, *options: str) -> tuple[str, dict[str, str]]:
     """The URL without some of its options, and those that it had."""
-    parts = urlsplit(url)
-    given = parse_qsl(parts.query, keep_blank_values=True)
-    kept = [(name, value) for name, value in given if name not in options]
-    return urlunsplit(parts._replace(query=urlencode(kept))), {n: v for n, v in given if n in options}
+    bare, _, query = url.partition("?")  # urlunsplit would make unix:/path of unix:///path
+    given = parse_qsl(query, keep_blank_values=True)
+    kept = urlencode([(name, value) for name, value in given if name not in options])
+    return f"{bare}?{kept}" if kept else bare, {name: value for name, value in given if name in options}
