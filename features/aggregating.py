@@ -122,11 +122,15 @@ class AggregateWriter:
         if any(FIRST_ID in entry.fields for entry in entries):
             floor = (0, 0)  # of the stream of dead letters, which says nothing of the stream's own entries
 
-        full: set[bytes] = set()
+        full: dict[bytes, set[Id]] = {}  # with the ids that their states had before, which count already
 
         def take(entity: bytes, state: State) -> Taken:
-            taken = state.take(events.get(entity, ()), floor, now_ms)
-            (full.add if state.is_full else full.discard)(entity)
+            own = events.get(entity, ())
+            before = {event.id for event in own if state.has(event.id)}
+            taken = state.take(own, floor, now_ms)
+            full.pop(entity, None)
+            if state.is_full:
+                full[entity] = before
             return taken
 
         for taken in self._change(list(events), take, now_ms):
@@ -135,8 +139,8 @@ class AggregateWriter:
             counts.repeated += taken.repeated
         wait = f"more than {MAX_TAKEN:,} entries of its entity wait for one before them to be acknowledged"
         for rows in decoded.rows:
-            pairs = zip(rows.entities, rows.entries, strict=True)
-            rejected += [(entry, wait) for entity, entry in pairs if entity in full]
+            pairs = [(full.get(entity), entry) for entity, entry in zip(rows.entities, rows.entries, strict=True)]
+            rejected += [(e, wait) for before, e in pairs if before is not None and counted_id(e) not in before]
         return rejected
 
     def rest(self) -> None:

@@ -120,7 +120,7 @@ class State:
         """Count events. `floor`: no entry with a smaller id will ever be delivered for the first time, or again."""
         told = Taken()
         for event in events:
-            if event.id < self.floor or event.id in self.taken:
+            if self.has(event.id):
                 told.repeated += 1
                 continue
             self.taken.add(event.id)
@@ -133,6 +133,10 @@ class State:
             self.taken = {one for one in self.taken if one >= floor}
         self.forget(now_ms)
         return told
+
+    def has(self, identifier: Id) -> bool:
+        """Whether the event of this id was taken before."""
+        return identifier < self.floor or identifier in self.taken
 
     @property
     def is_full(self) -> bool:

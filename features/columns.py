@@ -149,7 +149,7 @@ def _fit_numbers(column: Column, data: NDArray[Any], null: Mask, first_row: int)
 def _from_objects(column: Column, data: NDArray[np.object_], null: Mask, first_row: int) -> NDArray[Any]:
     """Objects as one array, 0 where null. Each integer is taken for itself, lest it is made a float with the others."""
     given = [0 if n else value for value, n in zip(data.tolist(), null, strict=True)]
-    if "int" not in column.dtype:
+    if "float" in column.dtype:
         return np.array(given)
     for i, value in enumerate(given):
         if isinstance(value, float | np.floating | Decimal):

@@ -299,6 +299,25 @@ def test_an_entity_with_too_many_entries_to_remember_is_refused_and_the_others_a
     assert stored(store, 1)["sum_24h"] == 5
 
 
+def test_what_was_counted_before_an_entity_was_refused_is_no_dead_letter(store, client, consumer, clock, monkeypatch):
+    monkeypatch.setattr("penstock.features.buckets.MAX_TAKEN", 5)
+    first = add(client, 2, amount=1)
+    client.xgroup_create("events", "g", "0")
+    client.xreadgroup("g", "stuck", {"events": ">"})  # and does not acknowledge it yet
+    for _ in range(7):
+        add(client, 1, amount=1)
+    with pytest.raises(KeyError):
+        drain(consumer(writer=Dies(AggregateWriter(store, VIEW, "at", clock)), batch=3))
+    client.xreadgroup("g", "one", {"events": ">"})  # delivered to the one that died, with the three
+    assert drain(consumer()).rejected == 4
+    client.xack("events", "g", first)
+    add(client, 1, amount=1)
+    drain(consumer())
+    settings = Settings("dead", "g", "one", "deader", time_field="at")
+    assert drain(Consumer(store, AggregateWriter(store, VIEW, "at", clock), settings)).written == 4
+    assert stored(store, 1)["sum_24h"] == 8
+
+
 def test_a_state_that_cannot_be_read_is_begun_anew(store, client, consumer, caplog):
     add(client, 1, amount=5)
     drain(consumer())

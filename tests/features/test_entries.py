@@ -55,6 +55,15 @@ def test_an_integer_is_exact_whatever_stands_in_the_entries_beside_it(other):
     assert len(decoded.rejected) == (other not in ("1.0", "1e3", "nan"))
 
 
+@pytest.mark.parametrize("other", ["1.0", "nan", "2.0"])
+def test_a_bool_may_be_written_as_a_number_whatever_stands_beside_it(other):
+    entries = [entry(1, bool="0.0"), entry(2, bool=other), entry(3, bool="1")]
+    decoded = decode(Form(("id",), COLUMNS, None), entries, NOW)
+    found = [value for rows in decoded.rows for value in rows.columns["bool"].tolist()]
+    assert found == {"1.0": [False, True, True], "nan": [False, None, True], "2.0": [False, True]}[other]
+    assert len(decoded.rejected) == (other == "2.0")
+
+
 @pytest.mark.parametrize("text", ["[1,[2]]", f"[1,1{'0' * 400}]", "[" * 100_000, "{}", '["a", 1]', "[[1, 2]]"])
 def test_what_is_no_vector_is_a_dead_letter_and_ends_nobody(text):
     form = Form(("id",), [Column(name="x", dtype="vector", size=2)], None)

@@ -169,6 +169,16 @@ def test_a_number_of_replicas_that_is_none_is_a_misconfiguration(said):
     assert "hunter2" not in str(caught.value)
 
 
+def test_a_socket_s_url_takes_the_option_too_and_a_url_that_is_none_is_a_misconfiguration():
+    for url in ("unix:///run/redis.sock?replicas=1", "unix:///replicas=1/redis.sock"):
+        with closing(open_store(url)) as store:
+            assert store.name == url[len("unix://") :].removesuffix("?replicas=1")
+    for url in ("redis://:hunter2@[h?replicas=1", "redis+sentinel://:hunter2@[h/rows"):
+        with pytest.raises(StoreMisconfigured, match="this one is not") as caught:
+            open_store(url)
+        assert "hunter2" not in str(caught.value)
+
+
 def test_a_replica_that_a_sentinel_takes_for_the_master_is_not_asked(service):
     """What happens in the moments of a failover, here for good: a sentinel that watches the wrong server."""
     replica = service.servers[1]
