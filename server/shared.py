@@ -33,7 +33,7 @@ _log = logging.getLogger("penstock.server")
 
 LARGEST = MAX_REPLY // 256 - 1024  # bytes of a key and its reply that are written, so that a look-up may be all hits
 LEAST_S = 0.001  # with less time than this Redis is not asked
-WRITE_S = 0.1  # callers do not wait for it
+WRITE_S = 1.0  # callers do not wait for it, and the first write connects
 PAUSE_NS = 1_000_000_000  # after a refusal that somebody must mend
 CLOSE_S = 1.0
 TELL_NS = 10_000_000_000
