@@ -100,6 +100,9 @@ class Lane:
 def decide_share(max_batch_rows: int, queued_rows: int, idle: int) -> int:
     """How many rows a worker takes of those queued, where `idle` others wait for some."""
 
+def decide_overlapped(fixed_ns: int, row_ns: int, queued_rows: int, most: int) -> int:
+    """How many of `most` rows a worker takes, so that it need not wait for callers."""
+
 def decide_rows_within(fixed_ns: int, row_ns: int, most: int, budget: int) -> int:
     """How many rows a run has at most where its first call came with `budget` nanoseconds, for tests."""
 

@@ -40,6 +40,8 @@ from penstock.kernels.calls import Refused
 
 cdef enum:
     MIN_SHARE = 64           # rows
+    LONG_NS = 200_000        # a run that callers may well ask again in
+    HARDLY = 10              # one part in so many
     SPARE = 10               # one part in so many of a call's time is left for what nobody foretells: the way back
 
 cdef int64_t MAX_DELAY_US = 3_600_000_000
@@ -79,6 +81,16 @@ cdef inline int64_t share_of(const Limits* limits, int64_t queued_rows, int idle
     if idle == 0 or limits.max_batch_rows <= MIN_SHARE:
         return limits.max_batch_rows
     return min(limits.max_batch_rows, max(fair, <int64_t>MIN_SHARE))
+
+
+cdef inline int64_t overlapped(const Forecast* forecast, int64_t queued_rows, int64_t most) noexcept nogil:
+    """`most`, or half of what is queued where one long run would take it all and two take hardly longer: the first half
+    is answered sooner, and its callers may ask again while the second runs. Else a worker would wait for them."""
+    cdef int64_t half = (queued_rows + 1) // 2
+    cdef int64_t whole_ns = run_ns(forecast, queued_rows)
+    if queued_rows > most or half < MIN_SHARE or whole_ns < LONG_NS:
+        return most
+    return half if 2 * run_ns(forecast, half) <= whole_ns + whole_ns // HARDLY else most
 
 
 cdef inline int64_t too_late(const Forecast* forecast, const Limits* limits, int64_t queued_rows, int64_t rows,
@@ -375,7 +387,7 @@ cdef class Lane:
         while self.head != NULL:
             call = self.head
             if first == NULL:
-                most = share_of(&self.limits, self.rows, idle)
+                most = overlapped(&forecast, self.rows, share_of(&self.limits, self.rows, idle))
             if first == NULL and self.limits.foresee:
                 most = rows_within(&forecast, most, call.deadline_ns - call.arrived_ns if call.deadline_ns else 0)
                 end = now + run_ns(&forecast, min(most, self.rows))
@@ -600,6 +612,12 @@ def decide_share(int64_t max_batch_rows, int64_t queued_rows, int idle):
     cdef Limits limits
     limits.max_batch_rows = max_batch_rows
     return share_of(&limits, queued_rows, idle)
+
+
+def decide_overlapped(int64_t fixed_ns, int64_t row_ns, int64_t queued_rows, int64_t most):
+    """How many of `most` rows a worker takes, so that it need not wait for callers."""
+    cdef Forecast forecast = Forecast(fixed_ns, row_ns * 1000, 0, 0)
+    return overlapped(&forecast, queued_rows, most)
 
 
 def decide_rows_within(int64_t fixed_ns, int64_t row_ns, int64_t most, int64_t budget):

@@ -382,6 +382,21 @@ def test_idle_workers_share_what_is_queued_but_not_in_crumbs(most, queued, idle)
         assert (share - 1) * (idle + 1) < queued <= share * (idle + 1)
 
 
+@pytest.mark.parametrize(
+    ("fixed", "row", "queued", "most", "taken"),
+    [
+        (20_000, 4_000, 256, 256, 128),  # all of it in one long run
+        (20_000, 4_000, 257, 256, 256),  # enough is left
+        (20_000, 4_000, 100, 256, 256),  # halves would be too small
+        (20_000, 500, 256, 256, 256),  # a short run
+        (300_000, 1_000, 256, 256, 256),  # two runs take much longer
+        (0, 0, 256, 256, 256),  # nothing is known
+    ],
+)
+def test_a_long_run_of_all_that_is_queued_is_made_two(fixed, row, queued, most, taken):
+    assert lanes.decide_overlapped(fixed, row, queued, most) == taken
+
+
 # ---- Batches --------------------------------------------------------------------------------------------------------
 
 
