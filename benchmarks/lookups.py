@@ -196,7 +196,7 @@ def against_feast(folder: Path, rounds: int, calls: int, entities: int) -> list[
                 }
                 in_turn(sides, 1, 10, size, entities)
                 found = in_turn(sides, rounds, max(10, calls // size), size, entities)
-                name = f"{size} entities, {FEAST_FEATURES} features"
+                name = f"{size} {'entity' if size == 1 else 'entities'}, {FEAST_FEATURES} features"
                 lines = [line(name, found, "row layout", "Feast", TIMES_FEAST)]
                 scenarios.append({"title": name, "rounds": found, "lines": lines})
     return scenarios
