@@ -40,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(models.app, name="models")
 features.app.command("stream", help=flowing(streaming.stream.__doc__))(streaming.stream)
+features.app.command("compact", help=flowing(history.compact.__doc__))(history.compact)
 features.app.command("delete", help=flowing(deleting.delete.__doc__))(deleting.delete)
 features.app.command("fit", help=flowing(fitting.fit.__doc__))(fitting.fit)
 features.app.command("dead-letters", help=flowing(dead_letters.dead_letters.__doc__))(dead_letters.dead_letters)

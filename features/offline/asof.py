@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -30,12 +30,13 @@ from penstock.features.offline.forms import Files, open_files
 from penstock.features.offline.kinds import to_numbers
 from penstock.features.offline.store import CREATED, EVENT, WRITTEN, OfflineStore, check_names
 from penstock.features.offline.tables import arrow
-from penstock.features.schema import FeatureView
+from penstock.features.schema import Column, FeatureView
 from penstock.features.store import FetchedRows
 from penstock.kernels.rows import ROW_ABSENT, ROW_OK
 
 MEMORY = "1GB"
 CHUNK = 1 << 16  # rows of the answer in hand at a time
+TRIES = 5
 
 
 def rows_as_of(
@@ -70,15 +71,50 @@ def rows_as_of(
         np.full((n, view.width), np.nan, np.float32), np.zeros(n, np.int64), np.full(n, ROW_ABSENT, np.uint8)
     )
     first, last = (int(times.min()) - view.lives_ms, int(times.max())) if n else (0, 0)
-    files = store.files(view, first, last)
-    if not n or not files:
-        return found
     labels = arrow().table({"label": np.arange(n), "id": ids, "asked": times})
-    history = open_files(view, [column for column in view.columns if column.width], files)
-    for batch in answers(_query(history, first, last, as_of_created=as_of_created), labels):
+    columns = [column for column in view.columns if column.width]
+
+    def query(history: Files) -> str:
+        return _query(history, first, last, as_of_created=as_of_created)
+
+    for history, batch in found_in(store, view, columns, (first, last), query, labels):
         _take(history, batch, found)
         told(batch.num_rows)
     return found
+
+
+def found_in(
+    store: OfflineStore,
+    view: FeatureView,
+    columns: Sequence[Column],
+    span: tuple[int, int],
+    query: Callable[[Files], str],
+    labels: Any = None,
+) -> Iterator[tuple[Files, Any]]:
+    """Arrow batches of what a statement finds in the files of these event times, each with the files.
+
+    A compaction may take files away between their listing and their reading, and leaves others with the same rows. So
+    where one is gone they are listed anew. There is no answer before all are read, for such statements sort.
+
+    Raises:
+        InvalidData: no history of the view, or a file that cannot be read as rows of it.
+        FeatureError: DuckDB is not installed.
+    """
+    for left in reversed(range(TRIES)):
+        if not (files := store.files(view, *span)):
+            return
+        try:
+            history = open_files(view, columns, files)
+            batches = answers(query(history), labels)
+            first = next(batches, None)
+            break
+        except InvalidData:
+            if not left or all(file.exists() for file in files):
+                raise
+    if first is not None:
+        yield history, first
+        for batch in batches:
+            yield history, batch
 
 
 def _query(history: Files, first: int, last: int, *, as_of_created: bool) -> str:

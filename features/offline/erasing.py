@@ -1,37 +1,31 @@
-"""Taking entities, or a whole view, out of a history: the one way in which its files are ever changed.
+"""Taking entities, or a whole view, out of a history: the one way in which its rows are ever changed.
 
 A file that holds one of the entities is written anew without their rows beside its place, and renamed over it once it
 is whole and on disk: a reader sees the one or the other. Whoever erases holds a lock on the view's folder, so that two
-at once do not bring back each other's rows; writers add files of their own and need none. What one who was killed has
-left, under names that begin with `.erasing-`, no reader looks at, and the next one takes away, with what writers that
-were killed have left (features/offline/parts.py). What consumers have saved and not published
-(features/offline/history.py) is published first where they are no more; one that runs publishes its own later.
+at once do not bring back each other's rows (features/offline/changing.py). What one who was killed has left, under
+names that begin with `.erasing-`, no reader looks at, and the next one takes away. What consumers have saved and not
+published (features/offline/history.py) is published first where they are no more; one that runs does so later.
 
 Cost: every file's ids are read, and what holds one of the entities is read and written in full.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from penstock.features.errors import InvalidData
+from penstock.features.offline.changing import FILES, STAGED, Progress, changing, read_file
 from penstock.features.offline.history import publish_abandoned
-from penstock.features.offline.parts import sweep
+from penstock.features.offline.parts import sync
 from penstock.features.offline.store import OfflineStore
 from penstock.features.offline.tables import arrow
-from penstock.features.schema import NAME, FeatureView
+from penstock.features.schema import FeatureView
 
-FILES = "date=*/part-*.parquet"
-STAGED = ".erasing-"
 OURS = re.compile(r"(\.|\.erasing-)?part-.*\.parquet")
-Progress = Callable[[int, float], None]
 
 
 def erase(
@@ -57,7 +51,7 @@ def erase(
     rows = 0
     if not dry_run:
         publish_abandoned(store, view)
-    with _locked(store, view.name) as folder:
+    with changing(store, view.name) as folder:
         files = sorted(folder.glob(FILES))
         for done, file in enumerate(files, start=1):
             rows += _without(file, view.entity_name, entities, dry_run=dry_run)
@@ -71,10 +65,10 @@ def erase_view(store: OfflineStore, name: str, *, dry_run: bool = False) -> int:
     Raises:
         InvalidData: as `erase`, or its folder holds what is no history, and stays as it is.
     """
-    with _locked(store, name) as folder:
+    with changing(store, name) as folder:
         _require_ours(folder)
         files = folder.glob(FILES)
-        rows = sum(_read(file, lambda source: source.metadata.num_rows) for file in files)
+        rows = sum(read_file(file, lambda source: source.metadata.num_rows) for file in files)
         if not dry_run:
             gone = folder.with_name(STAGED + name)
             shutil.rmtree(gone, ignore_errors=True)
@@ -94,48 +88,16 @@ def _require_ours(folder: Path) -> None:
         raise InvalidData(f"{min(strange)} is no history of a view; move it away, or the history is not deleted")
 
 
-@contextmanager
-def _locked(store: OfflineStore, name: str) -> Iterator[Path]:
-    """The view's folder, which may not be there, for one who erases at a time."""
-    if not NAME.fullmatch(name):
-        raise InvalidData(f"{name[:100]!r} is no name of a view: there is no history of it")
-    if not store.root.is_dir():
-        raise InvalidData(f"there is no history in {store.root}: no such folder")
-    folder = store.root / name
-    if not folder.is_dir():
-        yield folder
-        return
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX)
-        sweep(folder)
-        for left in folder.glob(f"date=*/{STAGED}*"):
-            left.unlink()
-        yield folder
-    finally:
-        os.close(number)
-
-
-def _read(file: Path, read: Callable[[Any], Any]) -> Any:
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file) as source:
-            return read(source)
-    except (OSError, arrow().ArrowException) as error:
-        raise InvalidData(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-
-
 def _without(file: Path, entity: str, entities: Sequence[bytes], *, dry_run: bool) -> int:
     """Write a file anew without the rows of some entities, if it has any; how many it has."""
-    found: int = _read(file, lambda source: _count(source, entity, entities))
+    found: int = read_file(file, lambda source: _count(source, entity, entities))
     if found and not dry_run:
         staged = file.with_name(STAGED + file.name)
         try:
-            _read(file, lambda source: _copy(source, staged, entity, entities))
-            _sync(staged)
+            read_file(file, lambda source: _copy(source, staged, entity, entities))
+            sync(staged)
             staged.replace(file)
-            _sync(file.parent)
+            sync(file.parent)
         finally:
             staged.unlink(missing_ok=True)
     return found
@@ -165,12 +127,3 @@ def _of(ids: Any, entities: Sequence[bytes]) -> Any:
     import pyarrow.compute as pc
 
     return pc.is_in(ids, value_set=arrow().array(entities, ids.type))
-
-
-def _sync(path: Path) -> None:
-    """Have the file, or the names in the folder, on disk."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)

@@ -54,17 +54,19 @@ class Parts:
                 self._files[day] = staged, parquet.ParquetWriter(staged, table.schema)
             self._files[day][1].write_table(table)
 
-    def commit(self) -> None:
-        """Let every file be seen, once all of them are on disk."""
+    def commit(self) -> list[Path]:
+        """Let every file be seen, once all of them are on disk; these."""
+        seen = []
         with writing(self._folder):
             for staged, file in self._files.values():
                 file.close()
-                _sync(staged)
+                sync(staged)
             for staged, _ in self._files.values():
-                staged.rename(staged.with_name(self._name))
-                _sync(staged.parent)
+                seen.append(staged.rename(staged.with_name(self._name)))
+                sync(staged.parent)
             self._files.clear()
         self.discard()
+        return seen
 
     def discard(self) -> None:
         """Take away what was not committed; it cannot be written to any more."""
@@ -114,7 +116,7 @@ def writing(folder: Path) -> Iterator[None]:
         raise HistoryUnwritable(f"the history in {folder} cannot be written: {reason}") from error
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the file, or the names in the folder, on disk."""
     number = os.open(path, os.O_RDONLY)
     try:

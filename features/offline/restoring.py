@@ -17,8 +17,8 @@ from typing import Any
 from penstock.features.columns import AHEAD_MS
 from penstock.features.errors import InvalidData
 from penstock.features.ingest import PATIENCE_S, WAITING, Progress, Report, in_turn, persistently
-from penstock.features.offline.asof import answers
-from penstock.features.offline.forms import Files, open_files
+from penstock.features.offline.asof import found_in
+from penstock.features.offline.forms import Files
 from penstock.features.offline.kinds import as_declared
 from penstock.features.offline.store import CREATED, EVENT, WRITTEN, OfflineStore, check_names
 from penstock.features.schema import FeatureView
@@ -57,13 +57,9 @@ def restore(
     start, rows, written = time.monotonic(), 0, Written()
     now_ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     first, last = max(now_ms - view.lives_ms, 0), now_ms + AHEAD_MS  # which no store refuses
-    files = offline.files(view, first, last)
-    if not files:
-        return Report(view.name, 0, time.monotonic() - start)
-    history = open_files(view, view.columns, files)
     known = f"{EVENT} BETWEEN {first} AND {last} AND {CREATED} <= {now_ms}"
-    [count] = answers(f"SELECT approx_count_distinct(id) FROM ({history.table}) WHERE {known}")  # noqa: S608 -- ours
-    entities = max(count.column(0)[0].as_py(), 1)
+    of = offline, view, view.columns, (first, last)
+    entities = sum(counted.column(0)[0].as_py() for _, counted in found_in(*of, lambda history: _count(history, known)))
     with in_turn() as (submit, stop):
         done: deque[tuple[Future[Written], int]] = deque()
 
@@ -74,15 +70,20 @@ def restore(
                 written += future.result()
                 rows += count
                 if progress is not None:
-                    progress(rows, min(rows / entities, 1.0))
+                    progress(rows, min(rows / max(entities, 1), 1.0))
 
-        for batch in answers(_newest(history, known)):
+        for history, batch in found_in(*of, lambda history: _newest(history, known)):
             write = _prepare(store, history, batch)
             done.append((submit(persistently(write, patience_s, stop)), batch.num_rows))
             settle(WAITING)
         settle(0)
     older = rows - written.kept - written.over
     return Report(view.name, rows, time.monotonic() - start, older, over=written.over)
+
+
+def _count(history: Files, known: str) -> str:
+    """About how many entities there are, as one statement."""
+    return f"SELECT approx_count_distinct(id) FROM ({history.table}) WHERE {known}"  # noqa: S608 -- numbers of ours
 
 
 def _newest(history: Files, known: str) -> str:

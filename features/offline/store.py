@@ -10,7 +10,7 @@ A file holds rows whose event time lies on that day (UTC), with the columns
     created_time   int64, ms since 1970: when they were known, which is what a back-fill must not lie about
     written        int64, rising: of two rows alike in all of these the later one counts
 
-Nothing is ever changed (but by erasing.py): a correction is a row more, with a later created time. A reader sees all
+No row is ever changed (but by erasing.py): a correction is a row more, with a later created time. A reader sees all
 of a file or none (features/offline/parts.py); a write that spans several days becomes visible day by day. Writing the
 same rows twice changes no answer.
 
@@ -86,6 +86,10 @@ class OfflineStore:
     def has(self, name: str) -> bool:
         """Whether anything was ever published of the view of that name."""
         return next((self.root / name).glob("date=*"), None) is not None
+
+    def names(self) -> list[str]:
+        """Of which views anything was ever published."""
+        return sorted({day.parent.name for day in self.root.glob("*/date=*")})
 
     def files(self, view: FeatureView, first_ms: int, last_ms: int) -> list[Path]:
         """The files that may hold rows of these event times, oldest day first.

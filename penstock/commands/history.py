@@ -1,4 +1,4 @@
-"""`penstock features join` and `restore`: what is done with the history of features."""
+"""`penstock features join`, `restore` and `compact`: what is done with the history of features."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from penstock.errors import PenstockError
 
 if TYPE_CHECKING:
     from penstock.features import FeatureView
+    from penstock.features.offline.compacting import Compaction
 
 History = Annotated[Path, typer.Option(metavar="DIR", help="History of the features.")]
 
@@ -140,3 +141,50 @@ def restore(
     older = f"; {report.older:,} older than what is stored" if report.older else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
     console.print(f"restored {report.kept:,} rows in {rate}{older}", highlight=False)
+
+
+def compact(
+    view: Annotated[
+        list[str] | None, typer.Argument(metavar="VIEW...", help="Names of views; all of the history, if none.")
+    ] = None,
+    offline: History = Path("penstock-offline"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be merged, and change nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge the many small files of a history, day by day, while others read and write it.
+
+    A consumer of a stream publishes up to 2,880 files a day. No answer changes; of rows that were written twice one
+    stays. For once a day, from cron. Where it was stopped, run it again.
+
+    Example: penstock features compact customer_activity --offline penstock-offline
+    """
+    from penstock.commands._console import print_json
+    from penstock.features.offline import OfflineStore
+    from penstock.features.offline.compacting import compact as merge
+
+    store = OfflineStore(offline)
+    names = view or store.names()
+    if not names:
+        raise PenstockError(f"there is no history in {offline}: say where it is with --offline DIR")
+    told = []
+    for name in names:
+        with progress_bar(f"compacting {name}", "files") as progress:
+            told.append(merge(store, name, dry_run=dry_run, progress=progress))
+        if not as_json:
+            _tell(told[-1], dry_run=dry_run)
+    if as_json:
+        print_json([asdict(one) | {"compacted": not dry_run} for one in told])
+
+
+def _tell(one: Compaction, *, dry_run: bool) -> None:
+    from rich.filesize import decimal
+
+    from penstock.commands._console import console
+
+    text = f"nothing to merge in {one.files:,} file{'s' * (one.files != 1)}"
+    if one.merged:
+        became = "would become" if dry_run else "became"
+        sizes = decimal(one.bytes) if dry_run else f"{decimal(one.bytes)}, now {decimal(one.bytes_after)}"
+        text = f"{one.merged:,} of {one.files:,} files {became} {one.into:,} ({sizes})"
+        text += f"; {one.dropped:,} rows less, of those written twice" if one.dropped else ""
+    console.print(f"{one.view}: {text}", highlight=False, markup=False)

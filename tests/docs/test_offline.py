@@ -64,6 +64,17 @@ def test_the_commands_of_the_page_join_and_restore(page, tmp_path, monkeypatch):
         assert done.exit_code == 0, done.output
 
 
+def test_the_history_of_the_page_is_compacted_by_its_command(page):
+    page["store"].write(page["view"], page["history"], time="computed_at", created="known_at")
+    before = page["join"](page["labels"], page["view"], page["store"], time="at")
+    [command] = [block.split()[2:] for block in blocks("bash") if "compact" in block]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    assert "files became" in done.output
+    after = page["join"](page["labels"], page["view"], page["store"], time="at")
+    assert str(after.to_pydict()) == str(before.to_pydict())
+
+
 def test_the_check_prints_what_the_page_shows(page, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     noon = int(np.datetime64("2026-03-09T12:00", "ms").astype(np.int64))

@@ -1,4 +1,4 @@
-"""`penstock features join` and `restore` as a user runs them, and an ingestion that is recorded."""
+"""`penstock features join`, `restore` and `compact` as a user runs them, and an ingestion that is recorded."""
 
 from __future__ import annotations
 
@@ -118,3 +118,28 @@ def test_a_full_disk_under_the_history_is_told_with_how_to_go_on(run, tmp_path):
 def test_help_has_an_example(command):
     shown = " ".join(CliRunner().invoke(app, ["features", command, "--help"], env={"COLUMNS": "200"}).stdout.split())
     assert f"Example: penstock features {command}" in shown
+
+
+def test_a_history_is_compacted_and_joins_to_the_same(run, tmp_path):
+    for _ in range(2):
+        run(*RECORD, "--created", "known")
+    run(*JOIN, "--view", "activity")
+    before = parquet.read_table(tmp_path / "training.parquet")
+    [told] = json.loads(run("compact", "activity", "--dry-run", "--json"))
+    assert told["compacted"] is False
+    assert {"files": 6, "merged": 6, "into": 3, "rows": 6, "dropped": 0}.items() <= told.items()
+    assert "activity: 6 of 6 files would become 3 (" in run("compact", "--dry-run")
+    said = run("compact")
+    assert "activity: 6 of 6 files became 3 (" in said
+    assert "3 rows less" in " ".join(said.split())
+    assert "nothing to merge in 3 files" in run("compact", "activity")
+    run(*JOIN, "--view", "activity")
+    assert str(parquet.read_table(tmp_path / "training.parquet").to_pydict()) == str(before.to_pydict())
+
+
+def test_what_has_no_history_is_not_compacted(run):
+    with pytest.raises(PenstockError, match="there is no history in penstock-offline: say where it is"):
+        run("compact")
+    run(*RECORD)
+    with pytest.raises(InvalidData, match="there is no history of view 'others' in penstock-offline; it has activity"):
+        run("compact", "others")

@@ -93,7 +93,7 @@ def test_stopped_before_a_file_is_whole_leaves_it_as_it_was(history, monkeypatch
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_sync", fails)
+    monkeypatch.setattr(module, "sync", fails)
     with pytest.raises(OSError, match="space"):
         erase(history, view(), [b"ada"])
     assert rows_of(history, b"ada") == 6

@@ -143,7 +143,7 @@ def test_a_disk_that_is_full_is_told_in_one_line_and_nothing_saved_is_lost(tmp_p
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("penstock.features.offline.parts._sync", full)
+        patched.setattr("penstock.features.offline.parts.sync", full)
         with (
             pytest.raises(FeatureError, match=r"the history in .* cannot be written: No space left on device"),
             history,
