@@ -157,12 +157,12 @@ def _chunks(group: _Group) -> Any:
         QUALIFY row_number() OVER (
             PARTITION BY {identifier(entity)}, {EVENT}, {CREATED} ORDER BY {WRITTEN} DESC) = 1
         ORDER BY {identifier(entity)}, {EVENT}, {CREATED}"""  # noqa: S608 -- names are quoted
-    pa, held, rows = arrow(), [group.schema.empty_table()], 0
+    pa, held, size = arrow(), [group.schema.empty_table()], 0
     for batch in answers(statement):
         held.append(pa.Table.from_batches([batch]).cast(group.schema))
-        rows += batch.num_rows
-        if rows >= MAX_HELD:
+        size += held[-1].nbytes
+        if size >= MAX_HELD:
             yield pa.concat_tables(held).combine_chunks()
-            held, rows = [], 0
+            held, size = [], 0
     if held:
         yield pa.concat_tables(held).combine_chunks()

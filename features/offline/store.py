@@ -14,7 +14,7 @@ No row is ever changed (but by erasing.py): a correction is a row more, with a l
 of a file or none (features/offline/parts.py); a write that spans several days becomes visible day by day. Writing the
 same rows twice changes no answer.
 
-Cost: about a microsecond a row of 10 columns. A writer holds at most `MAX_HELD` rows back, whatever their days.
+Cost: about a microsecond a row of 10 columns. A writer holds about `MAX_HELD` bytes of rows back, whatever their days.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from penstock.features.offline.tables import DAY_MS, arrow, as_table, check_time
 from penstock.features.schema import FeatureView
 
 EVENT, CREATED, WRITTEN = "event_time", "created_time", "written"
-MAX_HELD = 1 << 19
+MAX_HELD = 64 << 20  # bytes
 SLICE = 1 << 16
 _DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})")
 
@@ -123,6 +123,7 @@ class Writer:
         self._view = view
         self._started = time.time_ns()
         self._held: dict[int, list[Any]] = {}
+        self._bytes: dict[int, int] = {}
         self._parts = Parts(folder)
         self._trouble: HistoryUnwritable | None = None
         self.rows = self.uncommitted = 0
@@ -195,10 +196,12 @@ class Writer:
         for day in np.unique(days).tolist():
             part = table if (same := days == day).all() else table.filter(arrow().array(same))
             self._held.setdefault(day, []).append(part)
-        while sum(map(_rows, self._held.values())) > MAX_HELD:
-            self._flush(max(self._held, key=lambda day: _rows(self._held[day])))
+            self._bytes[day] = self._bytes.get(day, 0) + part.nbytes
+        while sum(self._bytes.values()) > MAX_HELD:
+            self._flush(max(self._bytes, key=self._bytes.__getitem__))
 
     def _flush(self, day: int) -> None:
+        del self._bytes[day]
         table = arrow().concat_tables(self._held.pop(day)).combine_chunks()
         with self._for_good():
             self._parts.write(day, table)
@@ -214,6 +217,7 @@ class Writer:
     def discard(self) -> None:
         """Take away what was not committed."""
         self._held.clear()
+        self._bytes.clear()
         self._parts.discard()
 
     @contextmanager
@@ -235,7 +239,3 @@ def check_names(view: FeatureView) -> None:
         if (other := taken.get(name.lower())) is not None:
             raise InvalidView(f"view {view.name!r} cannot be kept offline: its column {name!r} clashes with {other}")
         taken[name.lower()] = f"{name!r}, as case does not count in tables"
-
-
-def _rows(parts: Sequence[Any]) -> int:
-    return sum(part.num_rows for part in parts)

@@ -99,7 +99,7 @@ def test_columns_that_cannot_stand_beside_each_other_are_refused(tmp_path, name)
 
 
 def test_many_tables_of_one_writer_make_one_file_a_day(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "MAX_HELD", 10)  # so that days are written out now and again
+    monkeypatch.setattr(module, "MAX_HELD", 400)  # so that days are written out now and again
     store = OfflineStore(tmp_path)
     with store.writer(view()) as out:
         for _ in range(20):
@@ -107,6 +107,21 @@ def test_many_tables_of_one_writer_make_one_file_a_day(tmp_path, monkeypatch):
         assert [name for name in files(tmp_path) if "/part-" in name] == []
     assert len(files(tmp_path)) == 3
     assert sum(parquet.ParquetFile(tmp_path / name).metadata.num_rows for name in files(tmp_path)) == out.rows == 60
+
+
+def test_wide_rows_are_written_out_before_many_are_held(tmp_path, monkeypatch):
+    """Rows of 4 KiB each: what is held is counted in bytes."""
+    wide = view(columns=[Column(name="v", dtype="vector", size=1024)])
+    monkeypatch.setattr(module, "MAX_HELD", 1 << 20)
+    sizes = []
+    write = module.Parts.write
+    monkeypatch.setattr(module.Parts, "write", lambda *args: (sizes.append(args[2].nbytes), write(*args)))
+    with OfflineStore(tmp_path).writer(wide) as out:
+        for _ in range(20):
+            ones = np.ones((100, 1024), np.float32)
+            out.put([b"%d" % i for i in range(100)], {"v": ones}, np.full(100, DAY))
+    assert sum(sizes) > 20 * 100 * 4096
+    assert max(sizes) < (1 << 20) + 100 * 4200
 
 
 def test_a_block_that_fails_leaves_nothing(tmp_path, monkeypatch):
