@@ -94,6 +94,10 @@ class _Cut:
         self._maker = {name: node for node in self._graph.node for name in node.output if name}
         self._constants = {tensor.name: tensor for tensor in self._graph.initializer}
         self._inputs = {value.name: value for value in self._graph.input if value.name not in self._constants}
+        for name, value in self._inputs.items():
+            shape = value.type.tensor_type.shape
+            if shape.dim and shape.dim[0].HasField("dim_value"):
+                raise Unfit(f"the input {name!r} takes {shape.dim[0].dim_value} rows, no more and no fewer")
 
     def graft(self) -> Graft:
         ensemble = read(self._tree)

@@ -312,6 +312,13 @@ def test_a_model_without_trees_or_with_two_ensembles_is_left_to_onnx_runtime():
         cut(model.SerializeToString())
 
 
+def test_a_model_of_a_fixed_number_of_rows_is_left_to_onnx_runtime_and_told_so():
+    model = onnx.load_model_from_string(to_onnx(complete(2, 2, 2)))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    told = load(model.SerializeToString(), session_of(model.SerializeToString())).told
+    assert told == f"onnxruntime: the input {model.graph.input[0].name!r} takes 4 rows, no more and no fewer"
+
+
 def test_the_switch_forces_either_side():
     model = to_onnx(complete(5, 3, 4))
     theirs = session_of(model)
