@@ -17,6 +17,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from penstock.features.schema import KEPT, FeatureView
 
 KEY = b"penstock.served"
 PATTERN = "served-*.parquet"
+LEFT_S = 3600.0  # nobody writes a file for so long
 BLOCK = 4096  # a file takes as much of a disk, however small
 
 
@@ -94,7 +96,11 @@ def write(folder: Path, origin: Origin, parts: Sequence[ServedRows]) -> None:
 
 
 def prune(folder: Path, max_bytes: int) -> None:
-    """Remove the oldest files until those left take at most `max_bytes` of the disk."""
+    """Remove the oldest files until those left take at most `max_bytes` of the disk, and what the killed have left."""
+    for staged in folder.glob(f".{PATTERN}"):
+        with suppress(FileNotFoundError):  # another server has finished it
+            if time.time() - staged.stat().st_mtime > LEFT_S:
+                staged.unlink()
     kept = 0
     for file in sorted(folder.glob(PATTERN), reverse=True):
         kept += _on_disk(file)

@@ -139,6 +139,7 @@ def restore(
         print_json({**asdict(report), "rows_per_s": report.rows_per_s})
         return
     older = f"; {report.older:,} older than what is stored" if report.older else ""
+    older += f"; {report.over:,} whose ttl has ended" if report.over else ""
     rate = f"{report.seconds:.2f} s ({report.rows_per_s:,.0f} rows/s)"
     console.print(f"restored {report.kept:,} rows in {rate}{older}", highlight=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from urllib.request import urlopen
 
@@ -215,6 +216,17 @@ def test_old_files_make_room(serve, tmp_path, monkeypatch):
     assert sum(-(-file.stat().st_size // 4096) * 4096 for file in left) <= 1 << 20
     assert "served-00000000000000000000-x.parquet" not in [file.name for file in left]
     assert len(left) == 256
+
+
+def test_what_a_killed_server_left_unfinished_is_taken_away(tmp_path):
+    """An hour later: until then it may be somebody's who is at work."""
+    for name in (".served-1-x.parquet", ".served-2-x.parquet", "served-3-x.parquet"):
+        (tmp_path / name).write_bytes(b"half")
+    at = (tmp_path / ".served-1-x.parquet").stat().st_mtime - served.LEFT_S - 60
+    for name in (".served-1-x.parquet", "served-3-x.parquet"):
+        os.utime(tmp_path / name, (at, at))
+    served.prune(tmp_path, 1 << 20)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".served-2-x.parquet", "served-3-x.parquet"]
 
 
 def test_a_store_that_is_away_is_no_part_of_the_sample(registry, graphs, tmp_path, calling):
