@@ -8,7 +8,7 @@ No answer changes, and no row of history is lost:
 - A reader that meanwhile had listed an old file does not find it, and lists anew (`asof.found_in`).
 - Killed in between, old and new stay beside each other, until the next compaction makes one of them.
 
-Cost: about 1.5 µs a row of 10 columns, once; the memory and the scratch folder of the join (`asof`).
+Cost: a million rows of 10 columns in 2,880 files take 3 s; the memory and the scratch folder of the join (`asof`).
 """
 
 from __future__ import annotations
