@@ -1,11 +1,11 @@
 """What is still answered in time where twice as much is asked for as the server can do.
 
-`penstock serve`, natively, with 200 trees of depth 6 on 30 features; requests of 64 rows, so that the model is what runs
-out, and not the cores that read requests, which the generator shares (docs/batching.md, Measured). First the capacity is found by a closed loop. Then an open loop with Poisson arrivals and a
-deadline on every call asks for 0.8, 1.0 and 2.0 times of it, in turn, round after round. Goodput is answers within the
-deadline, counted from when a request was due. Held must be: at twice the capacity at least 0.9 of the most goodput at
-any load of the same round, and under 1 % of rows run for calls whose deadline had passed when the run began, by the
-server's own count.
+`penstock serve`, natively, with 200 trees of depth 6 on 30 features; requests of 64 rows, so that the model is what
+runs out, and not the cores that read requests, which the generator shares (docs/batching.md, Measured). First the
+capacity is found by a closed loop. Then an open loop with Poisson arrivals and a deadline on every call asks for 0.8,
+1.0 and 2.0 times of it, in turn, round after round. Goodput is answers within the deadline, counted from when a
+request was due. Held must be: at twice the capacity at least 0.9 of the most goodput at any load of the same round,
+and under 1 % of rows run for calls whose deadline had passed when the run began, by the server's own count.
 
     python -m penstock.benchmarks.deadlines [--rounds 5] [--seconds 2] [--deadline 5] [--json]
 """
