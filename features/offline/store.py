@@ -35,7 +35,7 @@ from penstock.features.errors import HistoryUnwritable, InvalidData, InvalidView
 from penstock.features.offline.kinds import to_arrow
 from penstock.features.offline.parts import Parts, sweep
 from penstock.features.offline.tables import DAY_MS, arrow, as_table, check_times, column_of, ids_of, to_ms
-from penstock.features.schema import FeatureView
+from penstock.features.schema import NAME, FeatureView
 
 EVENT, CREATED, WRITTEN = "event_time", "created_time", "written"
 MAX_HELD = 64 << 20  # bytes
@@ -89,7 +89,8 @@ class OfflineStore:
 
     def names(self) -> list[str]:
         """Of which views anything was ever published."""
-        return sorted({day.parent.name for day in self.root.glob("*/date=*")})
+        names = {day.parent.name for day in self.root.glob("*/date=*")}
+        return sorted(filter(NAME.fullmatch, names))  # a view being erased has another
 
     def files(self, view: FeatureView, first_ms: int, last_ms: int) -> list[Path]:
         """The files that may hold rows of these event times, oldest day first.

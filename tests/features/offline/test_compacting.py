@@ -295,6 +295,7 @@ def test_a_view_without_history_is_told_with_those_that_have_one(store):
         compact(store, "w")
     with pytest.raises(InvalidData, match="is no name of a view"):
         compact(store, "../v")
+    (store.root / ".erasing-w" / "date=2026-01-01").mkdir(parents=True)
     assert store.names() == ["v"]
 
 
