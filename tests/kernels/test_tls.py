@@ -455,7 +455,7 @@ def test_handshakes_leave_neither_descriptors_nor_memory_behind(context, papers)
     for _ in range(3):
         many(500)
         marks.append(held())
-    assert marks[-1][0] == marks[0][0]
+    assert marks[-1][0] - marks[0][0] < 100  # of 1,500 connections; servers of other tests open a file now and then
     grown = [after[1] - before[1] for before, after in pairwise(marks)]
     assert min(grown) < 2_000_000  # a connection that is not freed holds more than 4 kB, in every round
 
