@@ -22,7 +22,7 @@ WORDS = {  # how each is called with a view that is not there
     "stream": ["stream", "nothing", "--stream", "events", "--once"],
     "delete": ["delete", "nothing", "17"],
 }
-STORELESS = {"check", "fit", "join"}  # that need no store, or not always
+STORELESS = {"check", "compact", "fit", "join"}  # that need no store, or not always
 
 
 def options(name):
