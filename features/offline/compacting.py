@@ -14,10 +14,10 @@ Cost: a million rows of 10 columns in 2,880 files take 3 s; the memory and the s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,17 +56,11 @@ class Compaction:
     bytes_after: int
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Files of one day, alike in their columns."""
-
-    files: Sequence[Path]
+class _File(NamedTuple):
+    path: Path
     schema: Any
     rows: int
-
-    @property
-    def bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.files)
+    bytes: int
 
 
 def compact(
@@ -94,44 +88,45 @@ def compact(
             has = f"; it has {', '.join(names)}" if (names := store.names()) else ""
             raise InvalidData(f"there is no history of view {name[:100]!r} in {store.root}{has}")
         groups = _groups(listed := sorted(folder.glob(FILES)))
-        merged, rows = sum(len(group.files) for group in groups), sum(group.rows for group in groups)
-        before = sum(group.bytes for group in groups)
+        olds = [old for group in groups for old in group]
+        rows, before = sum(old.rows for old in olds), sum(old.bytes for old in olds)
         dropped = after = done = 0
         for group in [] if dry_run else groups:
             file, kept = _merge(folder, group)
-            dropped, after, done = dropped + group.rows - kept, after + file.stat().st_size, done + len(group.files)
-            progress(done, done / merged)
-    return Compaction(name, len(listed), merged, len(groups), rows, dropped, before, after)
+            dropped += sum(old.rows for old in group) - kept
+            after += file.stat().st_size
+            done += len(group)
+            progress(done, done / len(olds))
+    return Compaction(name, len(listed), len(olds), len(groups), rows, dropped, before, after)
 
 
-def _groups(files: Sequence[Path]) -> list[_Group]:
+def _groups(paths: Sequence[Path]) -> list[list[_File]]:
     """What is to be merged with what: of one day and the same columns, at least two, and none that is large."""
-    alike: dict[tuple[str, bytes], list[tuple[Path, Any, int]]] = defaultdict(list)
-    for file in files:
-        if file.stat().st_size < LARGE:
-            schema, rows = read_file(file, lambda source: (source.schema_arrow, source.metadata.num_rows))
+    alike: dict[tuple[str, bytes], list[_File]] = defaultdict(list)
+    for path in paths:
+        if (size := path.stat().st_size) < LARGE:
+            schema, rows = read_file(path, lambda source: (source.schema_arrow, source.metadata.num_rows))
             schema = schema.remove_metadata()
-            alike[file.parent.name, schema.serialize().to_pybytes()].append((file, schema, rows))
-    pieces = [some for members in alike.values() for some in _in_turn(members) if len(some) > 1]
-    return [_Group([file for file, _, _ in some], some[0][1], sum(rows for _, _, rows in some)) for some in pieces]
+            alike[path.parent.name, schema.serialize().to_pybytes()].append(_File(path, schema, rows, size))
+    return [piece for files in alike.values() for piece in _in_pieces(files) if len(piece) > 1]
 
 
-def _in_turn(members: Sequence[tuple[Path, Any, int]]) -> list[list[tuple[Path, Any, int]]]:
+def _in_pieces(files: Sequence[_File]) -> list[list[_File]]:
     """In pieces of about `LARGE`, oldest first."""
-    pieces: list[list[tuple[Path, Any, int]]] = [[]]
+    pieces: list[list[_File]] = [[]]
     size = 0
-    for member in members:
+    for file in files:
         if size >= LARGE:
             pieces.append([])
             size = 0
-        pieces[-1].append(member)
-        size += member[0].stat().st_size
+        pieces[-1].append(file)
+        size += file.bytes
     return pieces
 
 
-def _merge(folder: Path, group: _Group) -> tuple[Path, int]:
+def _merge(folder: Path, group: Sequence[_File]) -> tuple[Path, int]:
     """One file in the place of a group; it, and how many rows it has."""
-    day = int(np.datetime64(group.files[0].parent.name.removeprefix("date="), "D").astype(np.int64))
+    day = int(np.datetime64(group[0].path.parent.name.removeprefix("date="), "D").astype(np.int64))
     parts = Parts(folder)
     try:
         rows = 0
@@ -142,24 +137,25 @@ def _merge(folder: Path, group: _Group) -> tuple[Path, int]:
     finally:
         parts.discard()
     with writing(folder):
-        for old in group.files:
-            old.unlink()
+        for old in group:
+            old.path.unlink()
         sync(file.parent)
     return file, rows
 
 
-def _chunks(group: _Group) -> Any:
+def _chunks(group: Sequence[_File]) -> Iterator[Any]:
     """The rows that count, sorted, as tables of the files' own columns; one of none where there are none."""
-    entity, *_ = names = group.schema.names
+    schema = group[0].schema
+    entity, *_ = names = schema.names
     statement = f"""
         SELECT {", ".join(map(identifier, names))}
-        FROM read_parquet([{", ".join(map(quoted, group.files))}], hive_partitioning = false)
+        FROM read_parquet([{", ".join(quoted(old.path) for old in group)}], hive_partitioning = false)
         QUALIFY row_number() OVER (
             PARTITION BY {identifier(entity)}, {EVENT}, {CREATED} ORDER BY {WRITTEN} DESC) = 1
         ORDER BY {identifier(entity)}, {EVENT}, {CREATED}"""  # noqa: S608 -- names are quoted
-    pa, held, size = arrow(), [group.schema.empty_table()], 0
+    pa, held, size = arrow(), [schema.empty_table()], 0
     for batch in answers(statement):
-        held.append(pa.Table.from_batches([batch]).cast(group.schema))
+        held.append(pa.Table.from_batches([batch]).cast(schema))
         size += held[-1].nbytes
         if size >= MAX_HELD:
             yield pa.concat_tables(held).combine_chunks()
