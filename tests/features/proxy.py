@@ -6,8 +6,8 @@ drip         replies come back one byte each 10 ms
 cut          after so many bytes of a reply the connection is closed
 stray        the reply is preceded by another one, as if somebody else's had been left on the connection
 refused      nobody listens
-weather      each piece of a reply meets, by a seeded chance of its connection: mostly nothing, a delay,
-             dripping, an end in the middle, a reset, or oblivion
+weather      each piece of a reply meets what a seeded, shuffled deck deals: mostly nothing, a delay, dripping,
+             an end in the middle, a reset, or oblivion; a hundred pieces meet each of them
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import random
 import socket
 import struct
 import threading
+
+DECK = {"fair": 94, "delay": 2, "drip": 1, "cut": 1, "reset": 1, "oblivion": 1}
 
 
 class Proxy:
@@ -31,7 +33,9 @@ class Proxy:
         self.cut_after = 10
         self.stray = b""
         self.seed = 0
-        self.weather = dict.fromkeys(("fair", "delay", "drip", "cut", "reset", "oblivion"), 0)
+        self.weather = dict.fromkeys(DECK, 0)
+        self._dealing = threading.Lock()
+        self._deck: list[str] = []
         self.accepted = 0
         self._listener = self._listen(0)
         self.port = self._listener.getsockname()[1]
@@ -84,8 +88,7 @@ class Proxy:
 
     def _endure(self, client: socket.socket, data: bytes, chance: random.Random) -> bool:
         """Pass a piece on as the weather is; False where the connection ends by it."""
-        (now,) = chance.choices(list(self.weather), (94, 2, 1, 1, 1, 1))
-        self.weather[now] += 1
+        now = self._deal()
         if now == "delay":
             self._ended.wait(chance.uniform(0, 0.05))
         elif now == "drip":
@@ -103,6 +106,16 @@ class Proxy:
         if now in {"fair", "delay", "drip"}:
             client.sendall(data)
         return now not in {"cut", "reset"}
+
+    def _deal(self) -> str:
+        """The next card; chance alone would leave a kind out of some campaigns."""
+        with self._dealing:
+            if not self._deck:
+                chance = random.Random(f"{self.seed}:{sum(self.weather.values())}")
+                self._deck = chance.sample(list(DECK), sum(DECK.values()), counts=list(DECK.values()))
+            now = self._deck.pop()
+            self.weather[now] += 1
+            return now
 
     def _pass(self, client: socket.socket, data: bytes) -> None:
         if self.mode == "drip":
