@@ -8,6 +8,7 @@
  *
  * A branch costs a compare and an AND for each LANES rows, whatever the shape of the tree: about 1.3 cycles with AVX-512,
  * where a step of a walk costs 3 for one row. So masks win up to a hundred leaves or so, and lopsided trees win most.
+ * Where leaves add to several sums, the number of the leaf is found once, and its part of each sum is gathered.
  *
  * The file includes itself once for each instruction set. Intrinsics, since compilers do not find these vectors in plain
  * loops. PENSTOCK_NO_MASKS leaves all of it out.
@@ -25,13 +26,20 @@ typedef struct __attribute__((packed)) {
     uint16_t column;  /* where the column's LANES values begin, in floats */
 } Test;
 
-/* sums[group * lanes + r] += the leaf that row r of the group reaches.
- *
- * `words` are numbers of tests, of the last word first, as are the tests. Leaves stand from left to right, and there must
- * be room to read 32 behind the last. */
+/* What a function needs of a tree. Leaves stand from left to right, those of the next sum behind them, and there must be
+ * room to read 32 behind the last. */
+typedef struct {
+    const uint32_t *words; /* numbers of tests, of the last word first, as are the tests */
+    const Test *tests;
+    const float *leaves;
+    int n_words;
+    int n_leaves;
+    int n_sums;
+} MaskTree;
+
+/* sums[(sum * groups + group) * lanes + r] += the leaf that row r of the group reaches. */
 typedef void (*MaskFunction)(
-    const uint32_t *words, int n_words, const Test *tests, const float *leaves, const float *columns,
-    ptrdiff_t group_step, int groups, float *sums
+    const MaskTree *tree, const float *columns, ptrdiff_t group_step, int groups, float *sums
 );
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(PENSTOCK_NO_MASKS)
@@ -59,6 +67,11 @@ typedef void (*MaskFunction)(
         (found), _mm512_test_epi32_mask((live), (live)), \
         _mm512_permutex2var_ps(_mm512_loadu_ps(leaves), NUMBER(LOWEST(live)), _mm512_loadu_ps((leaves) + 16)) \
     )
+#define COUNT(reached, live, before) \
+    _mm512_mask_add_epi32( \
+        (reached), _mm512_test_epi32_mask((live), (live)), NUMBER(LOWEST(live)), EACH_BITS(before) \
+    )
+#define GATHER(leaves, reached) _mm512_i32gather_ps((reached), (leaves), 4)
 #include "_forest_masks.h"
 
 #define LANES 8
@@ -92,6 +105,12 @@ typedef void (*MaskFunction)(
         )), \
         4 \
     )
+#define COUNT(reached, live, before) \
+    _mm256_blendv_epi8( \
+        _mm256_add_epi32(NUMBER(LOWEST(live)), EACH_BITS(before)), (reached), \
+        _mm256_cmpeq_epi32((live), _mm256_setzero_si256()) \
+    )
+#define GATHER(leaves, reached) _mm256_i32gather_ps((leaves), (reached), 4)
 #include "_forest_masks.h"
 
 static MaskFunction mask_function(int lanes) {
@@ -109,29 +128,39 @@ static MaskFunction mask_function(int lanes) {
 
 #else /* one instruction set */
 
-/* `groups` is known when this is compiled in, so that the loops over them are unrolled and their bits live in registers. */
-TARGET __attribute__((always_inline)) static inline void NAME(tree)(
-    const uint32_t *words, int n_words, const Test *test, const float *leaves, const float *columns,
-    ptrdiff_t group_step, const int groups, float *sums
+/* `groups` is known when these are compiled in, so that the loops over them are unrolled and their bits live in
+ * registers. */
+
+/* The leaves of one word that are left; where its tests end. */
+TARGET __attribute__((always_inline)) static inline const Test *NAME(clear)(
+    const Test *test, uint32_t n_tests, const float *columns, ptrdiff_t group_step, const int groups, BITS *live
 ) {
+    const Test *end = test + n_tests;
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++) live[g] = EACH_BITS(-1);
+    for (; test < end; test++) {
+        FLOATS threshold = EACH_FLOAT(test->threshold);
+        BITS cleared = EACH_BITS((int)test->cleared);
+        const float *column = columns + test->column;
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++)
+            live[g] = CLEAR(live[g], LOAD(column + g * group_step), threshold, cleared);
+    }
+    return end;
+}
+
+TARGET __attribute__((always_inline)) static inline void NAME(one_sum)(
+    const MaskTree *tree, const float *columns, ptrdiff_t group_step, const int groups, float *sums
+) {
+    const Test *test = tree->tests;
+    const float *leaves = tree->leaves + 32 * tree->n_words;
     FLOATS found[4];
     BITS live[4];
 #pragma GCC unroll 4
     for (int g = 0; g < groups; g++) found[g] = ZEROS();
-    leaves += 32 * n_words;
-    for (int w = 0; w < n_words; w++) {
-        const Test *end = test + words[w];
+    for (int w = 0; w < tree->n_words; w++) {
         leaves -= 32;
-#pragma GCC unroll 4
-        for (int g = 0; g < groups; g++) live[g] = EACH_BITS(-1);
-        for (; test < end; test++) {
-            FLOATS threshold = EACH_FLOAT(test->threshold);
-            BITS cleared = EACH_BITS((int)test->cleared);
-            const float *column = columns + test->column;
-#pragma GCC unroll 4
-            for (int g = 0; g < groups; g++)
-                live[g] = CLEAR(live[g], LOAD(column + g * group_step), threshold, cleared);
-        }
+        test = NAME(clear)(test, tree->words[w], columns, group_step, groups, live);
 #pragma GCC unroll 4
         for (int g = 0; g < groups; g++) found[g] = PICK(found[g], live[g], leaves);
     }
@@ -139,15 +168,42 @@ TARGET __attribute__((always_inline)) static inline void NAME(tree)(
     for (int g = 0; g < groups; g++, sums += LANES) STORE(sums, ADD(LOAD(sums), found[g]));
 }
 
+TARGET __attribute__((always_inline)) static inline void NAME(several_sums)(
+    const MaskTree *tree, const float *columns, ptrdiff_t group_step, const int groups, float *sums
+) {
+    const Test *test = tree->tests;
+    const float *leaves = tree->leaves;
+    BITS reached[4], live[4];
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++) reached[g] = EACH_BITS(0);
+    for (int w = 0; w < tree->n_words; w++) {
+        test = NAME(clear)(test, tree->words[w], columns, group_step, groups, live);
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++)
+            reached[g] = COUNT(reached[g], live[g], 32 * (tree->n_words - 1 - w));
+    }
+    for (int s = 0; s < tree->n_sums; s++, leaves += tree->n_leaves)
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++, sums += LANES) STORE(sums, ADD(LOAD(sums), GATHER(leaves, reached[g])));
+}
+
+TARGET __attribute__((always_inline)) static inline void NAME(tree)(
+    const MaskTree *tree, const float *columns, ptrdiff_t group_step, const int groups, float *sums
+) {
+    if (tree->n_sums == 1)
+        NAME(one_sum)(tree, columns, group_step, groups, sums);
+    else
+        NAME(several_sums)(tree, columns, group_step, groups, sums);
+}
+
 TARGET static void NAME(masks)(
-    const uint32_t *words, int n_words, const Test *tests, const float *leaves, const float *columns,
-    ptrdiff_t group_step, int groups, float *sums
+    const MaskTree *tree, const float *columns, ptrdiff_t group_step, int groups, float *sums
 ) {
     switch (groups) {
-    case 1: NAME(tree)(words, n_words, tests, leaves, columns, group_step, 1, sums); break;
-    case 2: NAME(tree)(words, n_words, tests, leaves, columns, group_step, 2, sums); break;
-    case 3: NAME(tree)(words, n_words, tests, leaves, columns, group_step, 3, sums); break;
-    default: NAME(tree)(words, n_words, tests, leaves, columns, group_step, 4, sums); break;
+    case 1: NAME(tree)(tree, columns, group_step, 1, sums); break;
+    case 2: NAME(tree)(tree, columns, group_step, 2, sums); break;
+    case 3: NAME(tree)(tree, columns, group_step, 3, sums); break;
+    default: NAME(tree)(tree, columns, group_step, 4, sums); break;
     }
 }
 
@@ -166,4 +222,6 @@ TARGET static void NAME(masks)(
 #undef LOWEST
 #undef NUMBER
 #undef PICK
+#undef COUNT
+#undef GATHER
 #endif

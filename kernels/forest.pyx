@@ -257,17 +257,15 @@ cdef class Forest:
 
     cdef void keep_masks(self, int lanes) except *:
         """The widest masks that this processor and the block have room for; `lanes` as told to Forest."""
-        cdef int t, wanted
+        cdef int wanted
         if self.aggregate > AVERAGE:
             return
-        for t in range(self.n_trees):
-            if self.trees[t].target < 0:
-                return
         for wanted in (16, 8):
             if lanes >= 0 and lanes != wanted:
                 continue
             if self.columns.n * wanted <= BLOCK and self.n_targets * wanted <= SUMS:
-                self.masks = masks_of(self.nodes, self.trees, self.n_trees, self.bits, wanted)
+                self.masks = masks_of(self.nodes, self.trees, self.weights, self.n_trees, self.n_targets,
+                                      self.bits, wanted)
                 if self.masks is not None:
                     self.lanes = wanted
                     self.nbytes += self.masks.nbytes()

@@ -2,24 +2,22 @@
 
 from libc.stdint cimport uint16_t, uint32_t
 
-from penstock.kernels._forest cimport Node, Tree
+from penstock.kernels._forest cimport Node, Tree, Weight
 
 cdef extern from "_forest_masks.h":
     ctypedef struct Test:
         float threshold
         uint32_t cleared
         uint16_t column
-    ctypedef void (*MaskFunction)(
-        const uint32_t*, int, const Test*, const float*, const float*, Py_ssize_t, int, float*
-    ) noexcept nogil
+    ctypedef struct MaskTree:
+        const uint32_t* words
+        const Test* tests
+        const float* leaves
+        int n_words
+        int n_leaves
+        int n_sums
+    ctypedef void (*MaskFunction)(const MaskTree*, const float*, Py_ssize_t, int, float*) noexcept nogil
     MaskFunction mask_function(int lanes)
-
-cdef struct Masked:                  # a tree: where its parts begin
-    Py_ssize_t tests
-    Py_ssize_t leaves
-    Py_ssize_t words
-    int n_words
-    int target                       # the sum that its leaves add to
 
 
 cdef class Masks:
@@ -27,16 +25,22 @@ cdef class Masks:
     cdef int n_trees
     cdef Py_ssize_t n_tests
     cdef Py_ssize_t n_leaves
+    cdef Py_ssize_t n_values         # a leaf's for each sum that its tree adds to
     cdef Py_ssize_t n_words
     cdef MaskFunction function
-    cdef Masked* trees
+    cdef MaskTree* trees
+    cdef int* targets                # the first sum that each tree adds to
     cdef Test* tests
-    cdef float* leaves
+    cdef float* values
     cdef uint32_t* words
     cdef Py_ssize_t nbytes(self) noexcept
-    cdef void lay_out(self, const Node* nodes, const Tree* trees, int bits, int* below, int* first) noexcept
-    cdef void keep(self, const Masked* masked, const Node* nodes, int n, int bits, int* below, int* first) noexcept
+    cdef bint measure(self, const Node* nodes, const Tree* trees, const Weight* weights, int n_sums, int bits,
+                      int* below, int* first) noexcept
+    cdef void keep(self, int t, const Node* nodes, const Weight* weights, int n, int bits, int* below,
+                   int* first) noexcept
+    cdef void keep_leaf(self, const MaskTree* mask, float* values, const Node* leaf, const Weight* weights) noexcept
     cdef void run(self, const float* block, Py_ssize_t step, int groups, float* sums) noexcept nogil
 
 
-cdef Masks masks_of(const Node* nodes, const Tree* trees, int n_trees, int bits, int lanes)
+cdef Masks masks_of(const Node* nodes, const Tree* trees, const Weight* weights, int n_trees, int n_sums, int bits,
+                    int lanes)

@@ -1,22 +1,25 @@
 """Masks made of a forest's nodes, and run over a block of columns: what they are is told in `_forest_masks.h`.
 
-10 bytes a branch and 4 a leaf, beside some 40 for each tree; a branch that clears leaves of two words counts twice.
+10 bytes a branch and 4 a leaf, for each sum; some 40 a tree. A branch that clears leaves of two words counts twice.
 """
 
 cimport cython
 from libc.stdlib cimport free
 from libc.stdint cimport uint16_t, uint32_t
+from libc.string cimport memcpy
 
-from penstock.kernels._forest cimport Node, Tree, column_of, left_of, taken
+from penstock.kernels._forest cimport Node, Tree, Weight, column_of, left_of, taken
 
 cdef enum:
     WORD = 32              # leaves of a word
     LEAVES_A_LANE = 8      # leaves of a tree for each lane, on the average, up to which masks beat walks
     MOST_NODES = 2047      # of one tree
     SPANNED = 2            # words that a branch clears leaves of, on the average at most
+    SPARSE = 2             # times as many values as there are weights, at most
 
 
-cdef Masks masks_of(const Node* nodes, const Tree* trees, int n_trees, int bits, int lanes):
+cdef Masks masks_of(const Node* nodes, const Tree* trees, const Weight* weights, int n_trees, int n_sums, int bits,
+                    int lanes):
     """Masks of so many lanes; None where the processor has none of those, or walks are faster."""
     cdef Masks masks = Masks()
     cdef int* below                    # by node of one tree: its leaves,
@@ -32,15 +35,16 @@ cdef Masks masks_of(const Node* nodes, const Tree* trees, int n_trees, int bits,
     below = <int*>taken(2 * MOST_NODES, sizeof(int))
     first = below + MOST_NODES
     try:
-        masks.trees = <Masked*>taken(n_trees, sizeof(Masked))
-        masks.lay_out(nodes, trees, bits, below, first)
-        if masks.n_leaves > <Py_ssize_t>LEAVES_A_LANE * lanes * n_trees or masks.n_tests > SPANNED * masks.n_leaves:
+        masks.trees = <MaskTree*>taken(n_trees, sizeof(MaskTree))
+        masks.targets = <int*>taken(n_trees, sizeof(int))
+        if not masks.measure(nodes, trees, weights, n_sums, bits, below, first):
             return None
         masks.words = <uint32_t*>taken(masks.n_words, sizeof(uint32_t))
         masks.tests = <Test*>taken(masks.n_tests, sizeof(Test))
-        masks.leaves = <float*>taken(masks.n_leaves + WORD, sizeof(float))
+        masks.values = <float*>taken(masks.n_values + WORD, sizeof(float))
+        masks.n_words = masks.n_tests = masks.n_values = 0
         for t in range(n_trees):
-            masks.keep(&masks.trees[t], nodes + trees[t].root, trees[t].n_nodes, bits, below, first)
+            masks.keep(t, nodes + trees[t].root, weights, trees[t].n_nodes, bits, below, first)
     finally:
         free(below)
     return masks
@@ -59,44 +63,83 @@ cdef void number_leaves(const Node* nodes, int n, int bits, int* below, int* fir
             first[left], first[left + 1] = first[i], first[i] + below[left]
 
 
+cdef inline const Weight* list_of(const Node* leaf, const Weight* weights) noexcept:
+    """The weights of a leaf that has several."""
+    cdef uint32_t first
+    memcpy(&first, &leaf.threshold, sizeof(first))
+    return weights + first
+
+
+cdef inline int listed(const Weight* weight) noexcept:
+    """How many weights a leaf has; -1 where a sum gets two, which masks would join in another order."""
+    cdef int n = 0, last = -1
+    while weight[n].target >= 0:
+        if weight[n].target <= last:
+            return -1
+        last = weight[n].target
+        n += 1
+    return n
+
+
 @cython.final
 cdef class Masks:
     def __dealloc__(self):
         free(self.trees)
+        free(self.targets)
         free(self.words)
         free(self.tests)
-        free(self.leaves)
+        free(self.values)
 
     cdef Py_ssize_t nbytes(self) noexcept:
-        return (self.n_trees * sizeof(Masked) + self.n_words * sizeof(uint32_t) + self.n_tests * sizeof(Test)
-                + self.n_leaves * sizeof(float))
+        return (self.n_trees * (sizeof(MaskTree) + sizeof(int)) + self.n_words * sizeof(uint32_t)
+                + self.n_tests * sizeof(Test) + self.n_values * sizeof(float))
 
-    cdef void lay_out(self, const Node* nodes, const Tree* trees, int bits, int* below, int* first) noexcept:
-        """Where the parts of each tree begin."""
+    cdef bint measure(self, const Node* nodes, const Tree* trees, const Weight* weights, int n_sums, int bits,
+                      int* below, int* first) noexcept:
+        """How much of everything there will be; whether that is worth it."""
         cdef const Node* node
-        cdef int t, i, left
+        cdef MaskTree* mask
+        cdef Py_ssize_t n_weights = 0
+        cdef int t, i, left, n
         for t in range(self.n_trees):
             node = nodes + trees[t].root
+            mask = &self.trees[t]
             number_leaves(node, trees[t].n_nodes, bits, below, first)
-            self.trees[t] = Masked(self.n_tests, self.n_leaves, self.n_words, (below[0] + WORD - 1) // WORD,
-                                   trees[t].target)
-            self.n_leaves += below[0]
-            self.n_words += self.trees[t].n_words
+            mask.n_leaves, mask.n_words = below[0], (below[0] + WORD - 1) // WORD
+            mask.n_sums = 1 if trees[t].target >= 0 else n_sums
+            self.targets[t] = max(trees[t].target, 0)
+            self.n_leaves += mask.n_leaves
+            self.n_values += <Py_ssize_t>mask.n_leaves * mask.n_sums
+            self.n_words += mask.n_words
             for i in range(trees[t].n_nodes):
                 left = left_of(&node[i], bits)
                 if left != i:
                     self.n_tests += (first[i] + below[left] - 1) // WORD - first[i] // WORD + 1
+                    continue
+                n = 1 if trees[t].target >= 0 else listed(list_of(&node[i], weights))
+                if n < 0:
+                    return False
+                n_weights += n
+        return (self.n_leaves <= <Py_ssize_t>LEAVES_A_LANE * self.lanes * self.n_trees
+                and self.n_tests <= SPANNED * self.n_leaves and self.n_values <= SPARSE * n_weights)
 
-    cdef void keep(self, const Masked* masked, const Node* nodes, int n, int bits, int* below, int* first) noexcept:
-        cdef Test* test = self.tests + masked.tests
-        cdef uint32_t* words = self.words + masked.words
+    cdef void keep(self, int t, const Node* nodes, const Weight* weights, int n, int bits, int* below,
+                   int* first) noexcept:
+        """Write one tree behind those before it."""
+        cdef MaskTree* mask = &self.trees[t]
+        cdef Test* test = self.tests + self.n_tests
+        cdef uint32_t* words = self.words + self.n_words
+        cdef float* values = self.values + self.n_values
         cdef int word, i, left, begin, end
+        mask.words, mask.tests, mask.leaves = words, test, values
         number_leaves(nodes, n, bits, below, first)
-        for word in range(masked.n_words - 1, -1, -1):
+        for i in range(n):
+            if left_of(&nodes[i], bits) == i:
+                self.keep_leaf(mask, values + first[i], &nodes[i], weights)
+        for word in range(mask.n_words - 1, -1, -1):
             for i in range(n):
                 left = left_of(&nodes[i], bits)
                 if left == i:
-                    self.leaves[masked.leaves + first[i]] = nodes[i].threshold
                     continue
                 begin, end = max(first[i] - word * WORD, 0), min(first[i] + below[left] - word * WORD, <int>WORD)
                 if begin < end:
@@ -106,12 +149,23 @@ cdef class Masks:
                     test += 1
                     words[0] += 1
             words += 1
+        self.n_tests = test - self.tests
+        self.n_words = words - self.words
+        self.n_values += <Py_ssize_t>mask.n_leaves * mask.n_sums
+
+    cdef void keep_leaf(self, const MaskTree* mask, float* values, const Node* leaf, const Weight* weights) noexcept:
+        """Write what one leaf adds to each sum; what it does not name stays 0."""
+        cdef const Weight* weight
+        if mask.n_sums == 1:
+            values[0] = leaf.threshold
+            return
+        weight = list_of(leaf, weights)
+        while weight.target >= 0:
+            values[<Py_ssize_t>weight.target * mask.n_leaves] = weight.value
+            weight += 1
 
     cdef void run(self, const float* block, Py_ssize_t step, int groups, float* sums) noexcept nogil:
         """Add to `sums`, [targets, groups * lanes], what rows of a block [groups, columns, lanes] reach."""
-        cdef const Masked* tree = self.trees
-        cdef int _t
-        for _t in range(self.n_trees):
-            self.function(self.words + tree.words, tree.n_words, self.tests + tree.tests, self.leaves + tree.leaves,
-                          block, step, groups, sums + tree.target * groups * self.lanes)
-            tree += 1
+        cdef int t
+        for t in range(self.n_trees):
+            self.function(&self.trees[t], block, step, groups, sums + self.targets[t] * groups * self.lanes)

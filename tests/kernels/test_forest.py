@@ -191,6 +191,46 @@ def test_masks_of_any_shape_give_the_bits_of_walks(leaves, chance):
             assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
 
 
+def of_sums(arrays, n, named=0.9):
+    """The same trees, each leaf of which names some of `n` sums."""
+    draw = np.random.default_rng(n)
+    leaf, target = np.nonzero(draw.random((len(arrays["leaf_nodes"]), n)) < named)
+    weights = draw.normal(size=len(leaf)).astype(np.float32)
+    return arrays | {
+        "leaf_nodes": arrays["leaf_nodes"][leaf],
+        "leaf_targets": target.copy(),
+        "leaf_weights": weights,
+        "n_targets": n,
+    }
+
+
+@pytest.mark.parametrize("n_sums", [2, 3, 17])
+@pytest.mark.parametrize("leaves", [1, 2, 31, 32, 33, 64, 65, 100])
+def test_masks_of_several_sums_give_the_bits_of_walks(leaves, n_sums):
+    arrays = of_sums(grown(6, leaves, 0.5), n_sums)
+    rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
+    rows[::9, 1] = np.nan
+    expected = scores_of(kernel.Forest(**arrays, lanes=0), rows)
+    assert (expected == scores_of(reference.Forest(**arrays), rows)).all()
+    for lanes in (8, 16):
+        forest = kernel.Forest(**arrays, lanes=lanes)
+        assert forest.lanes == (lanes if kernel.Forest(**grown(6, leaves, 0.5), lanes=lanes).lanes else 0)
+        for n in (4, 8, 9, 16, 24, 33, 64, 70):
+            assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
+
+
+def test_masks_are_not_for_leaves_that_name_few_sums_or_one_twice():
+    arrays = grown(20, 10, 0.5)
+    assert kernel.Forest(**of_sums(arrays, 40, named=0.2)).lanes == 0
+    twice = of_sums(arrays, 2, named=1)
+    twice["leaf_targets"] = np.zeros_like(twice["leaf_targets"])
+    twice["leaf_targets"][-1] = 1
+    forest = kernel.Forest(**twice)
+    assert forest.lanes == 0
+    rows = np.random.default_rng(1).normal(size=(20, 5)).astype(np.float32)
+    assert (scores_of(forest, rows) == scores_of(reference.Forest(**twice), rows)).all()
+
+
 def test_masks_are_for_trees_of_few_leaves():
     """Where the processor has any: else every forest walks."""
     widest = kernel.Forest(**complete(3, 3, 5)).lanes
