@@ -41,7 +41,7 @@ PACKAGES |= {"penstock.kernels.reference": "kernels/reference"}
 class Kernel(NamedTuple):
     """One kernel: the system libraries it links against, whether a build may go on without it, and its parts.
 
-    A part is a module of its own, ``<kernel>_<part>``, that only its kernel and the kernel's other parts cimport.
+    A part is a module of its own, ``<kernel>_<part>``, built with its kernel and never imported from outside kernels.
     """
 
     libraries: tuple[str, ...] = ()
@@ -49,11 +49,12 @@ class Kernel(NamedTuple):
     parts: tuple[str, ...] = ()
 
 
-# From the lowest layer to the highest, as drawn in kernels/_http2.pxd.
+# From the lowest layer to the highest, as drawn in kernels/_wire.pxd, kernels/_http2.pxd and kernels/_load.pxd.
+WIRE = ("requests", "plan", "values", "match", "answers", "faults", "blocks")
 HTTP2 = ("answers", "calls", "streams", "requests", "sockets", "connections", "mailboxes", "loops")
-LOAD = ("calls", "answers", "wires", "requests", "threads")  # as drawn in kernels/_load.pxd
+LOAD = ("calls", "answers", "wires", "requests", "threads")
 KERNELS = {
-    "wire": Kernel(),
+    "wire": Kernel(parts=WIRE),
     "cache": Kernel(("pthread",), parts=("keys",)),
     "calls": Kernel(("pthread",)),
     "ledger": Kernel(("pthread",)),

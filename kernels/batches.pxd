@@ -5,7 +5,9 @@ from libc.stdint cimport int64_t, uint8_t
 from penstock.kernels.cache cimport Cache
 from penstock.kernels.calls cimport Call
 from penstock.kernels.ledger cimport Ledger
-from penstock.kernels.wire cimport Blocks, OutputBlock, Plan
+from penstock.kernels.wire_answers cimport OutputBlock
+from penstock.kernels.wire_blocks cimport Blocks
+from penstock.kernels.wire_plan cimport Plan
 
 
 cdef class Batch:

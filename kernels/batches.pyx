@@ -13,16 +13,18 @@ from libc.stdlib cimport free, malloc
 
 from penstock.kernels._datatypes cimport DT_BYTES, item_size
 from penstock.kernels._system cimport aligned_new, monotonic_ns
+from penstock.kernels._wire cimport Request
 from penstock.kernels.cache cimport Cache, Reply, give_reply, key_bytes, reply_bytes, split_reply
 from penstock.kernels.calls cimport (
     RELEASE_GIL_BYTES, STATUS_INTERNAL, STATUS_OK, STATUS_RESOURCE_EXHAUSTED, Call, deliver, fail_all, set_answer,
 )
 from penstock.kernels.ledger cimport Ledger
-from penstock.kernels.wire cimport (
-    KIND_ENTITY, Blocks, OutputBlock, Plan, Request, Slot, Timing, fill_numbers, read_texts, write_response,
-)
+from penstock.kernels.wire_answers cimport OutputBlock, Timing, write_response
+from penstock.kernels.wire_blocks cimport Blocks
+from penstock.kernels.wire_plan cimport KIND_ENTITY, Plan, Slot
+from penstock.kernels.wire_values cimport fill_numbers, read_texts
 
-from penstock.kernels.wire import NUMPY as _NUMPY
+from penstock.kernels.wire_plan import NUMPY as _NUMPY
 
 cdef int64_t MAX_SPARE_BYTES = 1 << 24     # memory of larger batches is not kept
 

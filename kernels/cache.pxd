@@ -9,7 +9,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from penstock.kernels._hashing cimport Secrets
 from penstock.kernels._protobuf cimport Slice
-from penstock.kernels.wire cimport Plan, Request
+from penstock.kernels._wire cimport Request
+from penstock.kernels.wire_plan cimport Plan
 
 cdef enum:
     SLOTS = 6                # of a bucket

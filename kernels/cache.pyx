@@ -27,12 +27,14 @@ from penstock.kernels._system cimport (
     aligned_new, atomic_add, atomic_get, flag_lower, flag_raise, flag_raised, lock_acquire, lock_free, lock_new,
     lock_release, monotonic_ns,
 )
+from penstock.kernels._wire cimport OK, Fault, Request
 from penstock.kernels.cache_keys cimport hash_key, key_size, same_key, write_key
-from penstock.kernels.wire cimport (
-    OK, Fault, Plan, Request, explain, free_request, init_request, match_request, parse_request,
-)
+from penstock.kernels.wire_faults cimport explain
+from penstock.kernels.wire_match cimport match_request
+from penstock.kernels.wire_plan cimport Plan
+from penstock.kernels.wire_requests cimport free_request, init_request, parse_request
 
-from penstock.kernels.wire import WireError
+from penstock.kernels.wire_faults import WireError
 
 MIN_BYTES = 1 << 16
 """The smallest cache."""

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint64_t
 
 from penstock.kernels._hashing cimport Secrets
-from penstock.kernels.wire cimport Request
+from penstock.kernels._wire cimport Request
 
 cdef size_t key_size(const Request* request) noexcept nogil
 cdef uint64_t hash_key(const Secrets* secrets, const Request* request) noexcept nogil

@@ -10,7 +10,7 @@ from libc.string cimport memcmp
 
 from penstock.kernels._hashing cimport absorb, finish
 from penstock.kernels._protobuf cimport Slice, Writer, put
-from penstock.kernels.wire cimport MAX_DIMS, InputRef, Request
+from penstock.kernels._wire cimport MAX_DIMS, InputRef, Request
 
 cdef enum:
     HEAD_SIZE = 16

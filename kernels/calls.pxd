@@ -6,7 +6,7 @@ list of finished calls, from any thread, without the GIL. Whoever holds a call l
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
-from penstock.kernels.wire cimport Request
+from penstock.kernels._wire cimport Request
 
 cdef enum Status:            # the gRPC status codes that a lane gives
     STATUS_OK = 0

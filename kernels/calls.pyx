@@ -13,7 +13,7 @@ from libc.string cimport memcpy, memset
 from penstock.kernels._system cimport (
     close, event_clear, event_new, event_raise, flag_raise, lock_acquire, lock_free, lock_new, lock_release,
 )
-from penstock.kernels.wire cimport free_request, init_request
+from penstock.kernels.wire_requests cimport free_request, init_request
 
 # The gRPC status codes that a lane gives.
 CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE = 1, 3, 4, 8, 13, 14

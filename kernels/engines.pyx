@@ -26,9 +26,10 @@ from penstock.kernels.ledger cimport Ledger
 from penstock.kernels.ort cimport MAX_RANK, Session, Tensor, release
 from penstock.kernels.transforms cimport Program
 from penstock.kernels.windows cimport Windows
-from penstock.kernels.wire cimport OutputBlock, Plan, Slot
+from penstock.kernels.wire_answers cimport OutputBlock
+from penstock.kernels.wire_plan cimport Plan, Slot
 
-from penstock.kernels.wire import DATATYPES as _DATATYPES, NUMPY as _NUMPY
+from penstock.kernels.wire_plan import DATATYPES as _DATATYPES, NUMPY as _NUMPY
 
 cdef enum:
     MAX_FEEDS = 16

@@ -14,6 +14,7 @@ from penstock.kernels._http2 cimport KIND_STREAM, MAX_TOUCHED, WINDOW_BYTES, Chu
 from penstock.kernels._nghttp2 cimport nghttp2_session_consume_stream, nghttp2_session_resume_data
 from penstock.kernels._sockets cimport socket_peer
 from penstock.kernels._system cimport atomic_add, atomic_get, flag_raise, tally
+from penstock.kernels._wire cimport OK as FAULT_OK
 from penstock.kernels.exchanges cimport (
     BEGAN, CLOSED, CONSUMED, SEND, Command, Exchange, charge, free_command, give_back, new_exchange, post_event,
     release_exchange,
@@ -24,7 +25,7 @@ from penstock.kernels.lanes cimport (
     ADMIT, DRAINING, INLINE_BUDGET_NS, NEVER_FITS, TOO_LATE, Admission, Lane, Limits as LaneLimits,
 )
 from penstock.kernels.routes cimport Routes
-from penstock.kernels.wire cimport OK as FAULT_OK, parse_request
+from penstock.kernels.wire_requests cimport parse_request
 
 cdef enum:
     MESSAGE_BYTES = 1 << 8   # and for a message that Python has not read yet, however small

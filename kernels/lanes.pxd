@@ -8,11 +8,12 @@ before and after it belongs to the transport, which frees it with `free_call`.
 
 from libc.stdint cimport int64_t
 
+from penstock.kernels._wire cimport Fault
 from penstock.kernels.cache cimport Cache
 from penstock.kernels.calls cimport Call
 from penstock.kernels.engines cimport Engine
 from penstock.kernels.ledger cimport Ledger
-from penstock.kernels.wire cimport Fault, Plan
+from penstock.kernels.wire_plan cimport Plan
 
 cdef enum Admission:         # what a lane says to a call
     ADMIT = 0

@@ -23,6 +23,7 @@ from penstock.kernels._forecast cimport Forecast, finish_ns, foretells, rows_wit
 from penstock.kernels._system cimport (
     flag_raised, lock_acquire, lock_broadcast, lock_free, lock_new, lock_release, lock_signal, lock_wait, monotonic_ns,
 )
+from penstock.kernels._wire cimport OK, OUT_OF_MEMORY, Fault
 from penstock.kernels.batches cimport Batch, keep_answers, new_batch
 from penstock.kernels.cache cimport Cache
 from penstock.kernels.engines cimport Engine
@@ -32,9 +33,10 @@ from penstock.kernels.calls cimport (
     set_answer,
 )
 from penstock.kernels.ledger cimport Ledger
-from penstock.kernels.wire cimport (
-    OK, OUT_OF_MEMORY, Fault, Plan, explain, match_request, parse_request, same_shapes,
-)
+from penstock.kernels.wire_faults cimport explain
+from penstock.kernels.wire_match cimport match_request, same_shapes
+from penstock.kernels.wire_plan cimport Plan
+from penstock.kernels.wire_requests cimport parse_request
 
 from penstock.kernels.calls import Refused
 

@@ -91,10 +91,6 @@ class Plan:
     @property
     def fixed_shapes(self) -> bool: ...
 
-@final
-class Blocks:
-    """The outputs of one batch, ready to be cut into answers."""
-
 def peek(body: bytes) -> tuple[bytes, bytes]:
     """Model name and version of a request, without looking into its inputs.
 
