@@ -38,6 +38,31 @@ def free_name(model: onnx.ModelProto, wish: str) -> str:
     return next(name for i in range(len(taken) + 1) if (name := f"{wish}_{i}" if i else wish) not in taken)
 
 
+def unwrap_maps(model: onnx.ModelProto) -> bool:
+    """Give what a ZipMap makes maps of, one a row from class to probability, as the tensor it was: FP32 [n, classes].
+
+    Converters end classifiers so unless they are told not to, and CatBoost always does. The output keeps its name; its
+    columns are the classes in the order of the model. Returns whether there was any.
+    """
+    graph = model.graph
+    maps = {node.output[0]: node for node in graph.node if node.op_type == "ZipMap"}
+    for value in graph.output:
+        node = maps.get(value.name)
+        if node is None:
+            continue
+        classes = sum(len(labels.ints) + len(labels.strings) for labels in node.attribute)
+        tensor = helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [None, classes])
+        if node.input[0] in {end.name for end in (*graph.input, *graph.output)}:
+            at = list(graph.node).index(node)
+            graph.node.insert(at, helper.make_node("Identity", [node.input[0]], [value.name]))
+            graph.node.remove(node)
+        else:
+            graph.node.remove(node)
+            rename(model, node.input[0], value.name)
+        value.CopyFrom(tensor)
+    return bool(maps)
+
+
 def name_inputs(model: onnx.ModelProto, names: Sequence[str]) -> None:
     """Call the graph's inputs `names`, in order. Two steps, so that swapped names do not meet."""
     olds = [value.name for value in model.graph.input]

@@ -1,9 +1,9 @@
 """What an ONNX file says about itself, whether the server can run it, and publishing one as it is.
 
 The signature is read from the graph through onnxruntime, which is what will run it. A version is `batched` when the
-first dimension of every input and output is free. Refused, with a hint: data kept in other files (a registry's
-version must be whole), outputs that are no tensors (ZipMap), and an IR or opset newer than the installed onnxruntime
-takes.
+first dimension of every input and output is free. Probabilities that a ZipMap made maps of are published as the tensor
+they were. Refused, with a hint: data kept in other files (a registry's version must be whole), other outputs that are
+no tensors, and an IR or opset newer than the installed onnxruntime takes.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
 
 from penstock.converters.errors import ConvertError, UnsupportedModel
+from penstock.converters.graph import unwrap_maps
 from penstock.converters.parity import open_graph
 from penstock.registry import Draft, Manifest, Registry, Signature, TensorSpec
 
@@ -68,7 +69,10 @@ def publish_onnx(
         data = path.read_bytes()
     except OSError as error:
         raise ConvertError(f"cannot read {path}: {error.strerror}") from error
-    model = parse(data, str(path))
+    model = read(data, str(path))
+    if unwrap_maps(model):
+        data = model.SerializeToString()
+    check(model, str(path))
     draft = Draft(
         model_name=name,
         trained_at=datetime.fromtimestamp(path.stat().st_mtime, UTC),
@@ -83,18 +87,19 @@ def publish_onnx(
     return store.publish(draft, {"model.onnx": data, **(files or {})})
 
 
-def parse(data: bytes, where: str) -> onnx.ModelProto:
-    """The model in `data`, checked for what would stop a server.
-
-    Raises:
-        UnsupportedModel: no ONNX, data in other files, outputs that are no tensors, or too new.
-    """
+def read(data: bytes, where: str) -> onnx.ModelProto:
+    """The model in `data`; raises `UnsupportedModel` where that is no ONNX."""
     try:
         model = onnx.load_model_from_string(data)
     except DecodeError as error:
         raise UnsupportedModel(f"{where} is no ONNX model: {error}") from error
     if not model.graph.output:
         raise UnsupportedModel(f"{where} is no ONNX model: it has no outputs")
+    return model
+
+
+def check(model: onnx.ModelProto, where: str) -> None:
+    """Raise `UnsupportedModel` where a server could not run it: data in other files, outputs no tensors, too new."""
     if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         raise UnsupportedModel(
             f"{where} keeps weights in other files: save it as one file (onnx.save, save_as_external_data=False)"
@@ -107,10 +112,8 @@ def parse(data: bytes, where: str) -> onnx.ModelProto:
     for value in model.graph.output:
         if not value.type.HasField("tensor_type"):
             raise UnsupportedModel(
-                f"output {value.name!r} of {where} is no tensor but a sequence or map: convert again with ZipMap off "
-                "(options={'zipmap': False})"
+                f"output {value.name!r} of {where} is no tensor but a sequence or map: convert again without it"
             )
-    return model
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

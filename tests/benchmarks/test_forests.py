@@ -27,4 +27,11 @@ def test_what_was_served_is_a_line_by_the_median_of_its_rounds():
 
 def test_the_lines_of_the_seeded_ensemble_are_those_promised():
     assert forests.LINES == {("200 x depth 6", 1): 4.0, ("200 x depth 6", 64): 3.5}
-    assert set(forests.MODELS) == {"200 x depth 6", "random forest", "xgboost", "lightgbm", "catboost"}
+    assert set(forests.MODELS) == {
+        "200 x depth 6",
+        "random forest",
+        "xgboost",
+        "lightgbm",
+        "catboost",
+        "catboost classes",
+    }

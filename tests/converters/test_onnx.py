@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import convert_sklearn
@@ -71,9 +72,34 @@ def refused(tmp_path, data: bytes) -> str:
     return str(error.value)
 
 
-def test_a_zipmap_output_is_refused_with_the_option_to_set(tmp_path, logistic):
+def answers(data, rows):
+    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(None, {"x": rows})
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "beside the tensor itself"])
+def test_maps_of_probabilities_are_published_as_the_tensor_they_were(tmp_path, logistic, shared):
     model = convert_sklearn(logistic.model, initial_types=[("x", FloatTensorType([None, 30]))], target_opset=21)
-    assert "ZipMap off" in refused(tmp_path, model.SerializeToString())
+    if shared:
+        (zipmap,) = [node for node in model.graph.node if node.op_type == "ZipMap"]
+        model.graph.output.append(helper.make_tensor_value_info(zipmap.input[0], TensorProto.FLOAT, [None, 2]))
+    rows = np.random.default_rng(1).normal(size=(20, 30)).astype(np.float32)
+    labels, maps, *_ = answers(model.SerializeToString(), rows)
+    onnx.save(model, tmp_path / "m.onnx")
+    manifest = publish_onnx(tmp_path / "m.onnx", "mapped", tmp_path / "registry")
+    names = [value.name for value in model.graph.output]
+    assert [spec.name for spec in manifest.signature.outputs] == names
+    assert manifest.signature.outputs[1] == TensorSpec(name=names[1], datatype="FP32", shape=(-1, 2))
+    assert manifest.signature.batched
+    published = answers(Registry(tmp_path / "registry").load("mapped", 1).files["model.onnx"], rows)
+    assert (published[0] == labels).all()
+    assert (published[1] == [[row[0], row[1]] for row in maps]).all()
+
+
+def test_other_outputs_that_are_no_tensors_are_refused(tmp_path):
+    model = identity()
+    model.graph.node[0].op_type = "SequenceConstruct"
+    model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None))
+    assert "'y' of " in refused(tmp_path, model.SerializeToString())
 
 
 def test_a_newer_ir_is_refused_with_the_version_to_set(tmp_path):

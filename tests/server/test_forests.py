@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from penstock.benchmarks.ensembles import complete, odd, rows_for, to_onnx
 from penstock.converters import to_onnx as convert
+from penstock.converters.graph import unwrap_maps
 from penstock.server.ensembles import Unfit, read
 from penstock.server.forests import ForestSession, choose, judge, load, measure, rows_around, sharing, steps
 from penstock.server.grafts import cut
@@ -451,11 +452,7 @@ def boosted(library, kind, seed):
         with tempfile.TemporaryDirectory() as folder:
             model.save_model(f"{folder}/m.onnx", format="onnx")
             made = onnx.load_model_from_string(Path(folder, "m.onnx").read_bytes())
-        for node in [node for node in made.graph.node if node.op_type == "ZipMap"]:  # as our converters leave it out
-            made.graph.node.remove(node)
-            names = [value.name for value in made.graph.output]
-            made.graph.output.pop(names.index(node.output[0]))
-            made.graph.output.append(helper.make_tensor_value_info(node.input[0], TensorProto.FLOAT, ["n", None]))
+        unwrap_maps(made)
         return made.SerializeToString(), rows, model
     from onnxmltools import convert_lightgbm, convert_xgboost
     from onnxmltools.convert.common.data_types import FloatTensorType
