@@ -71,16 +71,23 @@ def run(
 async def _run(config: Config, version: str, ready_file: Path | None, on_ready: Callable[[Addresses], None]) -> None:
     ending = Ending()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+
+    def ask(*_: object) -> None:
         # not loop.add_signal_handler: that writes to a socket which a busy loop's threads may have filled, and is lost
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(ending.ask))
+        loop.call_soon_threadsafe(ending.ask)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def ready(addresses: Addresses) -> None:
         if ready_file is not None:
             _write_ready(ready_file, addresses)
         on_ready(addresses)
 
-    await serve(config, version=version, ending=ending, on_ready=ready)
+    try:
+        await serve(config, version=version, ending=ending, on_ready=ready)
+    finally:
+        for number, handler in before.items():  # ours would ask a loop that is closed
+            signal.signal(number, handler)
 
 
 class Ending:

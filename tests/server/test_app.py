@@ -12,6 +12,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from penstock.server import app
+from penstock.server.config import Config
+from penstock.server.errors import BadConfig
+
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
@@ -138,3 +142,10 @@ def test_settings_come_from_a_file_and_the_command_line_wins(double, tmp_path, p
 
     config = caller.stub.ModelConfig(pb.ModelConfigRequest(name="double"), timeout=20).config
     assert config.dynamic_batching.max_queue_delay_microseconds == 4
+
+
+def test_signals_mean_what_they_did_before_once_it_has_ended(tmp_path):
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with pytest.raises(BadConfig, match="is not a folder"):
+        app.run(Config(registry=tmp_path / "none"), version="0")
+    assert {number: signal.getsignal(number) for number in before} == before
