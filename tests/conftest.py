@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,10 @@ from typing import Self
 
 import pytest
 from hypothesis import settings
+
+# Before anything loads OpenMP: its threads spin while they wait for each other, and on a busy machine a fit of a second
+# takes a minute.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("penstock", derandomize=True, deadline=None, max_examples=100, database=None)
 settings.load_profile("penstock")
