@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE)
+PLAIN_OPSET = 8  # for graphs that import only ai.onnx.ml: IR version 3, which they may have, goes with no later one
 
 
 def rename(model: onnx.ModelProto, old: str, new: str) -> None:
@@ -45,21 +46,20 @@ def unwrap_maps(model: onnx.ModelProto) -> bool:
     columns are the classes in the order of the model. Returns whether there was any.
     """
     graph = model.graph
-    maps = {node.output[0]: node for node in graph.node if node.op_type == "ZipMap"}
+    maps = {name: node for node in graph.node if node.op_type == "ZipMap" for name in node.output}
     for value in graph.output:
         node = maps.get(value.name)
         if node is None:
             continue
         classes = sum(len(labels.ints) + len(labels.strings) for labels in node.attribute)
-        tensor = helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [None, classes])
-        if node.input[0] in {end.name for end in (*graph.input, *graph.output)}:
-            at = list(graph.node).index(node)
-            graph.node.insert(at, helper.make_node("Identity", [node.input[0]], [value.name]))
-            graph.node.remove(node)
-        else:
-            graph.node.remove(node)
-            rename(model, node.input[0], value.name)
-        value.CopyFrom(tensor)
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [None, classes]))
+        node.op_type, node.domain = (
+            "Identity",
+            "",
+        )  # renaming would miss inner graphs that read the tensor
+        del node.attribute[:]
+    if maps and not any(entry.domain in {"", "ai.onnx"} for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("", PLAIN_OPSET))
     return bool(maps)
 
 

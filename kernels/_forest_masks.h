@@ -26,18 +26,19 @@ typedef struct __attribute__((packed)) {
     uint16_t column;  /* where the column's LANES values begin, in floats */
 } Test;
 
-/* What a function needs of a tree. Leaves stand from left to right, those of the next sum behind them, and there must be
- * room to read 32 behind the last. */
+/* A tree. Leaves stand from left to right, those of the next sum behind them, and there must be room to read 32 behind
+ * the last. */
 typedef struct {
     const uint32_t *words; /* numbers of tests, of the last word first, as are the tests */
     const Test *tests;
     const float *leaves;
     int n_words;
     int n_leaves;
-    int n_sums;
+    int first_sum; /* that its leaves add to, */
+    int n_sums;    /* and how many one after another */
 } MaskTree;
 
-/* sums[(sum * groups + group) * lanes + r] += the leaf that row r of the group reaches. */
+/* sums[(sum * groups + group) * lanes + r] += what the leaf that row r of the group reaches has for the sum. */
 typedef void (*MaskFunction)(
     const MaskTree *tree, const float *columns, ptrdiff_t group_step, int groups, float *sums
 );
@@ -190,6 +191,7 @@ TARGET __attribute__((always_inline)) static inline void NAME(several_sums)(
 TARGET __attribute__((always_inline)) static inline void NAME(tree)(
     const MaskTree *tree, const float *columns, ptrdiff_t group_step, const int groups, float *sums
 ) {
+    sums += tree->first_sum * groups * LANES;
     if (tree->n_sums == 1)
         NAME(one_sum)(tree, columns, group_step, groups, sums);
     else

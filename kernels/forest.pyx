@@ -10,7 +10,8 @@ than the compare. So nothing here jumps on data. There are two ways, over the sa
   or AVX-512 and trees have no more than a hundred leaves or so (`_forest_masks.h`).
 
 Nothing is allocated for a run; the block lies on the stack, 80 kB. Cost goal: 1.2 microseconds a row for 200 trees of
-depth 6 by walks, 0.4 by masks of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with masks.
+depth 6 by walks, 0.4 by masks of 16; 1.5 for one row alone. Memory: 8 bytes a node, 16 with masks;
+where leaves have weights for several outputs about 4 more for each of those, 6 with masks.
 """
 
 import numpy as np

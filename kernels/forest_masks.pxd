@@ -15,6 +15,7 @@ cdef extern from "_forest_masks.h":
         const float* leaves
         int n_words
         int n_leaves
+        int first_sum
         int n_sums
     ctypedef void (*MaskFunction)(const MaskTree*, const float*, Py_ssize_t, int, float*) noexcept nogil
     MaskFunction mask_function(int lanes)
@@ -29,7 +30,6 @@ cdef class Masks:
     cdef Py_ssize_t n_words
     cdef MaskFunction function
     cdef MaskTree* trees
-    cdef int* targets                # the first sum that each tree adds to
     cdef Test* tests
     cdef float* values
     cdef uint32_t* words

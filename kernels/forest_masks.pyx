@@ -1,6 +1,6 @@
 """Masks made of a forest's nodes, and run over a block of columns: what they are is told in `_forest_masks.h`.
 
-10 bytes a branch and 4 a leaf, for each sum; some 40 a tree. A branch that clears leaves of two words counts twice.
+10 bytes a branch, 4 for each leaf and sum, some 40 a tree. A branch that clears leaves of two words counts twice.
 """
 
 cimport cython
@@ -20,7 +20,8 @@ cdef enum:
 
 cdef Masks masks_of(const Node* nodes, const Tree* trees, const Weight* weights, int n_trees, int n_sums, int bits,
                     int lanes):
-    """Masks of so many lanes; None where the processor has none of those, or walks are faster."""
+    """Masks of so many lanes; None where the processor has none of those, walks are faster, or leaves are not plain
+    tables (`listed`)."""
     cdef Masks masks = Masks()
     cdef int* below                    # by node of one tree: its leaves,
     cdef int* first                    # and the number of the first of them
@@ -36,7 +37,6 @@ cdef Masks masks_of(const Node* nodes, const Tree* trees, const Weight* weights,
     first = below + MOST_NODES
     try:
         masks.trees = <MaskTree*>taken(n_trees, sizeof(MaskTree))
-        masks.targets = <int*>taken(n_trees, sizeof(int))
         if not masks.measure(nodes, trees, weights, n_sums, bits, below, first):
             return None
         masks.words = <uint32_t*>taken(masks.n_words, sizeof(uint32_t))
@@ -71,7 +71,7 @@ cdef inline const Weight* list_of(const Node* leaf, const Weight* weights) noexc
 
 
 cdef inline int listed(const Weight* weight) noexcept:
-    """How many weights a leaf has; -1 where a sum gets two, which masks would join in another order."""
+    """How many weights a leaf has; -1 where their sums do not ascend: one may come twice, and masks would join the two."""
     cdef int n = 0, last = -1
     while weight[n].target >= 0:
         if weight[n].target <= last:
@@ -85,14 +85,13 @@ cdef inline int listed(const Weight* weight) noexcept:
 cdef class Masks:
     def __dealloc__(self):
         free(self.trees)
-        free(self.targets)
         free(self.words)
         free(self.tests)
         free(self.values)
 
     cdef Py_ssize_t nbytes(self) noexcept:
-        return (self.n_trees * (sizeof(MaskTree) + sizeof(int)) + self.n_words * sizeof(uint32_t)
-                + self.n_tests * sizeof(Test) + self.n_values * sizeof(float))
+        return (self.n_trees * sizeof(MaskTree) + self.n_words * sizeof(uint32_t) + self.n_tests * sizeof(Test)
+                + self.n_values * sizeof(float))
 
     cdef bint measure(self, const Node* nodes, const Tree* trees, const Weight* weights, int n_sums, int bits,
                       int* below, int* first) noexcept:
@@ -107,7 +106,7 @@ cdef class Masks:
             number_leaves(node, trees[t].n_nodes, bits, below, first)
             mask.n_leaves, mask.n_words = below[0], (below[0] + WORD - 1) // WORD
             mask.n_sums = 1 if trees[t].target >= 0 else n_sums
-            self.targets[t] = max(trees[t].target, 0)
+            mask.first_sum = max(trees[t].target, 0)
             self.n_leaves += mask.n_leaves
             self.n_values += <Py_ssize_t>mask.n_leaves * mask.n_sums
             self.n_words += mask.n_words
@@ -168,4 +167,4 @@ cdef class Masks:
         """Add to `sums`, [targets, groups * lanes], what rows of a block [groups, columns, lanes] reach."""
         cdef int t
         for t in range(self.n_trees):
-            self.function(&self.trees[t], block, step, groups, sums + self.targets[t] * groups * self.lanes)
+            self.function(&self.trees[t], block, step, groups, sums)

@@ -31,6 +31,8 @@ from penstock.server.service import Service
 from penstock.server.transports import Transport
 from penstock.server.transports.aio import AioTransport, check_version
 
+SIGNALS = signal.SIGTERM, signal.SIGINT
+
 _log = logging.getLogger("penstock.server")
 
 
@@ -61,11 +63,15 @@ def run(
     Raises:
         BadConfig: an address, the registry or the store cannot be used.
     """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         asyncio.run(_run(config, version, ready_file, on_ready))
     finally:
         if ready_file is not None:  # it promises a server that answers
             ready_file.unlink(missing_ok=True)
+        for number, handler in before.items():
+            if handler is not None:  # None: not set from Python, and nothing that could be put back
+                signal.signal(number, handler)
 
 
 async def _run(config: Config, version: str, ready_file: Path | None, on_ready: Callable[[Addresses], None]) -> None:
@@ -74,20 +80,18 @@ async def _run(config: Config, version: str, ready_file: Path | None, on_ready: 
 
     def ask(*_: object) -> None:
         # not loop.add_signal_handler: that writes to a socket which a busy loop's threads may have filled, and is lost
-        loop.call_soon_threadsafe(ending.ask)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(ending.ask)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in SIGNALS:
+        signal.signal(number, ask)
 
     def ready(addresses: Addresses) -> None:
         if ready_file is not None:
             _write_ready(ready_file, addresses)
         on_ready(addresses)
 
-    try:
-        await serve(config, version=version, ending=ending, on_ready=ready)
-    finally:
-        for number, handler in before.items():  # ours would ask a loop that is closed
-            signal.signal(number, handler)
+    await serve(config, version=version, ending=ending, on_ready=ready)
 
 
 class Ending:

@@ -95,6 +95,80 @@ def test_maps_of_probabilities_are_published_as_the_tensor_they_were(tmp_path, l
     assert (published[1] == [[row[0], row[1]] for row in maps]).all()
 
 
+def by_hand(classes, maps, *nodes):
+    """A classifier as CatBoost writes one, of ai.onnx.ml alone: its probabilities as so many maps."""
+    labels = {f"classlabels_{'strings' if isinstance(classes[0], str) else 'ints'}": classes}
+    coefficients = np.arange(9, dtype=np.float32).tolist()
+    made = [
+        helper.make_node(
+            "LinearClassifier",
+            ["x"],
+            ["label", "p"],
+            domain="ai.onnx.ml",
+            coefficients=coefficients,
+            intercepts=[0.0] * 3,
+            post_transform="SOFTMAX",
+            **labels,
+        ),
+        *(
+            helper.make_node("ZipMap", ["p"], [name], domain="ai.onnx.ml", **{labels_of_maps(classes): classes})
+            for name in maps
+        ),
+        *nodes,
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 3])
+    key = TensorProto.STRING if isinstance(classes[0], str) else TensorProto.INT64
+    of_map = helper.make_map_type_proto(key, helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    ends = [helper.make_value_info(name, helper.make_sequence_type_proto(of_map)) for name in maps]
+    imports = [helper.make_opsetid("ai.onnx.ml", 1)]
+    if nodes:
+        imports.append(helper.make_opsetid("", 15))
+        ends.append(helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, [None, 3]))
+    model = helper.make_model(helper.make_graph(made, "g", [x], ends), opset_imports=imports)
+    model.ir_version = 8 if nodes else 3
+    return model
+
+
+def labels_of_maps(classes):
+    return "classlabels_strings" if isinstance(classes[0], str) else "classlabels_int64s"
+
+
+def reads_inside():
+    """Nodes of which an inner graph reads the probabilities."""
+    branch = helper.make_graph(
+        [helper.make_node("Neg", ["p"], ["inner"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", TensorProto.FLOAT, [None, 3])],
+    )
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    return [
+        helper.make_node("Constant", [], ["yes"], value=yes),
+        helper.make_node("If", ["yes"], ["negative"], then_branch=branch, else_branch=branch),
+    ]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        by_hand(["a", "b", "c"], ["maps"]),
+        by_hand([7, 8, 9], ["maps", "again"]),
+        by_hand([7, 8, 9], ["maps"], *reads_inside()),
+    ],
+    ids=["as CatBoost", "two maps", "read by an inner graph"],
+)
+def test_maps_become_tensors_wherever_the_probabilities_are_read(tmp_path, model):
+    rows = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    expected = answers(model.SerializeToString(), rows)
+    onnx.save(model, tmp_path / "m.onnx")
+    manifest = publish_onnx(tmp_path / "m.onnx", "mapped", tmp_path / "registry")
+    assert manifest.signature.outputs[0] == TensorSpec(name="maps", datatype="FP32", shape=(-1, 3))
+    data = Registry(tmp_path / "registry").load("mapped", 1).files["model.onnx"]
+    onnx.checker.check_model(onnx.load_model_from_string(data))
+    for got, wanted in zip(answers(data, rows), expected, strict=True):
+        assert (got == ([[*row.values()] for row in wanted] if isinstance(wanted, list) else wanted)).all()
+
+
 def test_other_outputs_that_are_no_tensors_are_refused(tmp_path):
     model = identity()
     model.graph.node[0].op_type = "SequenceConstruct"

@@ -219,6 +219,37 @@ def test_masks_of_several_sums_give_the_bits_of_walks(leaves, n_sums):
             assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
 
 
+def merged(*forests):
+    """One forest of the trees of several."""
+    both, n = {}, 0
+    for arrays in forests:
+        moved = {name: arrays[name] + n for name in ("true_children", "false_children", "roots", "leaf_nodes")}
+        for name, values in (arrays | moved).items():
+            if isinstance(values, np.ndarray):
+                both[name] = np.concatenate([both[name], values]) if name in both else values
+        n += len(arrays["modes"])
+    return both
+
+
+def test_masks_of_trees_of_one_sum_and_of_several_side_by_side():
+    """And of one to five words, so that each way of counting leaves is met by each instruction set."""
+    alone = [grown(2, leaves, 0.5) for leaves in (1, 20, 40)]
+    for target, arrays in enumerate(alone):
+        arrays["leaf_targets"] += target
+    several = [of_sums(grown(2, leaves, 0.5), 4) for leaves in (33, 1, 140)]
+    arrays = merged(*(one for pair in zip(alone, several, strict=True) for one in pair))
+    rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
+    rows[::9, 1] = np.nan
+    for aggregate in ("SUM", "AVERAGE"):
+        more = {"n_features": 5, "n_targets": 4, "aggregate": aggregate}
+        expected = scores_of(kernel.Forest(**arrays, **more, lanes=0), rows)
+        assert (expected == scores_of(reference.Forest(**arrays, **more), rows)).all()
+        for lanes in (8, 16):
+            forest = kernel.Forest(**arrays, **more, lanes=lanes)
+            assert forest.lanes == kernel.Forest(**grown(6, 30, 0.5), lanes=lanes).lanes
+            assert (scores_of(forest, rows) == expected).all()
+
+
 def test_masks_are_not_for_leaves_that_name_few_sums_or_one_twice():
     arrays = grown(20, 10, 0.5)
     assert kernel.Forest(**of_sums(arrays, 40, named=0.2)).lanes == 0
@@ -237,12 +268,7 @@ def test_masks_are_for_trees_of_few_leaves():
     assert widest in (0, 8, 16)
     for arrays, lanes in ((grown(6, 8 * widest, 0.9), widest), (complete(3, 9, 5), 0)):
         assert kernel.Forest(**arrays).lanes == lanes
-    mixed = grown(50, 3, 1)
-    big = grown(1, 1500, 0.5)  # few leaves on the average, but one tree of many
-    n = len(mixed["modes"])
-    for name in ("true_children", "false_children", "roots", "leaf_nodes"):
-        big[name] = big[name] + n
-    both = {name: np.concatenate([mixed[name], big[name]]) for name in mixed if name != "n_features"}
+    both = merged(grown(50, 3, 1), grown(1, 1500, 0.5))  # few leaves on the average, but one tree of many
     assert kernel.Forest(**both, n_features=5).lanes == 0
 
 

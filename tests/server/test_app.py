@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import grpc
@@ -142,6 +145,27 @@ def test_settings_come_from_a_file_and_the_command_line_wins(double, tmp_path, p
 
     config = caller.stub.ModelConfig(pb.ModelConfigRequest(name="double"), timeout=20).config
     assert config.dynamic_batching.max_queue_delay_microseconds == 4
+
+
+def test_a_signal_while_threads_still_end_is_nothing_new(tmp_path, monkeypatch):
+    ready = tmp_path / "ready.json"
+
+    async def serve(*_, **__):
+        """Ends, and leaves a thread behind for which `asyncio.run` waits."""
+        ended = threading.Event()
+
+        def late():
+            assert ended.wait(20)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # so that it is handled while the loop still waits
+
+        ready.write_text("{}")
+        asyncio.get_running_loop().run_in_executor(None, late)
+        asyncio.current_task().add_done_callback(lambda _: ended.set())
+
+    monkeypatch.setattr(app, "serve", serve)
+    app.run(Config(registry=tmp_path), version="0", ready_file=ready)
+    assert not ready.exists()
 
 
 def test_signals_mean_what_they_did_before_once_it_has_ended(tmp_path):
