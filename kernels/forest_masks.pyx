@@ -71,7 +71,7 @@ cdef inline const Weight* list_of(const Node* leaf, const Weight* weights) noexc
 
 
 cdef inline int listed(const Weight* weight) noexcept:
-    """How many weights a leaf has; -1 where their sums do not ascend: one may come twice, and masks would join the two."""
+    """How many weights a leaf has; -1 where their sums do not ascend: one may come twice, and masks know one value."""
     cdef int n = 0, last = -1
     while weight[n].target >= 0:
         if weight[n].target <= last:
