@@ -46,17 +46,12 @@ def unwrap_maps(model: onnx.ModelProto) -> bool:
     columns are the classes in the order of the model. Returns whether there was any.
     """
     graph = model.graph
-    maps = {name: node for node in graph.node if node.op_type == "ZipMap" for name in node.output}
-    for value in graph.output:
-        node = maps.get(value.name)
-        if node is None:
-            continue
+    makers = {name: node for node in graph.node if node.op_type == "ZipMap" for name in node.output}
+    maps = [(value, makers[value.name]) for value in graph.output if value.name in makers]
+    for value, node in maps:
         classes = sum(len(labels.ints) + len(labels.strings) for labels in node.attribute)
         value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [None, classes]))
-        node.op_type, node.domain = (
-            "Identity",
-            "",
-        )  # renaming would miss inner graphs that read the tensor
+        node.op_type, node.domain = "Identity", ""  # renaming would miss what inner graphs read
         del node.attribute[:]
     if maps and not any(entry.domain in {"", "ai.onnx"} for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid("", PLAIN_OPSET))

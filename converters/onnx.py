@@ -87,6 +87,13 @@ def publish_onnx(
     return store.publish(draft, {"model.onnx": data, **(files or {})})
 
 
+def parse(data: bytes, where: str) -> onnx.ModelProto:
+    """The model in `data`, checked for what would stop a server; raises `UnsupportedModel` (see `read` and `check`)."""
+    model = read(data, where)
+    check(model, where)
+    return model
+
+
 def read(data: bytes, where: str) -> onnx.ModelProto:
     """The model in `data`; raises `UnsupportedModel` where that is no ONNX."""
     try:

@@ -267,7 +267,7 @@ def _version(
     classes = label_classes(inner) if "label" in outputs else None
     found = {} if truth is None else measures.metrics_of(outputs, truth, classes)
     score, values = measures.score_of(outputs, 1 if rule is None else rule.positive)
-    model = onnx.read(passed.model, "the converted model")
+    model = onnx.parse(passed.model, "the converted model")
     columns = rows.sent.columns if rows.sent.is_matrix else ()
     draft = Draft(
         model_name="",
