@@ -220,16 +220,21 @@ cdef inline void join(float* total, float value, int aggregate) noexcept nogil:
         total[0] = value if value > total[0] else total[0]
 
 
+cdef inline const Weight* list_of(const Node* leaf, const Weight* weights) noexcept nogil:
+    """The weights of a leaf that has several: where they begin stands in place of its threshold."""
+    cdef uint32_t first
+    memcpy(&first, &leaf.threshold, sizeof(first))
+    return weights + first
+
+
 cdef inline void add_leaf(
     float* sums, const Tree* tree, const Node* leaf, const Weight* weights, int aggregate
 ) noexcept nogil:
     cdef const Weight* weight
-    cdef uint32_t first
     if tree.target >= 0:
         join(sums + tree.target, leaf.threshold, aggregate)
         return
-    memcpy(&first, &leaf.threshold, sizeof(first))
-    weight = weights + first
+    weight = list_of(leaf, weights)
     while weight.target >= 0:
         join(sums + weight.target, weight.value, aggregate)
         weight += 1

@@ -6,9 +6,8 @@
 cimport cython
 from libc.stdlib cimport free
 from libc.stdint cimport uint16_t, uint32_t
-from libc.string cimport memcpy
 
-from penstock.kernels._forest cimport Node, Tree, Weight, column_of, left_of, taken
+from penstock.kernels._forest cimport Node, Tree, Weight, column_of, left_of, list_of, taken
 
 cdef enum:
     WORD = 32              # leaves of a word
@@ -61,13 +60,6 @@ cdef void number_leaves(const Node* nodes, int n, int bits, int* below, int* fir
         left = left_of(&nodes[i], bits)
         if left != i:
             first[left], first[left + 1] = first[i], first[i] + below[left]
-
-
-cdef inline const Weight* list_of(const Node* leaf, const Weight* weights) noexcept:
-    """The weights of a leaf that has several."""
-    cdef uint32_t first
-    memcpy(&first, &leaf.threshold, sizeof(first))
-    return weights + first
 
 
 cdef inline int listed(const Weight* weight) noexcept:

@@ -177,18 +177,24 @@ def grown(trees, leaves, chance, features=5):
     }
 
 
-@pytest.mark.parametrize("chance", [0, 0.5, 0.9, 1])
-@pytest.mark.parametrize("leaves", [1, 2, 31, 32, 33, 63, 64, 65, 100, 128])
-def test_masks_of_any_shape_give_the_bits_of_walks(leaves, chance):
-    arrays = grown(6, leaves, chance)
+def assert_masks_give_the_bits_of_walks(arrays, alike):
+    """And that there are masks exactly where `alike` has them."""
     rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
     rows[::9, 1] = np.nan
     expected = scores_of(kernel.Forest(**arrays, lanes=0), rows)
     assert (expected == scores_of(reference.Forest(**arrays), rows)).all()
     for lanes in (8, 16):
         forest = kernel.Forest(**arrays, lanes=lanes)
+        assert forest.lanes == kernel.Forest(**alike, lanes=lanes).lanes
         for n in (4, 8, 9, 16, 24, 33, 64, 70):
             assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
+
+
+@pytest.mark.parametrize("chance", [0, 0.5, 0.9, 1])
+@pytest.mark.parametrize("leaves", [1, 2, 31, 32, 33, 63, 64, 65, 100, 128])
+def test_masks_of_any_shape_give_the_bits_of_walks(leaves, chance):
+    arrays = grown(6, leaves, chance)
+    assert_masks_give_the_bits_of_walks(arrays, arrays)
 
 
 def of_sums(arrays, n, named=0.9):
@@ -207,16 +213,8 @@ def of_sums(arrays, n, named=0.9):
 @pytest.mark.parametrize("n_sums", [2, 3, 17])
 @pytest.mark.parametrize("leaves", [1, 2, 31, 32, 33, 64, 65, 100])
 def test_masks_of_several_sums_give_the_bits_of_walks(leaves, n_sums):
-    arrays = of_sums(grown(6, leaves, 0.5), n_sums)
-    rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
-    rows[::9, 1] = np.nan
-    expected = scores_of(kernel.Forest(**arrays, lanes=0), rows)
-    assert (expected == scores_of(reference.Forest(**arrays), rows)).all()
-    for lanes in (8, 16):
-        forest = kernel.Forest(**arrays, lanes=lanes)
-        assert forest.lanes == (lanes if kernel.Forest(**grown(6, leaves, 0.5), lanes=lanes).lanes else 0)
-        for n in (4, 8, 9, 16, 24, 33, 64, 70):
-            assert (scores_of(forest, rows[:n]) == expected[:n]).all(), (lanes, n)
+    alone = grown(6, leaves, 0.5)
+    assert_masks_give_the_bits_of_walks(of_sums(alone, n_sums), alone)
 
 
 def merged(*forests):
@@ -238,16 +236,9 @@ def test_masks_of_trees_of_one_sum_and_of_several_side_by_side():
         arrays["leaf_targets"] += target
     several = [of_sums(grown(2, leaves, 0.5), 4) for leaves in (33, 1, 140)]
     arrays = merged(*(one for pair in zip(alone, several, strict=True) for one in pair))
-    rows = np.random.default_rng(1).normal(size=(70, 5)).astype(np.float32)
-    rows[::9, 1] = np.nan
     for aggregate in ("SUM", "AVERAGE"):
         more = {"n_features": 5, "n_targets": 4, "aggregate": aggregate}
-        expected = scores_of(kernel.Forest(**arrays, **more, lanes=0), rows)
-        assert (expected == scores_of(reference.Forest(**arrays, **more), rows)).all()
-        for lanes in (8, 16):
-            forest = kernel.Forest(**arrays, **more, lanes=lanes)
-            assert forest.lanes == kernel.Forest(**grown(6, 30, 0.5), lanes=lanes).lanes
-            assert (scores_of(forest, rows) == expected).all()
+        assert_masks_give_the_bits_of_walks(arrays | more, grown(6, 30, 0.5))
 
 
 def test_masks_are_not_for_leaves_that_name_few_sums_or_one_twice():
